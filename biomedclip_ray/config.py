@@ -1,0 +1,370 @@
+"""The typed configuration of the whole workflow: one frozen pydantic tree, read from YAML plus dotted overrides.
+
+A key that does not exist is refused with the nearest valid name, so that a typing error costs a second and not a night.
+Everything that decides *how fast* a stage runs stands in a `resources` subtree and stays outside the fingerprint
+(`product.py`); everything else decides *what* the rows are. Speed can be tuned without computing anything anew.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from yaml import YAMLError
+
+STAGES = ("catalog", "ingest", "preprocess", "curate", "train", "evaluate", "embed", "deploy")
+
+COMMERCIAL = ("CC0", "CC BY", "CC BY-SA", "CC BY-ND")
+NON_COMMERCIAL = ("CC BY-NC", "CC BY-NC-SA", "CC BY-NC-ND")
+LICENSES = (*COMMERCIAL, *NON_COMMERCIAL, "TDM", "unknown")
+
+Percent = Annotated[float, Field(ge=0, le=100)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message names the key and the fix (exit code 2)."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True)
+
+
+class PartResources(Section):
+    """How fast a stage over parts runs; never changes a row."""
+
+    num_cpus: Annotated[float, Field(gt=0)] = 1.0
+    """Logical CPUs of one task."""
+    num_gpus: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs of one task; only embed uses them."""
+    concurrency: Positive | None = None
+    """Tasks at once at most; null lets Ray Data use what the cluster has."""
+    fetch_threads: Positive = 16
+    """Objects fetched at once inside a task: a small object costs a round trip, not a core."""
+    no_progress_timeout_s: Positive = 600
+    """Seconds without a finished block after which the run stops and names the operator (Ray's own limit is 1800)."""
+
+
+class SourceResources(Section):
+    retries: Annotated[int, Field(ge=0)] = 5
+    """Tries after the first for 5xx, SlowDown, time-outs, and a 403 on a key that the inventory names."""
+    deadline_s: Annotated[float, Field(gt=0)] = 120.0
+    """Seconds one object may take, retries included; a read that never ends becomes a ledger row."""
+    max_connections: Positive = 64
+    """Connections kept open per process."""
+
+
+class SourceSelect(Section):
+    """Which article versions are fetched. The newest version is chosen first and then judged."""
+
+    licenses: tuple[str, ...] | Literal["commercial", "non_commercial", "all"] = "commercial"
+    """Allow-list of licence codes (null in the metadata counts as "unknown"), or the name of a preset."""
+    retracted: bool = False
+    """Keep retracted articles."""
+    manuscripts: bool = False
+    """Keep author manuscripts (licence TDM: text mining only)."""
+    historical_ocr: bool = False
+    """Keep scanned articles whose text is OCR."""
+    articles: Positive | None = None
+    """Only this many articles, those with the smallest hash of their PMCID: a fair sample that another run repeats."""
+    percent: Percent = 100.0
+    """Only this share of all articles, by the same hash."""
+    pmcids: str | None = None
+    """URI of a text file with one PMCID a line: nothing else is looked at."""
+
+    @field_validator("licenses")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        if isinstance(value, tuple):
+            for code in value:
+                if code not in LICENSES:
+                    raise ValueError(f"{code!r} is no licence code; known: {', '.join(LICENSES)}")
+        return value
+
+    def allowed(self) -> frozenset[str]:
+        """The licence codes that pass."""
+        presets = {"commercial": COMMERCIAL, "non_commercial": (*COMMERCIAL, *NON_COMMERCIAL), "all": LICENSES}
+        return frozenset(presets[self.licenses] if isinstance(self.licenses, str) else self.licenses)
+
+
+class Source(Section):
+    uri: str = "s3://pmc-oa-opendata"
+    """A bucket or folder in the layout of the PMC Cloud Service."""
+    inventory: str = "newest"
+    """Date of the inventory ("2026-11-20T01-00Z") or "newest", resolved once per root."""
+    select: SourceSelect = SourceSelect()
+    articles_per_part: Positive = 450
+    """Articles in one part, the unit of work, retry and resume: minutes of work, a few hundred MB of pictures."""
+    resources: SourceResources = SourceResources()
+
+
+class StageSection(Section):
+    transient_limit: Share = 0.001
+    """Share of units that may be lost to network or disk; above it the stage is unfinished (exit 3) and can be rerun."""
+    resources: PartResources = PartResources()
+
+
+class Catalog(StageSection):
+    pass
+
+
+class Ingest(StageSection):
+    pass
+
+
+class PreprocessSelect(Section):
+    text: tuple[str, ...] = ()
+    """Patterns (regular expressions, case ignored), one of which caption or mentions must match; judged before a byte
+    of media is fetched."""
+
+
+class Preprocess(StageSection):
+    select: PreprocessSelect = PreprocessSelect()
+    short_side: Positive = 384
+    """Pixels of the stored picture's short side; a smaller original is never enlarged."""
+    quality: Annotated[int, Field(ge=1, le=100)] = 90
+    """JPEG quality of the stored picture."""
+    min_side: Positive = 32
+    """Pixels; smaller pictures are icons and equations."""
+    max_pixels: Positive = 178_956_970
+    """Pixels an original may claim before it is decoded (Pillow's own decompression-bomb limit)."""
+    max_aspect: Annotated[float, Field(gt=1)] = 12.0
+    """Long side / short side; beyond it lie rules and banners."""
+    panels: bool = False
+    """Also cut compound figures into panels (a derivative work: never done under a no-derivatives licence)."""
+
+
+class CurateSelect(Section):
+    licenses: tuple[str, ...] | Literal["commercial", "non_commercial", "all"] = "all"
+    """Licences trained on; source.select says which are fetched."""
+    kinds: tuple[str, ...] | None = None
+    """Figure kinds trained on; null: all."""
+    panels: bool = True
+    """Train on panels too, where preprocess cut them."""
+    min_text_chars: Annotated[int, Field(ge=0)] = 5
+    """Characters; a shorter text tells nothing about its picture."""
+
+
+class Splits(Section):
+    validation: Share = 0.05
+    """Share of articles, by hash of the PMCID."""
+    test: Share = 0.05
+    """Share of articles, by hash of the PMCID."""
+
+    @model_validator(mode="after")
+    def _sum(self) -> Splits:
+        if self.validation + self.test >= 1:
+            raise ValueError("curate.splits: validation + test must leave something to train on")
+        return self
+
+
+class Curate(Section):
+    select: CurateSelect = CurateSelect()
+    splits: Splits = Splits()
+    max_group: Positive = 1000
+    """Pairs; a larger component of equal pictures is blank plots chained, and is dropped."""
+
+
+class Model(Section):
+    config: str = "biomedclip_vit_b16"
+    """Name of a file in biomedclip_ray/clip/configs or URI of an open_clip model config (JSON)."""
+    init: Literal["pretrained", "random"] = "pretrained"
+    """"pretrained": weights that the model config names must be reached, or the run stops; "random": none is asked for."""
+    tokenizer: str = "fit"
+    """"fit": a WordPiece fitted on the training captions; else a Hugging Face tokenizer's name or folder."""
+    vocab_size: Positive = 4096
+    """Tokens of a fitted tokenizer."""
+    bundle: str | None = None
+    """URI of a CLIP to start from instead of the model config (local-dir:PATH, hf-hub:NAME, or one of our bundles)."""
+
+
+class TrainResources(Section):
+    workers: Positive = 1
+    """Training workers (processes in the gradient's group)."""
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
+    """Logical CPUs of a training worker; leave some of the cluster's CPUs to the feed."""
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs of a training worker."""
+    feed_cpus: Annotated[float, Field(gt=0)] = 0.5
+    """Logical CPUs of one task that decodes and tokenizes."""
+    feed_concurrency: Positive = 2
+    """Such tasks at once at most; checked against the cluster before anything starts."""
+    prefetch_batches: Annotated[int, Field(ge=0)] = 2
+    """Batches a worker holds ready."""
+    max_failures: int = 3
+    """Worker losses after which the run ends; each resumes from the last checkpoint."""
+    no_progress_timeout_s: Positive = 120
+    """Seconds the feed may give nothing before the run stops and names the operator."""
+
+
+class Train(Section):
+    epochs: Annotated[float, Field(gt=0)] = 32
+    """Passes over the train split; may be a fraction."""
+    batch: Positive = 4096
+    """Pairs in one optimiser step over all workers; divided by `micro_batches` and by the workers."""
+    micro_batches: Positive = 8
+    """Micro-blocks a global batch is cut into: any number of workers that divides it sees the same batches."""
+    lr: Annotated[float, Field(gt=0)] = 5e-4
+    """Peak learning rate."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 2000
+    """Optimiser steps of linear warm-up."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.2
+    """AdamW; not on norms, biases and the logit scale."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """AdamW."""
+    eps: Annotated[float, Field(gt=0)] = 1e-6
+    """AdamW."""
+    grad_clip: Annotated[float, Field(gt=0)] | None = 1.0
+    """Largest gradient norm; null: no limit."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Of the forward pass (autocast); weights and optimiser stay fp32."""
+    crop_scale: tuple[float, float] = (0.9, 1.0)
+    """Share of the picture's area that a random resized crop keeps; (1, 1): none."""
+    window: Positive = 8192
+    """Pairs shuffled together; row groups of a window are drawn from the whole epoch."""
+    seed: int = 0
+    checkpoint_steps: Positive = 500
+    """Optimiser steps between checkpoints."""
+    keep_checkpoints: Positive = 2
+    log_steps: Positive = 10
+    """Optimiser steps between lines of metrics.jsonl."""
+    log_pairs: bool = False
+    """Write pairs/*.jsonl with {step, attempt, positions} per rank: who trained on what, to check the order."""
+    resources: TrainResources = TrainResources()
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Train:
+        if self.batch % self.micro_batches:
+            raise ValueError(f"train.batch={self.batch} must be a multiple of train.micro_batches={self.micro_batches}")
+        if self.micro_batches % self.resources.workers:
+            raise ValueError(
+                f"train.micro_batches={self.micro_batches} must be a multiple of "
+                f"train.resources.workers={self.resources.workers}"
+            )
+        return self
+
+
+class Evaluate(Section):
+    split: Literal["test", "validation"] = "test"
+    bootstraps: Positive = 1000
+    """Resamples of the pool behind each 95% interval."""
+    seed: int = 0
+    resources: PartResources = PartResources()
+
+
+class Embed(StageSection):
+    splits: tuple[Literal["train", "validation", "test"], ...] = ("train", "validation", "test")
+    """Splits whose kept pairs enter the index."""
+    batch: Positive = 64
+    """Pairs in one forward pass."""
+    thumbnail: Positive = 128
+    """Pixels of the long side of the picture that search shows."""
+    ann_rows: Positive = 100_000
+    """Rows from which an approximate index is built; below it search is exact."""
+
+
+class ServeResources(Section):
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    replicas: Positive = 1
+    """Encoder replicas at least."""
+    max_replicas: Positive = 1
+    """Encoder replicas at most; above `replicas` Serve scales with the load."""
+    cpus_per_replica: Annotated[float, Field(gt=0)] = 0.5
+    gpus_per_replica: Annotated[float, Field(ge=0)] = 0.0
+    max_batch: Positive = 32
+    """Items the encoder takes together."""
+    batch_wait_ms: Annotated[float, Field(ge=0)] = 5.0
+    """Milliseconds an item waits for company."""
+    max_queued: Positive = 256
+    """Requests waiting before the next is told to come back later (429 with Retry-After)."""
+
+
+class Serve(Section):
+    name: str = "biomedclip"
+    """Name of the Serve application."""
+    model_id: str = "biomedclip"
+    """The model's name in /v1/models and in every answer."""
+    max_items: Positive = 256
+    """Inputs in one request."""
+    max_body_bytes: Positive = 32 * 1024 * 1024
+    """Bytes of one request; beyond it 413."""
+    resources: ServeResources = ServeResources()
+
+
+class Config(Section):
+    """The whole workflow. `root` is where every product lies: a folder, `s3://...`, or any pyarrow/fsspec URI."""
+
+    root: str
+    source: Source = Source()
+    catalog: Catalog = Catalog()
+    ingest: Ingest = Ingest()
+    preprocess: Preprocess = Preprocess()
+    curate: Curate = Curate()
+    model: Model = Model()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    embed: Embed = Embed()
+    serve: Serve = Serve()
+
+
+def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read a YAML file and dotted overrides (`train.lr=3e-4`) into a checked `Config`.
+
+    Raises:
+        ConfigError: no such file, no YAML, an unknown key (with the nearest valid name), or a value that does not fit.
+    """
+    path = Path(path)
+    if not path.is_file():
+        near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise ConfigError(f"config file {path} does not exist" + (f"; beside it: {', '.join(near)}" if near else ""))
+    for item in overrides:
+        if "=" not in item:
+            raise ConfigError(f"override {item!r} is not of the form key=value, for example train.lr=3e-4")
+    try:
+        tree = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        raw = OmegaConf.to_container(tree, resolve=True)
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}".splitlines()[0]) from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected a mapping with the keys {', '.join(Config.model_fields)}")
+    return parse({str(key): value for key, value in raw.items()}, str(path))
+
+
+def parse(raw: dict[str, Any], origin: str) -> Config:
+    """Check a plain mapping; `origin` stands before every message. Raises ConfigError."""
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{origin}: {_explain(item)}" for item in error.errors())) from error
+
+
+def _explain(error: Any) -> str:
+    """One pydantic error as a line that names the key and, for an unknown one, the nearest valid name."""
+    location = [str(step) for step in error["loc"]]
+    key = ".".join(location)
+    if error["type"] == "extra_forbidden":
+        valid = list(_section(location[:-1]).model_fields)
+        near = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.5)
+        prefix = "".join(f"{step}." for step in location[:-1])
+        hint = f"did you mean {prefix}{near[0]}?" if near else f"valid here: {', '.join(valid)}"
+        return f"unknown key {key}; {hint}"
+    if error["type"] == "missing":
+        return f"{key} is missing; set it in the file or on the command line ({key}=...)"
+    message = error["msg"].removeprefix("Value error, ")
+    return message if not key or message.startswith(key) else f"{key}={error['input']!r}: {message}"
+
+
+def _section(location: list[str]) -> type[BaseModel]:
+    """The section class at a path of keys."""
+    model: type[BaseModel] = Config
+    for step in location:
+        annotation = model.model_fields[step].annotation
+        choices = get_args(annotation) if hasattr(annotation, "__args__") else (annotation,)
+        model = next(c for c in choices if isinstance(c, type) and issubclass(c, BaseModel))
+    return model
