@@ -1,0 +1,41 @@
+# Two commands do everything on a machine with Python 3.11 or later: `make demo` and `make test`.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PY := .venv/bin/python
+SAMPLE := workflows/configs/sample.yaml
+
+.PHONY: demo serve test quick lint setup clean
+.DEFAULT_GOAL := demo
+
+demo: setup  ## the whole workflow on generated articles: pictures and captions to a server that answers
+	$(PY) -m biomedclip_ray.sample .demo/bucket
+	$(PY) workflows/biomedclip.py $(SAMPLE)
+
+serve: setup  ## put the demo's model up again and keep it up until Ctrl-C
+	$(PY) workflows/biomedclip.py $(SAMPLE) --only deploy --hold
+
+# Tests that start Ray clusters of their own need a process of their own: one driver cannot be in two clusters.
+test: lint  ## lint, types and every test
+	$(PY) -m pytest tests --ignore=tests/cluster
+	$(PY) -m pytest tests/cluster
+
+quick: lint  ## lint, types and the tests that need no Ray
+	$(PY) -m pytest tests --ignore=tests/cluster --ignore=tests/ray
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+setup: .venv/.installed  ## the environment, built anew only when its pins change
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed; name one with make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "Installing into .venv: about 3 minutes and 8 GB, most of it torch"
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:  ## remove the environment, the demo and every cache
+	rm -rf .venv .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
