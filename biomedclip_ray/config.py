@@ -270,19 +270,28 @@ class Embed(StageSection):
 
 class ServeResources(Section):
     host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """Address the HTTP server listens on; "0.0.0.0" lets other machines in (there is no login: put a proxy before it)."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
     replicas: Positive = 1
     """Encoder replicas at least."""
     max_replicas: Positive = 1
     """Encoder replicas at most; above `replicas` Serve scales with the load."""
     cpus_per_replica: Annotated[float, Field(gt=0)] = 0.5
+    """Logical CPUs of an encoder replica; twice what all take must fit while one model replaces another."""
     gpus_per_replica: Annotated[float, Field(ge=0)] = 0.0
+    ingress_replicas: Positive = 1
+    """Processes that read requests and check them; each takes a quarter of a logical CPU."""
     max_batch: Positive = 32
     """Items the encoder takes together."""
     batch_wait_ms: Annotated[float, Field(ge=0)] = 5.0
     """Milliseconds an item waits for company."""
-    max_queued: Positive = 256
-    """Requests waiting before the next is told to come back later (429 with Retry-After)."""
+    max_queued: Positive = 1024
+    """Texts and pictures waiting in one ingress before the next request is told to come back later (429 with
+    Retry-After); the longest wait is this number over the encoder's items per second."""
+    timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds after which a request without an answer ends with 503."""
+    ready_timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    """Seconds deploy waits until the model and the index are loaded."""
 
 
 class Serve(Section):
@@ -291,9 +300,16 @@ class Serve(Section):
     model_id: str = "biomedclip"
     """The model's name in /v1/models and in every answer."""
     max_items: Positive = 256
-    """Inputs in one request."""
+    """Inputs in one request; more: 400."""
     max_body_bytes: Positive = 32 * 1024 * 1024
-    """Bytes of one request; beyond it 413."""
+    """Bytes of one request; more: 413."""
+    max_pixels: Positive = 50_000_000
+    """Pixels of one picture, read from its header before it is decoded (150 MB in memory); more: 400."""
+    max_results: Positive = 100
+    """Results of one search; more: 400."""
+    dimensions: tuple[Positive, ...] = ()
+    """Shorter vectors that may be asked for (cut, then unit length again). Empty: a model that was not trained for it
+    loses recall when cut, so whoever asks is told (400)."""
     resources: ServeResources = ServeResources()
 
 
