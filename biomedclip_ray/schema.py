@@ -201,6 +201,9 @@ class Reason(StrEnum):
     CURATE_LICENSE = "curate_license"
     CURATE_KIND = "curate_kind"
     CURATE_PANEL = "curate_panel"
+    # evaluate: held-out pair
+    NOT_WHOLE_FIGURE = "not_whole_figure"
+    SECOND_PICTURE = "second_picture"
     # embed: pair
     NOT_IN_CORPUS = "not_in_corpus"
     SPLIT_NOT_EMBEDDED = "split_not_embedded"
@@ -248,6 +251,8 @@ _SENTENCES = {
     Reason.CURATE_LICENSE: "curate.select.licenses does not allow the pair's licence",
     Reason.CURATE_KIND: "curate.select.kinds does not name the figure's kind",
     Reason.CURATE_PANEL: "curate.select.panels is off",
+    Reason.NOT_WHOLE_FIGURE: "a panel: the retrieval pool holds whole figures",
+    Reason.SECOND_PICTURE: "the retrieval pool holds one picture of each figure",
     Reason.NOT_IN_CORPUS: "curate did not keep the pair",
     Reason.SPLIT_NOT_EMBEDDED: "embed.splits does not name the pair's split",
 }
