@@ -1,0 +1,241 @@
+"""Stage: a bundle and the held-out pairs -> evaluation.json, plots, and the pool's vectors.
+
+The pool is one whole figure per figure of the held-out split. Its vectors stay in data/ as parts: an interrupted run
+encodes nothing twice, and whoever doubts a figure recomputes it from there with ten lines of numpy. Before anything is
+encoded, a bundle that was trained on today's held-out articles or pictures is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from biomedclip_ray.config import Config, ConfigError
+from biomedclip_ray.evaluate import plots
+from biomedclip_ray.evaluate.retrieval import by_kind, retrieval
+from biomedclip_ray.pipeline import run_parts
+from biomedclip_ray.product import Ledger, PartResult, Product, conform
+from biomedclip_ray.schema import Reason
+
+VERSION = 1
+BATCH = 64
+
+
+class LeakageError(ConfigError):
+    """The bundle was trained on what it would be tested with (exit code 2)."""
+
+
+def plan(config: Config, bundle: Product, pairs: Product, corpus: Product) -> Product:
+    """The product that `evaluate` would make; `bundle` is the train stage's product."""
+    section = config.evaluate.model_dump(mode="json")
+    return Product.plan(config.root, "evaluate", VERSION, section, [bundle, pairs, corpus])
+
+
+def evaluate(config: Config, bundle: Product, pairs: Product, corpus: Product) -> Product:
+    """Measure a bundle on the held-out split.
+
+    Raises:
+        LeakageError: the bundle's own corpus trained on an article or a picture of today's held-out split.
+        ConfigError: no pair is held out.
+        HeldError: another driver evaluates here.
+    """
+    product = plan(config, bundle, pairs, corpus)
+    if product.finished:
+        product.state = "skipped"
+        return product
+    section = config.evaluate
+    check_leakage(bundle, pairs, corpus, section.split)
+    with product.running(parts=pairs.parts):
+        run_parts(
+            product, _HeldOut, section.resources, args=(bundle.place.at("bundle").uri, pairs, corpus, section.split)
+        )
+        pool = pa.concat_tables(product.scan())
+        result = measure(pool, section.split, section.bootstraps, section.seed)
+        result["bundle_product"] = bundle.fingerprint
+        for name, picture in plots.draw(result).items():
+            product.place.write(name, picture)
+        product.place.write("evaluation.json", json.dumps(result, indent=1).encode())
+        product.finish_parts(transient_limit=0.0)
+    return product
+
+
+def held_out(corpus: pa.Table, pairs: pa.Table, split: str) -> tuple[np.ndarray, Ledger]:
+    """Rows of the retrieval pool within one part, and the ledger of the other held-out pairs.
+
+    Args:
+        corpus: columns pair_id, split, kept; pairs: columns pair_id, figure_id, panel; aligned row by row.
+
+    Returns:
+        Ascending row numbers (int64): kept, in `split`, a whole figure, the first picture of its figure.
+
+    Raises:
+        RuntimeError: the two tables are not aligned.
+    """
+    if corpus["pair_id"].to_pylist() != pairs["pair_id"].to_pylist():
+        raise RuntimeError("corpus and pairs are not aligned row by row: curate ran over other pairs")
+    ledger, rows, seen = Ledger("evaluate"), [], set()
+    kept = pc.and_(corpus["kept"], pc.equal(corpus["split"], split)).to_numpy()
+    candidates = np.flatnonzero(kept)
+    ids, figures, panels = (pairs[name].to_pylist() for name in ("pair_id", "figure_id", "panel"))
+    for row in candidates:
+        if panels[row] != 0:
+            ledger.drop("held-out pair", ids[row], Reason.NOT_WHOLE_FIGURE)
+        elif figures[row] in seen:
+            ledger.drop("held-out pair", ids[row], Reason.SECOND_PICTURE)
+        else:
+            seen.add(figures[row])
+            rows.append(row)
+    ledger.count("held-out pair", len(candidates), len(rows))
+    return np.array(rows, np.int64), ledger
+
+
+def measure(pool: pa.Table, split: str, bootstraps: int, seed: int) -> dict[str, Any]:
+    """The content of evaluation.json for a pool of encoded pairs (columns of `_schema`).
+
+    Raises:
+        RuntimeError: vectors of more than one bundle.
+    """
+    text, image = (_matrix(pool[name]) for name in ("text_vector", "image_vector"))
+    bundles = pc.unique(pool["bundle"]).to_pylist()
+    if len(bundles) != 1:
+        raise RuntimeError(f"the pool holds vectors of {len(bundles)} bundles: {bundles}")
+    groups = pool["group"].to_numpy()
+    articles = np.unique(pool["article_id"].to_pylist(), return_inverse=True)[1]
+    found, ranks = retrieval(text, image, groups, articles, bootstraps, seed)
+    kinds = pc.fill_null(pool["figure_kind"], "unknown").to_pylist()
+    return {
+        "bundle": bundles[0],
+        "split": split,
+        "n": pool.num_rows,
+        "dimensions": text.shape[1],
+        "bootstraps": bootstraps,
+        "resampled": "articles",
+        "seed": seed,
+        "retrieval": found,
+        "by_kind": by_kind(text, image, kinds, articles, bootstraps, seed),
+        "rank_histogram": {way: plots.histogram(ranked.expected(), pool.num_rows) for way, ranked in ranks.items()},
+    }
+
+
+def check_leakage(bundle: Product, pairs: Product, corpus: Product, split: str) -> None:
+    """Refuse a bundle whose own train split holds an article or a picture of today's held-out split.
+
+    A picture counts as held out when any pair of its group is: near copies that curate dropped as conflicts too.
+
+    Raises:
+        LeakageError: with the first such pair; or the bundle's corpus is gone, so that nobody can tell.
+        ConfigError: nothing is held out.
+    """
+    groups: set[int] = set()
+    for table in corpus.scan(["split", "kept", "group"]):
+        groups.update(table.filter(pc.and_(table["kept"], pc.equal(table["split"], split)))["group"].to_pylist())
+    if not groups:
+        raise ConfigError(
+            f"evaluate.split={split}: {corpus.uri} holds no kept pair of that split; "
+            f"raise curate.splits.{split} or take more articles"
+        )
+    wanted = pa.array(sorted(groups), pa.int64())
+    articles: set[str] = set()
+    pictures: set[str] = set()
+    for judged, facts in _aligned(corpus, pairs, ["split", "kept", "group"], ["pmcid", "sha256"]):
+        here = pc.and_(judged["kept"], pc.equal(judged["split"], split))
+        articles.update(facts["pmcid"].filter(here).to_pylist())
+        pictures.update(facts["sha256"].filter(pc.is_in(judged["group"], wanted)).to_pylist())
+    trained = _trained_on(bundle)
+    if trained is None:
+        return
+    held_articles, held_pictures = pa.array(sorted(articles), pa.string()), pa.array(sorted(pictures), pa.string())
+    old_corpus, old_pairs = trained
+    same = old_corpus.fingerprint == corpus.fingerprint
+    for judged, facts in _aligned(old_corpus, old_pairs, ["split", "kept", "group"], ["pair_id", "pmcid", "sha256"]):
+        used = pc.and_(judged["kept"], pc.equal(judged["split"], "train"))
+        seen = pc.or_kleene(pc.is_in(facts["pmcid"], held_articles), pc.is_in(facts["sha256"], held_pictures))
+        if same:
+            seen = pc.or_kleene(seen, pc.is_in(judged["group"], wanted))
+        leaked = facts["pair_id"].filter(pc.and_(used, seen))
+        if len(leaked):
+            raise LeakageError(
+                f"bundle {bundle.uri} was trained on {leaked[0]} (corpus {old_corpus.fingerprint}), which is in the "
+                f"{split} split of corpus {corpus.fingerprint}; train on this corpus, or evaluate on the bundle's own"
+            )
+
+
+def _trained_on(bundle: Product) -> tuple[Product, Product] | None:
+    """Corpus and pairs that the bundle was trained on; None where it was not trained here."""
+    inputs = {item["stage"]: item["fingerprint"] for item in bundle.manifest["inputs"]}
+    if "curate" not in inputs:
+        return None
+    corpus, pairs = (
+        Product(bundle.root, stage, 0, {}, (), inputs[stage]) if stage in inputs else None
+        for stage in ("curate", "preprocess")
+    )
+    for product in (corpus, pairs):
+        if product is None or not product.finished:
+            raise LeakageError(f"bundle {bundle.uri}: what it was trained on is no longer in {bundle.root}")
+    assert corpus is not None and pairs is not None
+    return corpus, pairs
+
+
+def _aligned(
+    corpus: Product, pairs: Product, judged: list[str], facts: list[str]
+) -> Iterator[tuple[pa.Table, pa.Table]]:
+    return zip(corpus.scan(judged), pairs.scan(facts), strict=True)
+
+
+class _HeldOut:
+    """Encodes the held-out figures of a part; holds the model, so one is made per process."""
+
+    def __init__(self, bundle: str, pairs: Product, corpus: Product, split: str) -> None:
+        from biomedclip_ray.clip.encoder import Encoder
+
+        self.encoder = Encoder.load(bundle)
+        self.pairs, self.corpus, self.split = pairs, corpus, split
+
+    def __call__(self, part: int) -> PartResult:
+        judged = self.corpus.read(part, ["pair_id", "split", "group", "kept"])
+        facts = self.pairs.read(part, ["pair_id", "article_id", "figure_id", "panel", "figure_kind"])
+        rows, ledger = held_out(judged, facts, self.split)
+        schema = _schema(self.encoder.dimensions)
+        if not len(rows):
+            return PartResult(schema.empty_table(), ledger)
+        content = self.pairs.read(part, ["text", "image"]).take(rows)
+        texts, images = content["text"].to_pylist(), content["image"].to_pylist()
+        text, image = [], []
+        for start in range(0, len(rows), BATCH):
+            text.append(self.encoder.encode_text(texts[start : start + BATCH]))
+            image.append(self.encoder.encode_images(images[start : start + BATCH]))
+        facts = facts.take(rows)
+        columns = {name: facts[name] for name in ("pair_id", "article_id", "figure_kind")}
+        columns["group"] = judged["group"].take(rows)
+        for name, vectors in (("text_vector", text), ("image_vector", image)):
+            flat = pa.array(np.concatenate(vectors).ravel(), pa.float32())
+            columns[name] = pa.FixedSizeListArray.from_arrays(flat, self.encoder.dimensions)
+        columns["bundle"] = pa.array([self.encoder.bundle_id] * len(rows))
+        return PartResult(conform(pa.table(columns), schema), ledger)
+
+
+def _schema(dimensions: int) -> pa.Schema:
+    """data/ of this stage: the pool with its vectors."""
+    vector = pa.list_(pa.float32(), dimensions)
+    return pa.schema(
+        {
+            "pair_id": pa.string(),
+            "article_id": pa.string(),
+            "figure_kind": pa.string(),
+            "group": pa.int64(),
+            "text_vector": vector,
+            "image_vector": vector,
+            "bundle": pa.string(),
+        }
+    )
+
+
+def _matrix(column: pa.ChunkedArray) -> np.ndarray:
+    """A column of fixed-size lists as (n, d) float32."""
+    array = column.combine_chunks()
+    return array.flatten().to_numpy().reshape(len(array), -1)

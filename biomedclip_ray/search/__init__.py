@@ -1,0 +1,1 @@
+"""The index of every kept pair: vectors in a Lance table, and search over it."""

@@ -1,0 +1,185 @@
+"""Search over a table of 4,000 rows: exact and approximate, with and without filters."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from biomedclip_ray.schema import index_schema
+from biomedclip_ray.search import index as ix
+from biomedclip_ray.storage import Place
+
+ROWS, D = 4000, 32
+KINDS = ("gel", "chart", "micrograph")
+
+
+def vectors(seed: int) -> np.ndarray:
+    """Clustered, as real embeddings are."""
+    random = np.random.default_rng(seed)
+    centres = random.normal(size=(40, D))
+    raw = centres[random.integers(40, size=ROWS)] + 0.5 * random.normal(size=(ROWS, D))
+    return (raw / np.linalg.norm(raw, axis=1, keepdims=True)).astype(np.float32)
+
+
+IMAGE, TEXT = vectors(1), vectors(2)
+
+
+def rows() -> pa.Table:
+    def vector(matrix: np.ndarray) -> pa.Array:
+        return pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel()), D)
+
+    n = range(ROWS)
+    return pa.table(
+        {
+            "pair_id": [f"PMC{i}.1/F1#0" for i in n],
+            "article_id": [f"PMC{i}.1" for i in n],
+            "image_vector": vector(IMAGE),
+            "text_vector": vector(TEXT),
+            "caption": [f"A {KINDS[i % 3]} of sample number{i}" for i in n],
+            "title": ["O'Brien's title"] * ROWS,
+            "journal": ["J"] * ROWS,
+            "year": pa.array([2000 + i % 20 for i in n], pa.int32()),
+            "license": ["CC BY" if i % 1000 else "it's odd" for i in n],
+            "doi": pa.nulls(ROWS, pa.string()),
+            "figure_kind": [KINDS[i % 3] for i in n],
+            "split": ["train" if i % 10 else "test" for i in n],
+            "thumbnail": [b"\xff\xd8%d" % i for i in n],
+            "x": pa.array(np.zeros(ROWS), pa.float32()),
+            "y": pa.array(np.zeros(ROWS), pa.float32()),
+            "bundle": ["b1"] * ROWS,
+        },
+        schema=index_schema(D),
+    )
+
+
+def build(folder: Path, ann_rows: int) -> ix.Index:
+    place, table, schema = Place(str(folder)), rows(), index_schema(D)
+    fragments = [f for start in (0, 1000, 2500) for f in ix.write_rows(place, [_slice(table, start)], schema)]
+    ix.commit(place, fragments, schema, ROWS)
+    ix.finish(place, ann_rows)
+    return ix.Index.open(str(folder))
+
+
+def _slice(table: pa.Table, start: int) -> pa.Table:
+    return table.slice(start, {0: 1000, 1000: 1500, 2500: 1500}[start])
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory) -> ix.Index:
+    return build(tmp_path_factory.mktemp("exact"), ann_rows=ROWS + 1)
+
+
+@pytest.fixture(scope="module")
+def approximate(tmp_path_factory) -> ix.Index:
+    return build(tmp_path_factory.mktemp("approximate"), ann_rows=ROWS)
+
+
+@pytest.fixture(params=["exact", "approximate"])
+def index(request) -> ix.Index:
+    return request.getfixturevalue(request.param)
+
+
+def test_the_table_holds_every_row_of_every_fragment(index):
+    assert index.count() == ROWS
+    assert index.dimensions == D
+    assert index.bundle == "b1"
+
+
+def test_each_row_finds_itself_first(index):
+    for row in range(0, ROWS, 97):
+        for column, matrix in (("image_vector", IMAGE), ("text_vector", TEXT)):
+            hit = index.search(matrix[row], 1, column)[0]
+            assert hit.pair_id == f"PMC{row}.1/F1#0"
+            assert hit.score == pytest.approx(1, abs=1e-5)
+
+
+def test_exact_search_gives_what_numpy_gives(exact):
+    query = TEXT[5]
+    best = np.argsort(-(IMAGE @ query))[:10]
+    hits = exact.search(query, 10)
+    assert [hit.pair_id for hit in hits] == [f"PMC{i}.1/F1#0" for i in best]
+    np.testing.assert_allclose([hit.score for hit in hits], IMAGE[best] @ query, atol=1e-5)
+
+
+def test_a_filter_that_one_in_a_thousand_passes_gives_all_that_pass(index):
+    filters = ix.Filters(licenses=("it's odd",))
+    assert index.count(filters) == 4
+    found = {hit.pair_id for hit in index.search(IMAGE[7], 10, filters=filters)}
+    assert found == {f"PMC{i}.1/F1#0" for i in (0, 1000, 2000, 3000)}
+    assert len(index.search(IMAGE[7], 3, filters=filters)) == 3
+
+
+def test_filters_hold_for_every_hit_and_combine(index):
+    filters = ix.Filters(kinds=("gel", "chart"), splits=("test",), year_from=2003, year_to=2012)
+    hits = index.search(IMAGE[0], 20, filters=filters)
+    passing = [i for i in range(ROWS) if i % 3 < 2 and i % 10 == 0 and 3 <= i % 20 <= 12]
+    assert index.count(filters) == len(passing) > 20
+    assert {hit.row["figure_kind"] for hit in hits} <= {"gel", "chart"}
+    assert all(hit.row["split"] == "test" and 2003 <= hit.row["year"] <= 2012 for hit in hits)
+    assert len(hits) == 20
+
+
+def test_an_empty_list_of_kinds_lets_nothing_pass(index):
+    assert index.search(IMAGE[0], 5, filters=ix.Filters(kinds=())) == []
+
+
+def test_a_value_of_a_filter_is_never_sql(index):
+    assert index.count(ix.Filters(kinds=("gel' OR '1'='1",))) == 0
+
+
+def test_the_settings_are_stored_with_the_recall_that_they_give(approximate, exact):
+    settings = approximate.settings
+    assert not settings.exact
+    assert min(settings.recall.values()) >= ix.WANTED_RECALL
+    found = sum(
+        len({h.pair_id for h in approximate.search(TEXT[i], 10)} & {h.pair_id for h in exact.search(TEXT[i], 10)})
+        for i in range(0, 1000, 20)
+    )
+    assert found / 500 >= 0.9
+    assert exact.settings == ix.Settings()
+
+
+def test_words_of_a_caption_find_their_row_and_only_among_those_that_pass(index):
+    assert [hit.pair_id for hit in index.text_search("number1234", 5)] == ["PMC1234.1/F1#0"]
+    assert index.text_search("number1234", 5, ix.Filters(kinds=("gel",))) == []
+    assert {hit.row["figure_kind"] for hit in index.text_search("micrograph", 5)} == {"micrograph"}
+    assert index.text_search("  ", 5) == []
+
+
+def test_a_row_is_got_by_its_id_with_its_thumbnail(index):
+    row = index.get("PMC42.1/F1#0")
+    assert row["thumbnail"] == b"\xff\xd842"
+    assert row["title"] == "O'Brien's title"
+    assert index.get("PMC1.1/F'9#0") is None
+
+
+def test_thumbnails_come_when_asked_for(index):
+    assert "thumbnail" not in index.search(IMAGE[3], 1)[0].row
+    assert index.search(IMAGE[3], 1, thumbnails=True)[0].row["thumbnail"] == b"\xff\xd83"
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [(np.ones(5), "32 dimensions"), (np.zeros(D), "no direction"), (np.full(D, np.nan), "no direction")],
+)
+def test_a_query_that_has_no_place_is_refused(exact, query, message):
+    with pytest.raises(ValueError, match=message):
+        exact.search(query)
+
+
+def test_a_count_that_differs_from_what_was_expected_is_an_error(tmp_path):
+    place, schema = Place(str(tmp_path)), index_schema(D)
+    fragments = ix.write_rows(place, [rows().slice(0, 10)], schema)
+    with pytest.raises(ix.BadIndexError, match="holds 10 rows after its commit, expected 11"):
+        ix.commit(place, fragments, schema, 11)
+
+
+def test_no_rows_is_an_error(tmp_path):
+    with pytest.raises(ix.BadIndexError, match="no rows"):
+        ix.commit(Place(str(tmp_path)), [], index_schema(D), 0)
+
+
+def test_a_folder_without_a_finished_index_is_named(tmp_path):
+    with pytest.raises(ix.BadIndexError, match=f"{tmp_path} holds no finished index"):
+        ix.Index.open(str(tmp_path))
