@@ -1,0 +1,193 @@
+"""The gradient of a global batch does not depend on how many workers and micro-blocks it is cut into."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from biomedclip_ray.config import Train
+from biomedclip_ray.train.step import Block, Learner, learning_rate, param_groups
+
+N, SIDE, CONTEXT, WORDS = 32, 8, 6, 50
+
+
+class TinyClip(nn.Module):
+    """open_clip's surface (encode_*, logit_scale) around two linear towers; with dropout, to try its seeding."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.image = nn.Sequential(nn.Flatten(), nn.Dropout(dropout), nn.Linear(3 * SIDE * SIDE, 16))
+        self.words = nn.Embedding(WORDS, 16)
+        self.norm = nn.LayerNorm(16)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    def encode_image(self, pixels: Tensor, normalize: bool) -> Tensor:
+        return nn.functional.normalize(self.image(pixels), dim=-1)
+
+    def encode_text(self, tokens: Tensor, normalize: bool) -> Tensor:
+        return nn.functional.normalize(self.norm(self.words(tokens).mean(1)), dim=-1)
+
+
+def recipe(**changes: object) -> Train:
+    base = {"batch": N, "micro_batches": 4, "precision": "fp32", "warmup_steps": 2, "lr": 1e-2, "epochs": 1}
+    return Train.model_validate({**base, **changes})
+
+
+def batch(seed: int = 0) -> Block:
+    draw = torch.Generator().manual_seed(seed)
+    return Block(
+        torch.randint(0, 256, (N, SIDE, SIDE, 3), generator=draw, dtype=torch.uint8),
+        torch.randint(0, WORDS, (N, CONTEXT), generator=draw, dtype=torch.int32),
+        torch.tensor([5, 5, 7, 9, 7] + [-1] * (N - 5)),
+        first=0,
+    )
+
+
+def cut(whole: Block, parts: int) -> list[Block]:
+    size = N // parts
+    return [
+        Block(*(t[i * size : (i + 1) * size] for t in (whole.pixels, whole.tokens, whole.group)), first=i * size)
+        for i in range(parts)
+    ]
+
+
+def learner(dropout: float = 0.0, **changes: object) -> Learner:
+    torch.manual_seed(3)
+    return Learner(TinyClip(dropout), recipe(**changes), 10, (0.5,) * 3, (0.25,) * 3)
+
+
+def gradient(parts: int) -> list[Tensor]:
+    one = learner()
+    one.backward(cut(batch(), parts))
+    return [p.grad.clone() for p in one.model.parameters() if p.grad is not None]
+
+
+def reference() -> tuple[Tensor, list[Tensor]]:
+    """Plain autograd over the whole batch, the loss written out."""
+    one = learner()
+    image, text = one.features(batch())
+    logits = one.logit_scale.exp() * image @ text.T
+    group = batch().group
+    same = (group[:, None] == group[None, :]) & (group[:, None] >= 0) & ~torch.eye(N, dtype=torch.bool)
+    logits = logits.masked_fill(same, -torch.inf)
+    target = torch.arange(N)
+    loss = (nn.functional.cross_entropy(logits, target) + nn.functional.cross_entropy(logits.T, target)) / 2
+    loss.backward()
+    return loss.detach(), [p.grad for p in one.model.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_feature_caching_gives_the_gradient_of_the_whole_batch(parts):
+    for ours, plain in zip(gradient(parts), reference()[1], strict=True):
+        torch.testing.assert_close(ours, plain, rtol=2e-5, atol=1e-6)
+
+
+def _worker(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    for micro in (2, 4):
+        one = learner()
+        blocks = cut(batch(), micro)[rank::world]
+        losses = [float(one.step(number, blocks, [N // world] * world).loss) for number in range(3)]
+        torch.save((losses, one.model.state_dict()), f"{folder}/{micro}-{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_workers_learn_what_one_learns(tmp_path: Path):
+    mp.spawn(_worker, (2, str(tmp_path)), nprocs=2)
+    alone = learner()
+    losses = [float(alone.step(number, [batch()]).loss) for number in range(3)]
+    assert losses[0] == pytest.approx(float(reference()[0]), rel=1e-6)
+    for micro in (2, 4):
+        ranks = [torch.load(tmp_path / f"{micro}-{rank}.pt") for rank in range(2)]
+        assert ranks[0][0] == ranks[1][0]
+        assert ranks[0][0] == pytest.approx(losses, rel=1e-5)
+        for name, value in alone.model.state_dict().items():
+            assert torch.equal(ranks[0][1][name], ranks[1][1][name]), f"ranks differ in {name}"
+            torch.testing.assert_close(ranks[0][1][name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_dropout_is_drawn_again_the_same_way_for_the_second_forward_pass():
+    one = learner(dropout=0.5)
+    one.model.train()
+    first, again = one.features(batch()), one.features(batch())
+    assert torch.equal(first[0], again[0])
+    moved = one.features(Block(*(getattr(batch(), f) for f in ("pixels", "tokens", "group")), first=64))
+    assert not torch.equal(first[0], moved[0])
+
+
+def test_a_resumed_learner_goes_on_bit_for_bit():
+    undisturbed = learner()
+    for number in range(6):
+        last = undisturbed.step(number, cut(batch(number), 2))
+    killed = learner()
+    for number in range(3):
+        killed.step(number, cut(batch(number), 2))
+    state = killed.state_dict()
+    resumed = learner()
+    resumed.load_state_dict(state)
+    for number in range(3, 6):
+        result = resumed.step(number, cut(batch(number), 2))
+    assert float(result.loss) == float(last.loss)
+    for a, b in zip(undisturbed.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_loss_curve_stays_what_it_was():
+    one = learner(lr=2e-3)
+    losses = [float(one.step(number, cut(batch(), 4)).loss) for number in range(8)]
+    assert losses == pytest.approx(GOLDEN, rel=2e-4)
+
+
+GOLDEN = [7.233403, 6.481923, 5.107822, 3.953997, 3.062401, 2.423221, 1.978804, 1.687355]
+
+
+def test_the_first_loss_is_that_of_guessing():
+    one = learner()
+    with torch.no_grad():
+        one.logit_scale.zero_()
+    loss = float(one.step(0, [batch()]).loss)
+    assert loss == pytest.approx(math.log(N), abs=0.3)
+
+
+def test_gradients_are_clipped_to_the_norm_and_the_temperature_to_a_hundred():
+    one = learner(grad_clip=1e-3)
+    result = one.step(0, [batch()])
+    clipped = math.sqrt(sum(float(p.grad.square().sum()) for p in one.model.parameters() if p.grad is not None))
+    assert float(result.grad_norm) > 1e-3
+    assert clipped == pytest.approx(1e-3, rel=1e-3)
+    with torch.no_grad():
+        one.logit_scale.fill_(10.0)
+    assert float(one.step(1, [batch()]).logit_scale) == pytest.approx(100, rel=1e-4)
+
+
+def test_norms_biases_and_the_temperature_do_not_decay():
+    model = TinyClip()
+    decayed, spared = param_groups(model, 0.2)
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert {names[id(p)] for p in decayed["params"]} == {"image.2.weight", "words.weight"}
+    assert {names[id(p)] for p in spared["params"]} == {"image.2.bias", "norm.weight", "norm.bias", "logit_scale"}
+    assert decayed["weight_decay"] == 0.2 and spared["weight_decay"] == 0
+
+
+def test_a_locked_tower_stays_as_it_is_with_cached_features_too():
+    one = learner()
+    for parameter in one.model.image.parameters():
+        parameter.requires_grad_(False)
+    before = one.model.image[2].weight.clone()
+    words = one.model.words.weight.clone()
+    one.step(5, cut(batch(), 4))
+    assert torch.equal(one.model.image[2].weight, before)
+    assert not torch.equal(one.model.words.weight, words)
+
+
+def test_the_rate_warms_up_and_falls_to_nothing():
+    rates = [learning_rate(number, 1.0, 4, 20) for number in range(21)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4] == 1.0 and rates[12] == pytest.approx(0.5) and rates[20] == pytest.approx(0)
+    assert all(a >= b for a, b in zip(rates[3:], rates[4:], strict=False))
