@@ -178,9 +178,8 @@ class _Contrast(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        image, text, scale, bias = ctx.saved_tensors
-        by_input = [one * grads[0] if need else None for one, need in zip((image, text, scale), ctx.needs_input_grad)]
-        return (*by_input, bias * grads[0] if ctx.needs_input_grad[3] else None, None, None, None, None)
+        needed = zip(ctx.saved_tensors, ctx.needs_input_grad[:4], strict=True)
+        return (*(one * grads[0] if need else None for one, need in needed), None, None, None, None)
 
 
 class _Sums:
@@ -256,7 +255,7 @@ class _GatherWithGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None]:
-        whole = grads[0].contiguous()
+        whole = grads[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(whole)
         rank = dist.get_rank()
         start = sum(ctx.sizes[:rank])

@@ -44,15 +44,16 @@ class Tokenizer:
         """
         if context_length < 3:
             raise ValueError(f"context_length={context_length} leaves no token between start and end")
+        vocabulary = backend.get_vocab(with_added_tokens=True)
         for role in ("pad_token", "eos_token"):
-            if backend.token_to_id(names.get(role, "")) is None:
+            if names.get(role) not in vocabulary:
                 raise ValueError(f"the tokenizer has no {role}; its tokenizer_config.json must name one")
         self._backend = backend
         self._names = dict(names)
         self.context_length = context_length
-        self.pad_id: int = backend.token_to_id(names["pad_token"])
-        self.eos_id: int = backend.token_to_id(names["eos_token"])
-        self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
+        self.pad_id: int = vocabulary[names["pad_token"]]
+        self.eos_id: int = vocabulary[names["eos_token"]]
+        self.vocab_size = len(vocabulary)
         backend.enable_truncation(context_length)
         backend.enable_padding(length=context_length, pad_id=self.pad_id, pad_token=names["pad_token"])
 
@@ -64,7 +65,9 @@ class Tokenizer:
         """Ids with what a caller must be told: which texts were cut, and how many tokens each used."""
         encodings = self._backend.encode_batch_fast([clean(text) for text in texts])
         return Encoded(
-            self._ids(encodings), [bool(one.overflowing) for one in encodings], [sum(one.attention_mask) for one in encodings]
+            self._ids(encodings),
+            [bool(one.overflowing) for one in encodings],
+            [sum(one.attention_mask) for one in encodings],
         )
 
     def lengths(self, texts: list[str]) -> np.ndarray:

@@ -1,0 +1,366 @@
+"""The bundle: a folder with weights, config and tokenizer that plain open_clip loads, and loading any CLIP in that form.
+
+Weights are safetensors, never pickles. A bundle with a BERT tower carries that tower's config, so that it loads with
+the hub off. open_clip looks `hf_model_name` up from the current directory, not from the bundle: the only value that
+holds from any directory is the absolute path of the folder, so that is what a bundle says, and who moves one calls
+`relocate`. `load_bundle` does not need it: it always takes the config that lies in the bundle.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from biomedclip_ray.clip.tokenizer import Tokenizer, load_tokenizer
+from biomedclip_ray.storage import Place
+
+if TYPE_CHECKING:
+    import torch
+
+WEIGHTS = "open_clip_model.safetensors"
+CONFIG = "open_clip_config.json"
+PROVENANCE = "bundle.json"
+TOWER = "text_tower"
+"""Folder in a bundle with the config.json of a Hugging Face text tower."""
+
+_WRAPPERS = re.compile(r"(^|\.)(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_VERSIONS = ("biomedclip-ray", "open_clip_torch", "torch", "timm", "transformers", "tokenizers")
+# Where open_clip looks for weights, in its order.
+_WEIGHT_FILES = (
+    WEIGHTS,
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+)
+_OLD_TEXT_KEYS = {"proj": "hf_proj_type", "pooler_type": "hf_pooler_type"}
+
+log = logging.getLogger(__name__)
+
+
+class BundleError(ValueError):
+    """A folder that is no CLIP, or not a whole one; the message names what is missing."""
+
+
+class Bundle(NamedTuple):
+    model: torch.nn.Module
+    """open_clip's model in eval mode, float32."""
+    preprocess: Callable[[Any], torch.Tensor]
+    """PIL image -> float32 (3, h, w): open_clip's own transform."""
+    tokenizer: Tokenizer
+    info: dict[str, Any]
+    """uri, name, bundle_id (hash of weights and config), model_cfg, preprocess_cfg, provenance (bundle.json or {})."""
+
+
+def clean_names(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict without the prefixes that torch.compile, DDP, FSDP and checkpointing put into the names."""
+    clean = {}
+    for name, tensor in state.items():
+        while _WRAPPERS.search(name):
+            name = _WRAPPERS.sub(r"\1", name)
+        clean[name] = tensor
+    return clean
+
+
+def save_bundle(
+    folder: Path,
+    model: torch.nn.Module,
+    model_cfg: dict[str, Any],
+    preprocess_cfg: dict[str, Any],
+    tokenizer: Tokenizer,
+    provenance: dict[str, Any],
+) -> None:
+    """Write a bundle; bundle.json comes last, so a folder without it is not a whole one.
+
+    Args:
+        folder: the local folder where the bundle is to stay (else `relocate` it after the move).
+        model: open_clip's model, also wrapped or compiled.
+        model_cfg, preprocess_cfg: as `build_model` returns them.
+        tokenizer: what trained.
+        provenance: what a reader must know: `starts` (of each tower), `chosen_by` (the split that chose the
+            checkpoint), `corpus` (fingerprint), and anything JSON holds; `name` and `limits` go into the model card.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    bare = _unwrap(model)
+    # Tied tensors are written twice, as open_clip expects each name.
+    state = {name: value.detach().cpu().contiguous().clone() for name, value in clean_names(bare.state_dict()).items()}
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    tokenizer.save(folder)
+    config = copy.deepcopy(model_cfg)
+    config["vision_cfg"].pop("timm_model_pretrained", None)
+    config["text_cfg"].setdefault("hf_tokenizer_name", "in this folder")
+    if config["text_cfg"].get("hf_model_name"):
+        tower = bare.text.config
+        (folder / TOWER).mkdir(exist_ok=True)
+        tower.to_json_file(folder / TOWER / "config.json", use_diff=False)
+        config["text_cfg"]["hf_model_pretrained"] = False
+    _write_json(folder / CONFIG, {"model_cfg": config, "preprocess_cfg": _plain(preprocess_cfg)})
+    relocate(folder)
+    versions = {name: version(name) for name in _VERSIONS}
+    whole = {**provenance, "weights_sha256": _sha256(folder / WEIGHTS), "versions": versions}
+    whole["bundle_id"] = _bundle_id(whole["weights_sha256"], config, preprocess_cfg)
+    (folder / "README.md").write_text(_model_card(whole, config), encoding="utf-8")
+    _write_json(folder / PROVENANCE, whole)
+
+
+def relocate(folder: Path) -> None:
+    """Tell plain open_clip where a bundle with a Hugging Face tower now lies; call it after moving or downloading one."""
+    folder = Path(folder).resolve()
+    if not (folder / TOWER / "config.json").is_file():
+        return
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    config["model_cfg"]["text_cfg"]["hf_model_name"] = str(folder / TOWER)
+    _write_json(folder / CONFIG, config)
+
+
+def load_bundle(uri: str | Path) -> Bundle:
+    """Load a CLIP: one of our bundles, or any folder that open_clip's `local-dir:` and `hf-hub:` take.
+
+    Args:
+        uri: a folder, `local-dir:PATH`, a storage URI (`s3://...`; downloaded for as long as loading takes), or
+            `hf-hub:OWNER/NAME` (the network, or with HF_HUB_OFFLINE=1 the Hugging Face cache).
+
+    Raises:
+        BundleError: nothing there, a weight missing or unexpected (named), no tokenizer, or weights that are not those
+            that bundle.json names.
+    """
+    uri = str(uri)
+    if uri.startswith("hf-hub:"):
+        return _load_folder(_from_hub(uri.removeprefix("hf-hub:")), uri)
+    if "://" not in uri:
+        return _load_folder(Path(uri.removeprefix("local-dir:")), uri)
+    place = Place(uri)
+    if place.local is not None:
+        return _load_folder(place.local, uri)
+    with tempfile.TemporaryDirectory(prefix="bundle-") as folder:
+        place.download(Path(folder))
+        return _load_folder(Path(folder), uri)
+
+
+def _load_folder(folder: Path, uri: str) -> Bundle:
+    import open_clip
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    if not (folder / CONFIG).is_file():
+        raise BundleError(f"{uri}: no {CONFIG} there; a bundle is a folder that open_clip's local-dir: loads")
+    weights = next((folder / name for name in _WEIGHT_FILES if (folder / name).is_file()), None)
+    if weights is None:
+        raise BundleError(f"{uri}: no weights there (looked for {', '.join(_WEIGHT_FILES)})")
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_cfg"]
+    text = {_OLD_TEXT_KEYS.get(key, key): value for key, value in config["text_cfg"].items()}
+    config = {**config, "text_cfg": text}
+    with tempfile.TemporaryDirectory() as scratch:
+        here = dict(text)
+        if text.get("hf_model_name"):
+            here.update(hf_model_name=_tower_config(folder, text, weights, Path(scratch)), hf_model_pretrained=False)
+        try:
+            model = open_clip.create_model(
+                f"local-dir:{folder}", require_pretrained=True, pretrained_text=False, text_cfg=here
+            )
+        except (OSError, RuntimeError, ValueError, TypeError) as error:
+            raise BundleError(f"{uri}: {error}") from error
+    tokenizer = _tokenizer(folder, text, uri)
+    preprocess_cfg = _plain(model.visual.preprocess_cfg)
+    digest = _sha256(weights)
+    file = folder / PROVENANCE
+    provenance = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if provenance.get("weights_sha256", digest) != digest:
+        raise BundleError(f"{uri}: {weights.name} is not the file that {PROVENANCE} describes (sha256 differs)")
+    info = {
+        "uri": uri,
+        "name": provenance.get("name") or uri.rstrip("/").rsplit("/", 1)[-1].removeprefix("local-dir:"),
+        "bundle_id": _bundle_id(digest, config, preprocess_cfg),
+        "model_cfg": config,
+        "preprocess_cfg": preprocess_cfg,
+        "provenance": provenance,
+    }
+    transform = image_transform_v2(PreprocessCfg(**preprocess_cfg), is_train=False)
+    return Bundle(model.eval(), transform, tokenizer, info)
+
+
+def _from_hub(name: str) -> Path:
+    """The snapshot folder of a hub repository, with the one weights file that open_clip would take."""
+    from huggingface_hub import snapshot_download
+    from open_clip.pretrained import download_pretrained_from_hf
+
+    try:
+        weights = Path(download_pretrained_from_hf(name))
+        snapshot_download(name, allow_patterns=["*.json", "*.txt", f"{TOWER}/*"])
+    except (OSError, ValueError) as error:
+        raise BundleError(
+            f"hf-hub:{name} cannot be reached ({str(error).splitlines()[0]}); download it where there is a network "
+            "and give the folder, or fill the Hugging Face cache"
+        ) from error
+    return weights.parent
+
+
+def _tokenizer(folder: Path, text: dict[str, Any], uri: str) -> Tokenizer:
+    if not text.get("hf_tokenizer_name"):
+        raise BundleError(
+            f"{uri}: text_cfg.hf_tokenizer_name is not set: OpenAI's BPE is not read here, only tokenizer.json"
+        )
+    unread = [key for key in ("tokenizer_kwargs", "tokenizer_mode") if text.get(key)]
+    if unread:
+        raise BundleError(f"{uri}: text_cfg.{unread[0]} is not understood here")
+    here = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
+    try:
+        return load_tokenizer(folder if here else text["hf_tokenizer_name"], text.get("context_length", 77))
+    except ValueError as error:
+        raise BundleError(f"{uri}: {error}") from error
+
+
+def _tower_config(folder: Path, text: dict[str, Any], weights: Path, scratch: Path) -> str:
+    """Where the Hugging Face tower's config is: in the bundle, else by its name, else read off the weights' shapes.
+
+    The published BiomedCLIP names its tower on the hub and does not carry the config. Offline it is still known but
+    for the number of heads, and every published BERT has heads of 64.
+    """
+    from transformers import AutoConfig, BertConfig
+
+    for candidate in (folder / TOWER, folder):
+        file = candidate / "config.json"
+        if file.is_file() and "model_type" in json.loads(file.read_text(encoding="utf-8")):
+            return str(candidate)
+    try:
+        AutoConfig.from_pretrained(text["hf_model_name"])
+        return str(text["hf_model_name"])
+    except (OSError, ValueError) as error:
+        shapes = _shapes(weights)
+        words = shapes.get("text.transformer.embeddings.word_embeddings.weight")
+        if words is None:
+            raise BundleError(
+                f"{folder}: the text tower {text['hf_model_name']} cannot be reached; put its config.json into {TOWER}/"
+            ) from error
+    vocab_size, width = words
+    layers = {
+        int(found[1]) for name in shapes if (found := re.search(r"^text\.transformer\.encoder\.layer\.(\d+)\.", name))
+    }
+    log.warning(
+        "the config of the text tower %s is neither in %s nor to be reached: read off the weights, with heads of 64",
+        text["hf_model_name"],
+        folder,
+    )
+    BertConfig(
+        vocab_size=vocab_size,
+        hidden_size=width,
+        num_hidden_layers=len(layers),
+        num_attention_heads=max(1, width // 64),
+        intermediate_size=shapes["text.transformer.encoder.layer.0.intermediate.dense.weight"][0],
+        max_position_embeddings=shapes["text.transformer.embeddings.position_embeddings.weight"][0],
+        type_vocab_size=shapes["text.transformer.embeddings.token_type_embeddings.weight"][0],
+    ).save_pretrained(scratch)
+    return str(scratch)
+
+
+def _shapes(weights: Path) -> dict[str, tuple[int, ...]]:
+    if weights.suffix == ".safetensors":
+        from safetensors import safe_open
+
+        with safe_open(weights, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    from open_clip.factory import load_state_dict
+
+    return {name: tuple(tensor.shape) for name, tensor in load_state_dict(str(weights)).items()}
+
+
+def _unwrap(model: Any) -> Any:
+    """The model inside DDP and torch.compile."""
+    while True:
+        for wrapper in ("module", "_orig_mod"):
+            if wrapper in model._modules:
+                model = model._modules[wrapper]
+                break
+        else:
+            return model
+
+
+def _bundle_id(weights_sha256: str, model_cfg: dict[str, Any], preprocess_cfg: dict[str, Any]) -> str:
+    """Short hash of all that decides a vector; where the folder lies does not."""
+    text = {key: value for key, value in model_cfg["text_cfg"].items() if not key.startswith("hf_model")}
+    config = {**model_cfg, "text_cfg": text, "preprocess_cfg": _plain(preprocess_cfg)}
+    return hashlib.sha256((weights_sha256 + json.dumps(config, sort_keys=True)).encode()).hexdigest()[:12]
+
+
+def _plain(preprocess_cfg: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in preprocess_cfg.items()}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _model_card(provenance: dict[str, Any], config: dict[str, Any]) -> str:
+    """README.md in the form that the Hugging Face hub shows."""
+    name = provenance.get("name", "biomedclip_ray bundle")
+    starts = provenance.get("starts", {})
+    moved = "" if not config["text_cfg"].get("hf_model_name") else _MOVED
+    limits = provenance.get("limits") or _LIMITS
+    return _CARD.format(
+        name=name,
+        bundle_id=provenance["bundle_id"],
+        image=starts.get("image", "unknown"),
+        text=starts.get("text", "unknown"),
+        chosen_by=provenance.get("chosen_by", "unknown"),
+        corpus=provenance.get("corpus", "unknown"),
+        limits=limits,
+        moved=moved,
+    )
+
+
+_LIMITS = (
+    "For research. Not a medical device: not for diagnosis, triage or any decision about a patient. It has seen figures "
+    "and captions of English articles; rare diseases, other languages and clinical originals are thinly covered."
+)
+_MOVED = """
+After moving this folder, tell plain open_clip where the text tower's config lies: set `model_cfg.text_cfg.hf_model_name`
+in open_clip_config.json to the absolute path of `text_tower`, or call `biomedclip_ray.clip.bundle.relocate(folder)`.
+`Encoder.load` does not need it.
+"""
+_CARD = """---
+library_name: open_clip
+pipeline_tag: zero-shot-image-classification
+license: other
+tags: [clip, biomedical, pubmed-central]
+---
+# {name}
+
+A CLIP of biomedical figures and their captions, bundle `{bundle_id}`.
+
+```python
+model, _, preprocess = open_clip.create_model_and_transforms("local-dir:PATH")
+tokenizer = open_clip.get_tokenizer("local-dir:PATH")
+# the same vectors, already of unit length:
+vectors = biomedclip_ray.Encoder.load("PATH").encode_text(["gel electrophoresis of PCR products"])
+```
+{moved}
+- Start of the image tower: {image}
+- Start of the text tower: {text}
+- Split that chose the checkpoint: {chosen_by}
+- Corpus: {corpus}
+- Provenance in full, versions and checksums: bundle.json
+
+## Limits
+
+{limits}
+
+## Data and licences
+
+Trained on figures and captions from the PubMed Central Open Access Subset, each under its article's own licence; the
+corpus' manifest counts them. Acknowledgement: courtesy of the National Library of Medicine (NLM). The copy of the data
+that trained this model is not the newest, and NLM endorses neither it nor this model.
+"""

@@ -1,0 +1,123 @@
+"""Pictures and texts to unit vectors: the one place that preprocesses them, for bulk, online and evaluation alike.
+
+Preprocessing is open_clip's own transform, cut in two: resize and crop in Pillow give uint8 (a quarter of the bytes to
+hand to another process or a GPU), scaling and normalising happen where the model is. The result is bit for bit that of
+the whole transform. Vectors come in the order of the inputs, whatever the batches.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from open_clip.hf_model import HFTextEncoder
+from PIL import Image
+
+from biomedclip_ray.clip.bundle import Bundle, load_bundle
+from biomedclip_ray.clip.tokenizer import Tokenizer
+
+Picture = bytes | Image.Image | np.ndarray
+"""An encoded file's bytes, a PIL image, or uint8 (h, w) or (h, w, 3)."""
+
+
+class Encoder:
+    """A CLIP that turns pictures and texts into float32 unit vectors of `dimensions`."""
+
+    def __init__(self, bundle: Bundle, device: str | torch.device | None = None, batch: int = 64) -> None:
+        """Take a loaded bundle. `device` None: CUDA where there is one. `batch`: items in one forward pass."""
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        model: Any = bundle.model
+        self.model = model.to(self.device).eval()
+        self.tokenizer: Tokenizer = bundle.tokenizer
+        self.info = bundle.info
+        self.bundle_id: str = bundle.info["bundle_id"]
+        self.name: str = bundle.info["name"]
+        self.dimensions: int = int(bundle.info["model_cfg"]["embed_dim"])
+        self.logit_scale = float(self.model.logit_scale.detach().exp())
+        self.batch = batch
+        # open_clip's transform ends with "to float tensor" and "normalise"; what comes before stays in Pillow.
+        self._to_uint8 = bundle.preprocess.transforms[:-2]  # type: ignore[attr-defined]
+        mean, std = (torch.tensor(bundle.info["preprocess_cfg"][key], device=self.device) for key in ("mean", "std"))
+        self._mean, self._std = mean.view(3, 1, 1), std.view(3, 1, 1)
+        # Only a tower that masks its padding gives the same vector for a shorter row.
+        self._trims = isinstance(self.model._modules.get("text"), HFTextEncoder)
+
+    @classmethod
+    def load(cls, uri: str | Path, device: str | torch.device | None = None) -> Encoder:
+        """Load a bundle, or any CLIP that `clip.bundle.load_bundle` reads. Raises BundleError."""
+        return cls(load_bundle(uri), device)
+
+    def encode_images(self, images: Sequence[Picture]) -> np.ndarray:
+        """float32 (n, dimensions), unit length, row i for picture i.
+
+        Raises:
+            PIL.UnidentifiedImageError, OSError: bytes that are no picture, or a cut one.
+            ValueError: an array that is not uint8 (h, w) or (h, w, 3).
+        """
+        parts = (self.encode_pixels(self.pixels(images[i : i + self.batch])) for i in range(0, len(images), self.batch))
+        return self._stack(parts)
+
+    def pixels(self, images: Sequence[Picture]) -> torch.Tensor:
+        """uint8 (n, 3, size, size) on the CPU: resized and cropped, not yet normalised. Needs no model; thread-safe."""
+        arrays = [self._resized(image) for image in images]
+        if not arrays:
+            size = self.info["preprocess_cfg"]["size"]
+            height, width = (size, size) if isinstance(size, int) else size
+            return torch.empty((0, 3, height, width), dtype=torch.uint8)
+        return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+
+    @torch.inference_mode()
+    def encode_pixels(self, pixels: torch.Tensor) -> np.ndarray:
+        """uint8 (n, 3, size, size) from `pixels` -> float32 (n, dimensions), in one forward pass."""
+        scaled = pixels.to(self.device).to(torch.float32).div(255)
+        return self._numpy(self.model.encode_image(scaled.sub_(self._mean).div_(self._std), normalize=True))
+
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 (n, dimensions), unit length, row i for text i; longer texts are cut (`tokenizer.encode` says which)."""
+        return self.encode_ids(self.tokenizer(list(texts)))
+
+    @torch.inference_mode()
+    def encode_ids(self, ids: np.ndarray) -> np.ndarray:
+        """int64 (n, context) token ids -> float32 (n, dimensions)."""
+        if not self._trims:
+            return self._stack(self._texts(ids[i : i + self.batch]) for i in range(0, len(ids), self.batch))
+        # Texts of like length go together, so that a batch pays for its longest row and not for the context.
+        used = (ids != self.tokenizer.pad_id).sum(axis=1)
+        order = np.argsort(used, kind="stable")
+        vectors = np.empty((len(ids), self.dimensions), dtype=np.float32)
+        for start in range(0, len(ids), self.batch):
+            rows = order[start : start + self.batch]
+            vectors[rows] = self._texts(ids[rows, : used[rows].max()])
+        return vectors
+
+    def _texts(self, ids: np.ndarray) -> np.ndarray:
+        return self._numpy(self.model.encode_text(torch.from_numpy(ids).to(self.device), normalize=True))
+
+    def _resized(self, picture: Picture) -> np.ndarray:
+        image: Any = _opened(picture)
+        for step in self._to_uint8:
+            image = step(image)
+        return np.asarray(image)
+
+    def _numpy(self, vectors: torch.Tensor) -> np.ndarray:
+        array: np.ndarray = vectors.float().cpu().numpy()
+        return array
+
+    def _stack(self, parts: Any) -> np.ndarray:
+        return np.concatenate([np.empty((0, self.dimensions), dtype=np.float32), *parts])
+
+
+def _opened(picture: Picture) -> Image.Image:
+    if isinstance(picture, Image.Image):
+        return picture
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or (picture.ndim == 3 and picture.shape[2] != 3):
+            raise ValueError(
+                f"a picture as an array must be uint8 (h, w) or (h, w, 3), not {picture.dtype} {picture.shape}"
+            )
+        return Image.fromarray(picture)
+    return Image.open(io.BytesIO(picture))
