@@ -39,7 +39,7 @@ from biomedclip_ray.sample.truth import (
 from biomedclip_ray.sample.words import FigureXml, plain
 from biomedclip_ray.schema import Reason, figure_ids
 
-VERSION = 1
+VERSION = 2
 """Raised with any change that alters the bytes of a bucket."""
 BUCKET = "pmc-oa-opendata"
 INVENTORY_DATE = "2026-11-20T01-00Z"
@@ -50,6 +50,7 @@ _FIRST_PMCID = 98_000_001
 _INVENTORY_ROWS = 400
 _SIZES = ((400, 300), (320, 400), (480, 320), (360, 360), (500, 340), (300, 380))
 
+_STYLES = ("plain", "plos", "springer", "plain", "plain", "plain")
 _FORMATS = {"png": "PNG", "tiff": "TIFF", "gif": "GIF", "webp": "WEBP"}
 
 
@@ -141,6 +142,9 @@ class _Maker:
             if case.startswith("duplicate"):
                 self.source[place] = next(other for other in free if other[0] != place[0])
                 free.remove(self.source[place])
+        share = round(COMPOUND_SHARE * len(places))
+        self.compounds = set([place for place in free if place not in self.source.values()][: max(1, share)])
+        self.ranks = {index: rank for rank, index in enumerate(np.flatnonzero(whole).tolist())}
         self.rows: list[tuple[str, str, str, str]] = []
         self.ids: dict[tuple[int, int], str] = {}
 
@@ -178,8 +182,8 @@ class _Maker:
             "year": str(int(rng.integers(2004, 2027))),
             "license": license_code,
         }
-        style = pick(rng, ("plain",) * 6 + ("plos", "plos", "springer"))
-        floats = rng.random() < 0.23
+        rank = self.ranks.get(index, 0)
+        style, floats = _STYLES[rank % len(_STYLES)], rank % 4 == 3
         word = pick(rng, ("Figure", "Figure", "Figure", "Fig."))
         media: dict[str, tuple[bytes | None, str]] = {}
         drawn, written = [], []
@@ -193,7 +197,7 @@ class _Maker:
             written.append(figure)
         pair = [f for f in written if f.xml_id][:2]
         together = ""
-        if len(pair) == 2 and not sparse and rng.random() < 0.3:
+        if len(pair) == 2 and not sparse and rank % 3 == 0:
             ids, numbers = " ".join(str(f.xml_id) for f in pair), [f.label.split()[-1] for f in pair]
             link = f'<xref ref-type="fig" rid="{ids}">Figures {numbers[0]} and {numbers[1]}</xref>'
             together = f"Both observations ({link}) were replicated."
@@ -225,7 +229,7 @@ class _Maker:
         rng = np.random.default_rng([self.seed, 2, index, k])
         names = list(KINDS)
         kind = pick(rng, names)
-        if (index, k) in self.cases or (index, k) in self.source.values() or rng.random() > COMPOUND_SHARE:
+        if (index, k) not in self.compounds:
             picture, sentence = KINDS[kind](rng, *pick(rng, _SIZES))
             return _Drawn(picture, kind, sentence, words.tail(rng, kind), [])
         count = int(rng.integers(2, 5))

@@ -162,6 +162,12 @@ def _chest(rng: Rng, width: int, height: int) -> Drawn:
         words = f"a white pleural effusion at the {side} base"
     elif finding == "enlarged heart":
         words = "an enlarged heart and clear lungs"
+    device = pick(rng, ("", "", "left", "right"))
+    if device:
+        x = w * (0.24 if device == "left" else 0.76)
+        draw.rounded_rectangle((x - w * 0.06, h * 0.1, x + w * 0.06, h * 0.2), w * 0.02, fill=252)
+        draw.line((x, h * 0.2, w * 0.5, h * 0.3, w * 0.56, h * 0.7), fill=245, width=max(3, width // 110))
+        words += f", pacemaker on the upper {device}"
     words = pick(rng, (f"Chest radiograph showing {words}", f"Frontal chest X-ray with {words}"))
     return picture, words
 
@@ -191,7 +197,7 @@ def _bone(rng: Rng, width: int, height: int) -> Drawn:
         words = f"a metal plate with five screws in the {where} shaft"
     else:
         draw.line((x - w * 0.14, y + tilt, x + w * 0.14, y - tilt), fill=14, width=max(5, height // 40))
-        words = f"a {kind} of the {where} shaft"
+        words = f"{'a' if kind.startswith('t') else 'an'} {kind} of the {where} shaft"
     name = "a single long bone" if bones == 1 else "two parallel forearm bones"
     words = pick(rng, (f"Radiograph of {name} with {words}", f"X-ray showing {words}, {name}"))
     return picture, words
@@ -305,14 +311,20 @@ def histology(rng: Rng, width: int, height: int) -> Drawn:
         ):
             long = size * (2.6 if texture == "wavy fibres" else 1.5)
             blob(draw, (x, y), (long, size), 0.2 if texture == "wavy fibres" else angle, ink)
+    where = pick(rng, (None, *POSITIONS))
+    if where:  # a dark infiltrate: crowded nuclei
+        x, y = POSITIONS[where][0] * width, POSITIONS[where][1] * height
+        for dx, dy, angle in rng.normal(0, 1, (130, 3)) * (width * 0.07, height * 0.07, 1):
+            blob(draw, (x + dx, y + dy), (4.5, 3.5), angle, ink)
     picture = picture.filter(ImageFilter.GaussianBlur(0.6))
     scale_bar(picture, (10, 10, 10))
+    spot = f" and a dense infiltrate in the {where}" if where else ""
     amount = f"{NUMBERS[n]} {texture}" if texture == "round glands" else texture
     return picture, pick(
         rng,
         (
-            f"Histology section with {amount}, {stain}",
-            f"Tissue section stained with {stain} showing {amount}",
-            f"Histological {stain} staining: {amount}",
+            f"Histology section with {amount}{spot}, {stain}",
+            f"Tissue section stained with {stain} showing {amount}{spot}",
+            f"Histological {stain} staining: {amount}{spot}",
         ),
     )

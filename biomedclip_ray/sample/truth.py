@@ -27,7 +27,7 @@ ARTICLE_CASES: dict[str, float] = {
 ARTICLE_FATES: dict[str, Reason] = {
     "retracted": Reason.RETRACTED,
     "non_commercial": Reason.LICENSE,
-    "manuscript_alone": Reason.LICENSE,
+    "manuscript_alone": Reason.MANUSCRIPT,
     "historical_ocr": Reason.HISTORICAL_OCR,
     "bad_metadata": Reason.BAD_METADATA,
     "empty_xml": Reason.EMPTY_XML,
