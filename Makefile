@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PY := .venv/bin/python
 SAMPLE := workflows/configs/sample.yaml
 
-.PHONY: demo serve test quick lint setup clean
+.PHONY: demo serve test test-full quick lint setup clean
 .DEFAULT_GOAL := demo
 
 demo: setup  ## the whole workflow on generated articles: pictures and captions to a server that answers
@@ -14,12 +14,16 @@ serve: setup  ## put the demo's model up again and keep it up until Ctrl-C
 	$(PY) workflows/biomedclip.py $(SAMPLE) --only deploy --hold
 
 # Tests that start Ray clusters of their own need a process of their own: one driver cannot be in two clusters.
-test: lint  ## lint, types and every test
+test: lint  ## lint, types and every test but the long loops of faults
+	$(PY) -m pytest tests --ignore=tests/cluster -m "not slow"
+	$(PY) -m pytest tests/cluster -m "not slow"
+
+test-full: lint  ## the long loops too
 	$(PY) -m pytest tests --ignore=tests/cluster
 	$(PY) -m pytest tests/cluster
 
 quick: lint  ## lint, types and the tests that need no Ray
-	$(PY) -m pytest tests --ignore=tests/cluster --ignore=tests/ray
+	$(PY) -m pytest tests --ignore=tests/cluster --ignore=tests/ray -m "not slow"
 
 lint: setup
 	$(PY) -m ruff check .
