@@ -1,0 +1,186 @@
+"""Stage preprocess: articles and media -> one row for each pair of a picture and its text.
+
+Media pass through memory once: threads fetch ahead while the task decodes, checks, resizes and encodes. Originals are not
+stored. Alternatives of a picture are tried in order until one decodes; a picture that none gives is one ledger row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from biomedclip_ray.config import Config, Preprocess, Source
+from biomedclip_ray.figures.captions import language, training_text
+from biomedclip_ray.figures.image import ImageError, Picture, decode, prepare
+from biomedclip_ray.figures.kinds import figure_kind
+from biomedclip_ray.pipeline import run_parts
+from biomedclip_ray.pmc.bucket import Bucket, ObjectError, open_bucket
+from biomedclip_ray.pmc.ingest import fetch_ahead
+from biomedclip_ray.pmc.media import media_name, stem
+from biomedclip_ray.product import Ledger, PartResult, Product
+from biomedclip_ray.schema import PAIRS, Reason, pair_id
+
+VERSION = 1
+UNIT = "picture"
+
+
+def plan(config: Config, articles: Product) -> Product:
+    """The pairs that a set of articles leads to."""
+    return Product.plan(config.root, "preprocess", VERSION, config.preprocess.model_dump(mode="json"), [articles])
+
+
+def preprocess(config: Config, articles: Product) -> Product:
+    """Make the pairs of all articles, or find that done.
+
+    Raises:
+        UnfinishedError: too many pictures were lost to the network.
+    """
+    product = plan(config, articles)
+    if product.finished:
+        product.state = "skipped"
+        return product
+    with product.running(parts=articles.parts):
+        run_parts(product, _part, config.preprocess.resources, (articles, config.source, config.preprocess))
+        product.finish_parts(config.preprocess.transient_limit)
+    return product
+
+
+@dataclass(frozen=True)
+class _Graphic:
+    """One picture of one figure, before it is fetched."""
+
+    pair_id: str
+    article: dict[str, Any]
+    figure: dict[str, Any]
+    media: list[dict[str, Any]]
+
+
+def _part(part: int, articles: Product, source: Source, config: Preprocess) -> PartResult:
+    bucket = open_bucket(source.uri, source.resources)
+    patterns = [re.compile(pattern, re.IGNORECASE) for pattern in config.select.text]
+    ledger = Ledger("preprocess")
+    rows = []
+    wanted = []
+    came_in = 0
+    for graphic in _graphics(articles.read(part).to_pylist()):
+        came_in += 1
+        if patterns and not _matches(graphic.figure, patterns):
+            ledger.drop(UNIT, graphic.pair_id, Reason.TEXT_FILTER)
+        else:
+            wanted.append(graphic)
+    threads = config.resources.fetch_threads
+    with ThreadPoolExecutor(threads) as pool:
+        for graphic, fetched in fetch_ahead(pool, lambda g: _fetch(bucket, g.media[0]), wanted, ahead=2 * threads):
+            try:
+                picture, media = _first_that_decodes(bucket, graphic, fetched, config)
+            except (ObjectError, ImageError) as error:
+                ledger.drop(UNIT, graphic.pair_id, error.reason, error.detail)
+            else:
+                rows.append(_pair(graphic, picture, media))
+    rows.sort(key=lambda row: str(row["pair_id"]))
+    ledger.count(UNIT, came_in, len(rows))
+    return PartResult(pa.Table.from_pylist(rows, schema=PAIRS), ledger)
+
+
+def _graphics(articles: list[dict[str, Any]]) -> Iterator[_Graphic]:
+    for article in articles:
+        for figure in article["figures"]:
+            graphics: dict[int, list[dict[str, Any]]] = {}
+            for media in figure["media"]:
+                graphics.setdefault(media["graphic"], []).append(media)
+            # what the article lists comes first: an alternative without a file is only named in the ledger
+            pictures = [sorted(options, key=lambda media: not media["found"]) for options in graphics.values()]
+            stems = [stem(media_name(options[0]["key"] or options[0]["name"])) for options in pictures]
+            for number, (options, name) in enumerate(zip(pictures, stems, strict=True), start=1):
+                suffix = None if len(pictures) == 1 else name if stems.count(name) == 1 else f"{name}-{number}"
+                yield _Graphic(pair_id(figure["figure_id"], suffix, 0), article, figure, options)
+
+
+def _matches(figure: dict[str, Any], patterns: list[re.Pattern[str]]) -> bool:
+    text = "\n".join([figure["caption"], *(mention["sentence"] for mention in figure["mentions"])])
+    return any(pattern.search(text) for pattern in patterns)
+
+
+def _fetch(bucket: Bucket, media: dict[str, Any]) -> bytes | ObjectError:
+    if not media["found"]:
+        return ObjectError(Reason.NO_MEDIA, media["name"])
+    try:
+        return bucket.get(media["key"], media["md5"])
+    except ObjectError as error:
+        return error
+
+
+def _first_that_decodes(
+    bucket: Bucket, graphic: _Graphic, fetched: bytes | ObjectError, config: Preprocess
+) -> tuple[Picture, dict[str, Any]]:
+    """The picture of the first alternative that can be had. Raises the first alternative's error where none can."""
+    errors: list[ObjectError | ImageError] = []
+    for media in graphic.media:
+        data = fetched if media is graphic.media[0] else _fetch(bucket, media)
+        if isinstance(data, ObjectError):
+            errors.append(data)
+            continue
+        try:
+            picture = prepare(
+                data,
+                short_side=config.short_side,
+                quality=config.quality,
+                min_side=config.min_side,
+                max_pixels=config.max_pixels,
+                max_aspect=config.max_aspect,
+            )
+        except ImageError as error:
+            errors.append(error)
+            continue
+        return picture, media
+    # an outage of one alternative may be over on the next run, whatever the others were
+    raise next((error for error in errors if error.reason.transient), errors[0])
+
+
+def _pair(graphic: _Graphic, picture: Picture, media: dict[str, Any]) -> dict[str, Any]:
+    article, figure = graphic.article, graphic.figure
+    text = training_text(figure["caption"], figure["label"])
+    kind, score = figure_kind(decode(picture.jpeg), text)
+    return {
+        "pair_id": graphic.pair_id,
+        "article_id": article["article_id"],
+        "pmcid": article["pmcid"],
+        "part": article["part"],
+        "figure_id": figure["figure_id"],
+        "panel": 0,
+        "panel_label": None,
+        "box": None,
+        "label": figure["label"],
+        "caption": figure["caption"],
+        "text": text,
+        "mentions": [mention["sentence"] for mention in figure["mentions"]],
+        "language": language(text),
+        "adapted": figure["adapted"],
+        "image": picture.jpeg,
+        "width": picture.width,
+        "height": picture.height,
+        "original_width": picture.original_width,
+        "original_height": picture.original_height,
+        "original_format": picture.original_format,
+        "media_name": media["key"].rsplit("/", 1)[1],
+        "media_md5": media["md5"],
+        "sha256": picture.sha256,
+        "text_sha256": hashlib.sha256(" ".join(text.lower().split()).encode()).hexdigest(),
+        "phash": picture.phash,
+        "figure_kind": kind,
+        "figure_kind_score": score,
+        "license": figure["license"],
+        "title": article["title"],
+        "journal": article["journal"],
+        "year": article["year"],
+        "article_type": article["article_type"],
+        "keywords": article["keywords"],
+        "doi": article["doi"],
+        "pmid": article["pmid"],
+    }

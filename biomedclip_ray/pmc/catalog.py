@@ -1,0 +1,162 @@
+"""Stage catalog: inventory and metadata -> one row for each article version that is to be used.
+
+The newest version of an article is chosen first and then judged; if it is filtered the article is dropped and never falls
+back to an older version, or a retraction would come back. Only the newest version's JSON is read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+
+from biomedclip_ray.config import Config, Source, SourceSelect
+from biomedclip_ray.pipeline import run_parts
+from biomedclip_ray.pmc.bucket import Bucket, ObjectError, open_bucket
+from biomedclip_ray.pmc.inventory import Inventory, read_entries, shard_entries
+from biomedclip_ray.product import Ledger, PartResult, Product
+from biomedclip_ray.schema import CATALOG, Reason
+
+VERSION = 1
+UNIT = "article_version"
+_INVENTORY = "_inventory"
+_MD5 = re.compile(r"[0-9a-f]{32}")
+
+
+def plan(config: Config, inventory: Inventory) -> Product:
+    """The catalog of an inventory; the source enters by the inventory's date and checksum, not by its URI."""
+    content = config.source.model_dump(mode="json", exclude={"uri", "inventory"})
+    content |= {"date": inventory.date, "checksum": inventory.checksum}
+    return Product.plan(config.root, "catalog", VERSION, content, [])
+
+
+def catalog(config: Config, inventory: Inventory) -> Product:
+    """Make the catalog, or find it finished.
+
+    Raises:
+        SourceError: the inventory cannot be read, or selects nothing.
+        UnfinishedError: too many metadata objects were lost to the network.
+    """
+    product = plan(config, inventory)
+    if product.finished:
+        product.state = "skipped"
+        return product
+    with product.running():
+        place = product.place.at(_INVENTORY)
+        bucket = open_bucket(config.source.uri, config.source.resources)
+        if not place.exists("parts.json"):
+            parts = shard_entries(bucket, inventory, config.source, place)
+            place.write("parts.json", json.dumps(parts).encode())
+        product.running_parts = json.loads(place.read("parts.json"))
+        run_parts(
+            product, _part, config.catalog.resources, (product, config.source, config.catalog.resources.fetch_threads)
+        )
+        product.finish_parts(config.catalog.transient_limit, {"inventory": inventory.date})
+        place.delete_all()
+    return product
+
+
+def _part(part: int, product: Product, source: Source, threads: int) -> PartResult:
+    bucket = open_bucket(source.uri, source.resources)
+    ledger = Ledger("catalog")
+    entries = read_entries(product.place.at(_INVENTORY), part, product.parts).to_pylist()
+    newest = {entry["pmcid"]: entry for entry in entries}  # entries are sorted by version: the last one stays
+    for entry in entries:
+        if newest[entry["pmcid"]] is not entry:
+            ledger.drop(UNIT, _article_id(entry), Reason.SUPERSEDED, f"by {_article_id(newest[entry['pmcid']])}")
+    rows = []
+    with ThreadPoolExecutor(threads) as pool:
+        for entry, metadata in zip(
+            newest.values(), pool.map(lambda e: _metadata(bucket, e), newest.values()), strict=True
+        ):
+            if isinstance(metadata, ObjectError):
+                ledger.drop(UNIT, _article_id(entry), metadata.reason, metadata.detail)
+            elif reason := judge(metadata, source.select):
+                ledger.drop(UNIT, _article_id(entry), reason, metadata["license"] if reason is Reason.LICENSE else "")
+            else:
+                rows.append(metadata | {"part": part})
+    rows.sort(key=lambda row: str(row["article_id"]))
+    ledger.count(UNIT, len(entries), len(rows))
+    return PartResult(pa.Table.from_pylist(rows, schema=CATALOG), ledger)
+
+
+def judge(metadata: dict[str, Any], select: SourceSelect) -> Reason | None:
+    """Why a version is not to be used, or None."""
+    if metadata["is_retracted"] and not select.retracted:
+        return Reason.RETRACTED
+    if metadata["is_manuscript"] and not select.manuscripts:
+        return Reason.MANUSCRIPT
+    if metadata["is_historical_ocr"] and not select.historical_ocr:
+        return Reason.HISTORICAL_OCR
+    # a manuscript that is asked for carries the licence TDM, which no preset of reuse licences names
+    if metadata["license"] not in select.allowed() and not (metadata["is_manuscript"] and metadata["license"] == "TDM"):
+        return Reason.LICENSE
+    return None
+
+
+def _metadata(bucket: Bucket, entry: dict[str, Any]) -> dict[str, Any] | ObjectError:
+    try:
+        data = bucket.get(entry["key"])
+    except ObjectError as error:
+        return error
+    try:
+        return parse_metadata(data, entry)
+    except (ValueError, KeyError, TypeError) as error:
+        return ObjectError(Reason.BAD_METADATA, f"{entry['key']}: {type(error).__name__} {error}")
+
+
+def parse_metadata(data: bytes, entry: dict[str, Any]) -> dict[str, Any]:
+    """The metadata JSON of an article version as a catalog row without its part.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is no JSON of that form, or speaks of another article.
+    """
+    raw = json.loads(data)
+    article_id = f"{raw['pmcid']}.{int(raw['version'])}"
+    if article_id != _article_id(entry):
+        raise ValueError(f"speaks of {article_id}")
+    xml_key, xml_md5 = _object(raw["xml_url"], article_id)
+    media = [_object(url, article_id) for url in raw.get("media_urls") or []]
+    return {
+        "article_id": article_id,
+        "pmcid": raw["pmcid"],
+        "version": int(raw["version"]),
+        "license": _text(raw.get("license_code")) or "unknown",
+        "is_retracted": bool(raw.get("is_retracted")),
+        "is_manuscript": bool(raw.get("is_manuscript")),
+        "is_historical_ocr": bool(raw.get("is_historical_ocr")),
+        "title": _text(raw.get("title")),
+        "citation": _text(raw.get("citation")),
+        "doi": _text(raw.get("doi")),
+        "pmid": _text(raw.get("pmid")),
+        "etag": entry["etag"],
+        "last_modified": entry["last_modified"],
+        "json_key": entry["key"],
+        "xml_key": xml_key,
+        "xml_md5": xml_md5,
+        "media": [{"key": key, "md5": md5} for key, md5 in media],
+    }
+
+
+def _object(url: str, article_id: str) -> tuple[str, str | None]:
+    """Key and md5 of `s3://pmc-oa-opendata/PMC1.1/file.jpg?md5=...`; keys stand there as they are, not percent-encoded.
+
+    Raises:
+        ValueError: the key is not under the article's own prefix.
+    """
+    address, _, md5 = url.partition("?md5=")
+    key = address.partition("://")[2].partition("/")[2]
+    if not key.startswith(f"{article_id}/") or ".." in key.split("/"):
+        raise ValueError(f"{url} is outside {article_id}/")
+    return key, md5 if _MD5.fullmatch(md5) else None
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None or value == "" else str(value)
+
+
+def _article_id(entry: dict[str, Any]) -> str:
+    return f"{entry['pmcid']}.{entry['version']}"

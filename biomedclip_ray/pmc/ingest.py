@@ -1,0 +1,154 @@
+"""Stage ingest: catalog and XML -> one row for each article with its figures, captions, mentions and media names.
+
+No image byte is fetched here: what a figure says is known before what it shows, and that decides what is worth fetching.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from biomedclip_ray.config import Config, Source
+from biomedclip_ray.pipeline import run_parts
+from biomedclip_ray.pmc.bucket import Bucket, ObjectError, open_bucket
+from biomedclip_ray.pmc.jats import Article, Figure, JatsError, parse_article
+from biomedclip_ray.pmc.media import match_media
+from biomedclip_ray.product import Ledger, PartResult, Product
+from biomedclip_ray.schema import ARTICLES, Reason, figure_ids
+
+VERSION = 1
+ARTICLE, FIGURE = "article", "figure"
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def plan(config: Config, catalog: Product) -> Product:
+    """The articles that a catalog leads to."""
+    return Product.plan(config.root, "ingest", VERSION, config.ingest.model_dump(mode="json"), [catalog])
+
+
+def ingest(config: Config, catalog: Product) -> Product:
+    """Parse every article of the catalog, or find that done.
+
+    Raises:
+        UnfinishedError: too many XML files were lost to the network.
+    """
+    product = plan(config, catalog)
+    if product.finished:
+        product.state = "skipped"
+        return product
+    with product.running(parts=catalog.parts):
+        resources = config.ingest.resources
+        run_parts(product, _part, resources, (catalog, config.source, resources.fetch_threads))
+        product.finish_parts(config.ingest.transient_limit)
+    return product
+
+
+def _part(part: int, catalog: Product, source: Source, threads: int) -> PartResult:
+    bucket = open_bucket(source.uri, source.resources)
+    ledger = Ledger("ingest")
+    rows = []
+    entries = catalog.read(part).to_pylist()
+    with ThreadPoolExecutor(threads) as pool:
+        for entry, xml in fetch_ahead(pool, lambda e: _fetch(bucket, e), entries, ahead=2 * threads):
+            if isinstance(xml, ObjectError):
+                ledger.drop(ARTICLE, entry["article_id"], xml.reason, xml.detail)
+                continue
+            try:
+                article = parse_article(xml)
+            except JatsError as error:
+                ledger.drop(ARTICLE, entry["article_id"], error.reason, str(error))
+                continue
+            row = article_row(entry, article, ledger)
+            if row["figures"]:
+                rows.append(row)
+            else:
+                ledger.drop(ARTICLE, entry["article_id"], Reason.NO_FIGURES, f"{len(article.figures)} in the XML")
+    rows.sort(key=lambda row: str(row["article_id"]))
+    ledger.count(ARTICLE, len(entries), len(rows))
+    return PartResult(pa.Table.from_pylist(rows, schema=ARTICLES), ledger)
+
+
+def fetch_ahead(
+    pool: ThreadPoolExecutor, fetch: Callable[[Item], Result], items: Iterable[Item], ahead: int
+) -> Iterator[tuple[Item, Result]]:
+    """`(item, fetch(item))` in order, with at most `ahead` results in memory: a part of pictures can be gigabytes."""
+    waiting: deque[tuple[Item, Future[Result]]] = deque()
+    for item in items:
+        waiting.append((item, pool.submit(fetch, item)))
+        if len(waiting) >= ahead:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    while waiting:
+        first, future = waiting.popleft()
+        yield first, future.result()
+
+
+def article_row(entry: dict[str, Any], article: Article, ledger: Ledger) -> dict[str, Any]:
+    """A row of ARTICLES from a row of CATALOG and the parsed XML; figures that cannot be used go to the ledger."""
+    files = {media["key"].rsplit("/", 1)[1]: media for media in entry["media"]}
+    figures = []
+    ids = figure_ids(entry["article_id"], [figure.xml_id for figure in article.figures])
+    from_metadata = entry["license"] != "unknown"
+    license_code = entry["license"] if from_metadata else article.license or "unknown"
+    for figure_id, figure in zip(ids, article.figures, strict=True):
+        media = _media(figure, files)
+        if not figure.caption:
+            ledger.drop(FIGURE, figure_id, Reason.NO_CAPTION)
+        elif not media:
+            ledger.drop(FIGURE, figure_id, Reason.NO_GRAPHIC)
+        elif not any(item["found"] for item in media):
+            ledger.drop(FIGURE, figure_id, Reason.NO_MEDIA, ", ".join(item["name"] for item in media))
+        else:
+            figures.append(_figure_row(figure_id, figure, media, figure.license or license_code))
+    ledger.count(FIGURE, len(article.figures), len(figures))
+    return {
+        "article_id": entry["article_id"],
+        "pmcid": entry["pmcid"],
+        "part": entry["part"],
+        "title": article.title or entry["title"],
+        "journal": article.journal,
+        "year": article.year,
+        "article_type": article.article_type,
+        "keywords": list(article.keywords),
+        "doi": entry["doi"] or article.doi,
+        "pmid": entry["pmid"] or article.pmid,
+        "license": license_code,
+        "license_source": "metadata" if from_metadata else article.license_source,
+        "figures": figures,
+    }
+
+
+def _figure_row(figure_id: str, figure: Figure, media: list[dict[str, Any]], license_code: str) -> dict[str, Any]:
+    return {
+        "figure_id": figure_id,
+        "label": figure.label,
+        "caption": figure.caption,
+        "mentions": [{"sentence": m.sentence, "in_body": m.in_body} for m in figure.mentions],
+        "license": license_code,
+        "adapted": figure.adapted,
+        "media": media,
+    }
+
+
+def _media(figure: Figure, files: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The files that a figure names, matched among the article's own; alternatives share a `graphic` number."""
+    media = []
+    for graphic, names in enumerate(figure.graphics):
+        for name in names:
+            match = match_media(name, list(files))
+            found = files[match] if match is not None else {"key": None, "md5": None}
+            media.append({"name": name, **found, "found": match is not None, "graphic": graphic})
+    return media
+
+
+def _fetch(bucket: Bucket, entry: dict[str, Any]) -> bytes | ObjectError:
+    try:
+        return bucket.get(entry["xml_key"], entry["xml_md5"])
+    except ObjectError as error:
+        return error

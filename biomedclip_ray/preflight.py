@@ -1,0 +1,136 @@
+"""Everything that can be known to fail is tried before anything starts: each failure is one line with the key and the fix.
+
+A night's run that stops after six hours because a folder was read-only costs more than these seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import ray
+
+from biomedclip_ray.config import Config, ConfigError
+from biomedclip_ray.pmc.bucket import SourceError, open_bucket
+from biomedclip_ray.pmc.inventory import Inventory, find_inventory
+from biomedclip_ray.storage import Place, StorageError, check_writable
+
+READS_SOURCE = ("catalog", "ingest", "preprocess")
+MIN_FREE_BYTES = 1_000_000_000
+
+
+class PreflightError(RuntimeError):
+    """One or more things that this run needs are not there; one line each (exit code 2)."""
+
+
+def check_root(config: Config) -> None:
+    """Raises ConfigError for a relative root inside a submitted job: it would lie in Ray's unpacked package and vanish."""
+    unpacked = "runtime_resources/working_dir_files" in str(Path.cwd())
+    if "://" not in config.root and not Path(config.root).expanduser().is_absolute() and unpacked:
+        raise ConfigError(
+            f"root={config.root} is relative, but this job runs in Ray's unpacked copy of the code, which is deleted "
+            "afterwards; give an absolute path on shared storage or a URI (root=/mnt/shared/run or root=s3://bucket/run)"
+        )
+
+
+def check_places(config: Config, inventory: Inventory, stages: tuple[str, ...]) -> list[str]:
+    """What is wrong with source and root; needs no cluster."""
+    problems = []
+    try:
+        check_writable(config.root)
+    except StorageError as error:
+        problems.append(f"root: {error}; give a place that this user may write")
+    local = Place(config.root).local
+    if local is not None and local.exists() and (free := shutil.disk_usage(local).free) < MIN_FREE_BYTES:
+        problems.append(
+            f"root={config.root}: only {free / 1e9:.1f} GB are free; at least {MIN_FREE_BYTES / 1e9:.0f} GB are needed"
+        )
+    if any(stage in READS_SOURCE for stage in stages):
+        try:
+            bucket = open_bucket(config.source.uri, config.source.resources)
+            if "catalog" in stages:
+                find_inventory(bucket, inventory.date)
+            else:
+                bucket.folders("inventory-reports/")
+        except SourceError as error:
+            problems.append(str(error))
+    if config.model.tokenizer != "fit" and "train" in stages:
+        from biomedclip_ray.clip.tokenizer import load_tokenizer
+
+        try:
+            load_tokenizer(config.model.tokenizer, 64)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            problems.append(
+                f"model.tokenizer={config.model.tokenizer} cannot be loaded: {reason}; give a folder with tokenizer.json"
+            )
+    return problems
+
+
+def check_cluster(config: Config, stages: tuple[str, ...]) -> list[str]:
+    """What the connected Ray cluster lacks, and nodes that do not see the root."""
+    have = ray.cluster_resources()
+    cpus, gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
+    problems = []
+    for name, section in {
+        "catalog": config.catalog,
+        "ingest": config.ingest,
+        "preprocess": config.preprocess,
+        "evaluate": config.evaluate,
+        "embed": config.embed,
+    }.items():
+        if name not in stages:
+            continue
+        need = section.resources
+        if need.num_cpus > cpus:
+            problems.append(f"{name}.resources.num_cpus={need.num_cpus:g}, but the cluster has {cpus:g} CPUs; lower it")
+        if need.num_gpus > gpus:
+            problems.append(f"{name}.resources.num_gpus={need.num_gpus:g}, but the cluster has {gpus:g} GPUs; lower it")
+    if "train" in stages:
+        from biomedclip_ray.train.train import check as check_train
+
+        problems += check_train(config, cpus, gpus)
+    if "deploy" in stages:
+        serve = config.serve.resources
+        if serve.replicas * serve.cpus_per_replica > cpus:
+            problems.append(
+                f"serve.resources.replicas={serve.replicas} x cpus_per_replica={serve.cpus_per_replica:g}, but the cluster "
+                f"has {cpus:g} CPUs; lower one of them"
+            )
+    problems += _check_nodes(config.root)
+    return problems
+
+
+def _check_nodes(root: str) -> list[str]:
+    """Each further node writes into the root and reads back: a folder that only the head has loses every row."""
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    if len(nodes) < 2:
+        return []
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    place = Place(root)
+    name, mark = f"_preflight-{os.getpid()}", os.urandom(8)
+    place.write(name, mark)
+
+    def sees() -> str:
+        try:
+            check_writable(root)
+            return "" if Place(root).read(name) == mark else "sees another file than the driver wrote"
+        except (StorageError, OSError) as error:
+            return str(error)
+
+    try:
+        task = ray.remote(num_cpus=0)(sees)
+        answers = [
+            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote()
+            for node in nodes
+        ]
+        seen = ray.get(answers)
+    finally:
+        place.delete(name)
+    return [
+        f"root={root} is not shared storage: node {node['NodeManagerAddress']}: {answer}; use a mounted folder or s3://"
+        for node, answer in zip(nodes, seen, strict=True)
+        if answer
+    ]

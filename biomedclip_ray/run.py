@@ -1,0 +1,175 @@
+"""The record of a run: which stages ran, were resumed or skipped, what came in and why it was dropped; root/run.json.
+
+The same file keeps the inventory that `source.inventory: newest` was resolved to, so that the same command goes on with
+that date however often it is killed; `--sync` moves on to a newer one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from biomedclip_ray.config import STAGES, Config, ConfigError
+from biomedclip_ray.pmc.bucket import open_bucket
+from biomedclip_ray.pmc.inventory import Inventory, find_inventory
+from biomedclip_ray.product import Product
+from biomedclip_ray.storage import Place
+
+log = logging.getLogger(__name__)
+
+RUN_FILE = "run.json"
+
+
+def load_run(root: str) -> dict[str, Any]:
+    """root/run.json, or an empty record where nothing ran yet."""
+    try:
+        record: dict[str, Any] = json.loads(Place(root).read(RUN_FILE))
+    except FileNotFoundError:
+        return {"inventories": {}, "stages": []}
+    return record
+
+
+def resolve_inventory(config: Config, sync: bool = False) -> Inventory:
+    """The inventory this run works from: the date in the config, or the one this root has settled on, or the newest.
+
+    Raises:
+        SourceError: it is not known yet and the source does not answer.
+    """
+    wanted = config.source.inventory
+    known = load_run(config.root)["inventories"].get(config.source.uri)
+    if known and not sync and wanted in ("newest", known["date"]):
+        return Inventory(known["date"], known["checksum"], tuple(known["files"]))
+    return find_inventory(open_bucket(config.source.uri, config.source.resources), wanted)
+
+
+class Run:
+    """One pass over the stages `first`..`last`; each other stage must be finished already, or is left alone.
+
+    With `dry` nothing is started: `stage` only says what would happen.
+    """
+
+    def __init__(self, config: Config, inventory: Inventory, first: str, last: str, dry: bool = False) -> None:
+        self.config = config
+        self.inventory = inventory
+        self.chosen = STAGES[STAGES.index(first) : STAGES.index(last) + 1]
+        self.dry = dry
+        self.record = load_run(config.root)
+        self.stages: list[dict[str, Any]] = []
+        self.started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+    def wants(self, name: str) -> bool:
+        return name in self.chosen
+
+    def stage(self, plan: Callable[..., Product], verb: Callable[..., Product], *inputs: Any) -> Product:
+        """Run one stage, or find it finished. Raises ConfigError where a stage outside the range is not finished."""
+        product = plan(self.config, *inputs)
+        if self.dry:
+            self._foresee(product)
+            return product
+        if not self.wants(product.stage):
+            before_the_range = STAGES.index(product.stage) < STAGES.index(self.chosen[0])
+            if before_the_range and not product.finished:
+                raise ConfigError(
+                    f"{product.stage} is not finished for this configuration ({product.uri}); run without --only/--from"
+                )
+            return product
+        log.info("%s: %s", product.stage, product.uri)
+        started = time.monotonic()
+        product = verb(self.config, *inputs)
+        self.note(product.stage, product.state, product, time.monotonic() - started)
+        return product
+
+    def note(self, name: str, state: str, product: Product | None, seconds: float) -> None:
+        """Write a stage into root/run.json."""
+        manifest = product.manifest if product is not None else {}
+        self.stages.append(
+            {
+                "name": name,
+                "state": state,
+                "product": product.uri if product is not None else None,
+                "seconds": round(seconds, 2),
+                "peak_rss": manifest.get("peak_rss", 0),
+                "counts": manifest.get("counts", []),
+            }
+        )
+        kept = [stage for stage in self.record["stages"] if stage["name"] not in {s["name"] for s in self.stages}]
+        order = {stage: number for number, stage in enumerate(STAGES)}
+        inventories = self.record["inventories"] | {self.config.source.uri: self.inventory.__dict__}
+        record = {
+            "started": self.started,
+            "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "inventories": inventories,
+            "stages": sorted([*kept, *self.stages], key=lambda stage: order[stage["name"]]),
+            "config": self.config.model_dump(mode="json"),
+        }
+        Place(self.config.root).write(RUN_FILE, json.dumps(record, indent=1, ensure_ascii=False).encode())
+
+    def _foresee(self, product: Product) -> None:
+        if product.finished:
+            state, why = "skip", f"finished {product.manifest['created']}"
+        elif not self.wants(product.stage):
+            state, why = "leave", "not asked for"
+        elif parts := len(product.done_parts()):
+            state, why = "resume", f"{parts} parts are done"
+        else:
+            state, why = "run", "no product of this configuration and these inputs yet"
+        self.stages.append({"name": product.stage, "state": state, "why": why, "product": product.uri})
+
+    def show(self, console: Console) -> None:
+        """Print what happened, or would happen, as a table."""
+        if self.dry:
+            table = Table("stage", "would", "why", "product", title="Dry run: nothing was started")
+            for stage in self.stages:
+                table.add_row(stage["name"], stage["state"], stage["why"], stage["product"])
+        else:
+            table = _summary(self.stages, self.config.root)
+        console.print(table)
+
+
+def _summary(stages: list[dict[str, Any]], root: str) -> Table:
+    table = Table(title=f"Run in {Place(root).uri}", show_lines=False)
+    for name in ("stage", "state", "unit"):
+        table.add_column(name, no_wrap=True)
+    for name in ("in", "kept"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("dropped", overflow="fold")
+    for name in ("seconds", "peak MB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("product", overflow="fold")
+    for stage in stages:
+        product = (stage["product"] or "").removeprefix(Place(root).uri).lstrip("/")
+        facts = (f"{stage['seconds']:.1f}", f"{stage['peak_rss'] / 1e6:.0f}" if stage["peak_rss"] else "", product)
+        counts = stage["counts"] or [None]
+        for number, count in enumerate(counts):
+            head = (stage["name"], stage["state"]) if number == 0 else ("", "")
+            tail = facts if number == 0 else ("", "", "")
+            if count is None:
+                table.add_row(*head, "", "", "", "", *tail)
+                continue
+            dropped = ", ".join(f"{reason} {n:,}" for reason, n in count["dropped"].items())
+            table.add_row(*head, count["unit"], f"{count['in']:,}", f"{count['kept']:,}", dropped, *tail)
+    return table
+
+
+def list_products(root: str, console: Console) -> None:
+    """Print every product below a root with its size and what uses it."""
+    place = Place(root)
+    table = Table("product", "made", "rows", "MB", "used by", title=f"Products in {place.uri}")
+    found = sorted(name for name in place.list() if name.endswith("/_MANIFEST.json") and name.count("/") == 2)
+    manifests = {name.removesuffix("/_MANIFEST.json"): json.loads(place.read(name)) for name in found}
+    for name, manifest in manifests.items():
+        users = [
+            user
+            for user, other in manifests.items()
+            if any(f"{source['stage']}/{source['fingerprint']}" == name for source in other["inputs"])
+        ]
+        size = sum(place.list(name).values()) / 1e6
+        rows = sum(file["rows"] or 0 for file in manifest["files"] if file["name"].startswith("data/"))
+        table.add_row(name, manifest["created"], f"{rows:,}", f"{size:.1f}", ", ".join(users) or "nothing")
+    console.print(table)

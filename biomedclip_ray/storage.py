@@ -1,0 +1,187 @@
+"""Places: a URI seen as a folder of named files, on a local disk, S3 or any filesystem that pyarrow or fsspec knows.
+
+A file appears whole or not at all: on a disk by temp + fsync + rename, on an object store by a single put. `create`
+answers who was first, which is what a lease needs; on S3 that is a conditional put (If-None-Match), which pyarrow does
+not offer, so boto3 sends it.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+
+class StorageError(OSError):
+    """A place that cannot be reached, read or written; the message names the URI and the fix."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder at `uri`. Names are relative, `/`-separated; names that begin with a dot are invisible to `list`."""
+
+    uri: str
+
+    def __post_init__(self) -> None:
+        if "://" not in self.uri:
+            object.__setattr__(self, "uri", str(Path(self.uri).expanduser().absolute()))
+        object.__setattr__(self, "uri", self.uri.removeprefix("file://").rstrip("/") or "/")
+
+    @property
+    def local(self) -> Path | None:
+        """The folder on a local disk, or None for remote places."""
+        return None if "://" in self.uri else Path(self.uri)
+
+    def at(self, name: str) -> Place:
+        return Place(f"{self.uri}/{name}")
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file. Raises FileNotFoundError."""
+        fs, path = self._file(name)
+        with fs.open_input_stream(path) as stream:
+            return bytes(stream.read())
+
+    def open(self, name: str) -> pa.NativeFile:
+        """A file for random access. Raises FileNotFoundError."""
+        fs, path = self._file(name)
+        return fs.open_input_file(path)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file atomically; what stood there is replaced."""
+        if self.local is not None:
+            self._write_local(self.local / name, data, exclusive=False)
+            return
+        fs, path = self._file(name)
+        with fs.open_output_stream(path) as stream:
+            stream.write(data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a file only if there is none; False where somebody was first."""
+        if self.local is not None:
+            return self._write_local(self.local / name, data, exclusive=True)
+        if self.uri.startswith("s3://"):
+            return _put_if_absent(f"{self.uri}/{name}", data)
+        # No conditional put here: the last of two writers wins, and reading back tells which one that was.
+        if self.exists(name):
+            return False
+        self.write(name, data)
+        return self.read(name) == data
+
+    def exists(self, name: str) -> bool:
+        fs, path = self._file(name)
+        return fs.get_file_info(path).type != pafs.FileType.NotFound
+
+    def list(self, prefix: str = "") -> dict[str, int]:
+        """Files below `prefix` (a folder), recursively: name relative to this place -> bytes. A missing folder is empty."""
+        fs, base = self._file("")
+        _, path = self._file(prefix)
+        selector = pafs.FileSelector(path.rstrip("/"), recursive=True, allow_not_found=True)
+        found = {}
+        for info in fs.get_file_info(selector):
+            if info.type == pafs.FileType.File and not info.base_name.startswith("."):
+                found[info.path.removeprefix(base).lstrip("/")] = info.size
+        return dict(sorted(found.items()))
+
+    def delete(self, name: str) -> None:
+        """Remove a file; a missing one is no error."""
+        fs, path = self._file(name)
+        try:
+            fs.delete_file(path)
+        except FileNotFoundError:
+            return
+
+    def delete_all(self) -> None:
+        """Remove the folder and everything below it; a missing one is no error."""
+        fs, path = self._file("")
+        try:
+            fs.delete_dir(path)
+        except FileNotFoundError:
+            return
+
+    def download(self, folder: Path) -> None:
+        """Copy every file of this place into a local folder."""
+        for name in self.list():
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(self.read(name))
+
+    def upload(self, folder: Path) -> None:
+        """Copy every file below a local folder into this place."""
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                self.write(path.relative_to(folder).as_posix(), path.read_bytes())
+
+    def _file(self, name: str) -> tuple[pafs.FileSystem, str]:
+        fs, base = _filesystem(self.uri)
+        return fs, f"{base}/{name}" if name else base
+
+    @staticmethod
+    def _write_local(path: Path, data: bytes, exclusive: bool) -> bool:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temp = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            with temp.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            if not exclusive:
+                temp.replace(path)
+                return True
+            try:
+                os.link(temp, path)
+            except FileExistsError:
+                return False
+            return True
+        finally:
+            temp.unlink(missing_ok=True)
+
+
+@lru_cache(maxsize=256)
+def _filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The filesystem of a URI and the path in it, without a slash at the end."""
+    try:
+        fs, path = pafs.FileSystem.from_uri(uri)
+    except pa.ArrowInvalid:
+        import fsspec
+
+        try:
+            handler, path = fsspec.core.url_to_fs(uri)
+        except (ValueError, ImportError) as error:
+            raise StorageError(
+                f"{uri}: {error}; use a folder, s3://, gs:// or a URI that pyarrow or fsspec knows"
+            ) from error
+        fs = pafs.PyFileSystem(pafs.FSSpecHandler(handler))
+    return fs, path.rstrip("/")
+
+
+def _put_if_absent(uri: str, data: bytes) -> bool:
+    import boto3
+    from botocore.exceptions import ClientError
+
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    try:
+        boto3.client("s3").put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+    except ClientError as error:
+        if error.response["ResponseMetadata"]["HTTPStatusCode"] in (409, 412):
+            return False
+        raise StorageError(f"{uri}: {error}") from error
+    return True
+
+
+def check_writable(uri: str) -> None:
+    """Write a file below `uri`, read it back, remove it. Raises StorageError that names the place."""
+    place = Place(uri)
+    name, data = f"_preflight-{uuid.uuid4().hex}", uuid.uuid4().bytes
+    try:
+        place.write(name, data)
+        back = place.read(name)
+        place.delete(name)
+    except (OSError, pa.ArrowException) as error:
+        raise StorageError(f"{place.uri} cannot be written and read back: {error}".splitlines()[0]) from error
+    if back != data:
+        raise StorageError(f"{place.uri} gave back other bytes than were written")

@@ -1,0 +1,197 @@
+"""PubMed Central to a trained, measured and serving CLIP model: the whole workflow, top to bottom.
+
+    python workflows/biomedclip.py workflows/configs/sample.yaml [key=value ...]
+    ray job submit --working-dir . -- python workflows/biomedclip.py CONFIG root=s3://bucket/run
+
+Killed at any moment, the same command carries on where storage says it stopped: finished stages are skipped, finished
+parts are kept. Exit codes: 0 done; 1 a stage failed; 2 the configuration or its surroundings are wrong, and nothing was
+started; 3 too much was lost to network or disk, and the same command tries that again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+# The checkout that is submitted is what runs, whatever version the image has installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from rich.console import Console
+
+from biomedclip_ray.config import STAGES, Config, ConfigError, load
+from biomedclip_ray.lease import HeldError
+from biomedclip_ray.pmc.bucket import SourceError
+from biomedclip_ray.preflight import PreflightError, check_cluster, check_places, check_root
+from biomedclip_ray.product import Product, UnfinishedError
+from biomedclip_ray.run import Run, list_products, resolve_inventory
+from biomedclip_ray.storage import StorageError
+
+log = logging.getLogger("biomedclip")
+
+
+def story(run: Run, config: Config) -> None:
+    """The stages in order; each reads products and leaves one."""
+    from biomedclip_ray.train.train import plan as plan_bundle
+    from biomedclip_ray.train.train import train
+
+    from biomedclip_ray.corpus.curate import curate
+    from biomedclip_ray.corpus.curate import plan as plan_corpus
+    from biomedclip_ray.evaluate.evaluate import evaluate
+    from biomedclip_ray.evaluate.evaluate import plan as plan_evaluation
+    from biomedclip_ray.figures.preprocess import plan as plan_pairs
+    from biomedclip_ray.figures.preprocess import preprocess
+    from biomedclip_ray.pmc.catalog import catalog
+    from biomedclip_ray.pmc.catalog import plan as plan_catalog
+    from biomedclip_ray.pmc.ingest import ingest
+    from biomedclip_ray.pmc.ingest import plan as plan_articles
+    from biomedclip_ray.search.embed import embed
+    from biomedclip_ray.search.embed import plan as plan_index
+
+    # Which articles there are, and which of them may be used: the newest version of each, judged by its metadata.
+    versions = run.stage(plan_catalog, catalog, run.inventory)
+    # What their figures say: labels, captions, mentions. No picture yet.
+    articles = run.stage(plan_articles, ingest, versions)
+    # What they show: each picture fetched once, checked, resized, and put beside its text.
+    pairs = run.stage(plan_pairs, preprocess, articles)
+    # What is trained on: duplicates out, groups never on both sides of a split.
+    corpus = run.stage(plan_corpus, curate, pairs)
+    # Two towers that learn which picture belongs to which caption.
+    bundle = run.stage(plan_bundle, train, pairs, corpus)
+    # How well they do on articles they never saw.
+    run.stage(plan_evaluation, evaluate, bundle, pairs, corpus)
+    # Every kept pair as two vectors, in an index that searches them.
+    index = run.stage(plan_index, embed, bundle, pairs, corpus)
+    # The encoder and the index behind HTTP.
+    if run.wants("deploy"):
+        go_live(run, config, bundle, index)
+
+
+def go_live(run: Run, config: Config, bundle: Product, index: Product) -> None:
+    """Deploy, unless the same bundle and index are running already, and ask the live endpoint real questions."""
+    if run.dry:
+        run.stages.append({"name": "deploy", "state": "run", "why": "asked for", "product": ""})
+        return
+    from biomedclip_ray.serve.deploy import ask, deploy
+
+    started = time.monotonic()
+    deployed = deploy(config, bundle, index)
+    console.print(f"\nServing at [bold]{deployed.url}[/] ({deployed.state}). It was asked:")
+    for line in ask(deployed.url, index):
+        console.print(f"  {line}", highlight=False)
+    run.note("deploy", deployed.state, None, time.monotonic() - started)
+
+
+def main(arguments: list[str]) -> int:
+    options = _options(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    for chatty in ("botocore", "boto3", "urllib3", "httpx", "matplotlib", "ray.data", "ray.serve"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    try:
+        config = load(options.config, options.overrides)
+        check_root(config)
+        if options.list:
+            list_products(config.root, console)
+            return 0
+        return _run(config, options)
+    except (ConfigError, SourceError, StorageError, PreflightError, HeldError) as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return 2
+    except UnfinishedError as error:
+        print(f"unfinished: {error}", file=sys.stderr)
+        return 3
+
+
+def _run(config: Config, options: argparse.Namespace) -> int:
+    first = options.only or options.start or STAGES[0]
+    last = options.only or options.until or STAGES[-1]
+    if STAGES.index(first) > STAGES.index(last):
+        raise ConfigError(f"--from {first} comes after --until {last}")
+    inventory = resolve_inventory(config, options.sync)
+    run = Run(config, inventory, first, last, dry=options.dry_run)
+    if options.dry_run:
+        story(run, config)
+        run.show(console)
+        return 0
+    waiting = unfinished_stages(config, run)
+    _refuse(check_places(config, inventory, waiting))
+    _connect()
+    import ray
+
+    try:
+        _refuse(check_cluster(config, waiting))
+        story(run, config)
+        run.show(console)
+        from biomedclip_ray.report import write_report
+
+        console.print(f"Report: {write_report(config.root)}", soft_wrap=True)
+        if options.hold and run.wants("deploy"):
+            console.print("The server stays up until Ctrl-C.")
+            _until_stopped()
+    finally:
+        ray.shutdown()
+    return 0
+
+
+def unfinished_stages(config: Config, run: Run) -> tuple[str, ...]:
+    """The chosen stages that have work to do; preflight asks only for what they need."""
+    foresight = Run(config, run.inventory, run.chosen[0], run.chosen[-1], dry=True)
+    story(foresight, config)
+    return tuple(stage["name"] for stage in foresight.stages if stage["state"] in ("run", "resume"))
+
+
+def _connect() -> None:
+    """The cluster that RAY_ADDRESS names (a submitted job has it), else a Ray of our own that ends with this process."""
+    import ray
+
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
+    else:
+        ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise PreflightError("\n".join(problems))
+
+
+def _until_stopped() -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        console.print("Stopping.")
+
+
+def _options(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="biomedclip.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="YAML file, for example workflows/configs/sample.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.lr=3e-4")
+    parser.add_argument("--only", choices=STAGES, help="this stage alone; those before it must be finished")
+    parser.add_argument("--from", dest="start", choices=STAGES, help="begin here; the stages before must be finished")
+    parser.add_argument("--until", choices=STAGES, help="stop after this stage")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would run or be skipped, and why; start nothing"
+    )
+    parser.add_argument("--list", action="store_true", help="list the products in the root, their size and their users")
+    parser.add_argument("--sync", action="store_true", help="move on to the source's newest inventory")
+    parser.add_argument("--hold", action="store_true", help="keep the server up after deploying, until Ctrl-C")
+    options = parser.parse_intermixed_args(arguments)
+    if options.only and (options.start or options.until):
+        parser.error("--only goes without --from and --until")
+    return options
+
+
+console = Console(soft_wrap=False)
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
