@@ -18,12 +18,12 @@ import pyarrow.compute as pc
 from biomedclip_ray.config import Config, ConfigError
 from biomedclip_ray.evaluate import plots
 from biomedclip_ray.evaluate.retrieval import by_kind, retrieval
+from biomedclip_ray.evaluate.vectors import encode_pairs, to_column, to_matrix
 from biomedclip_ray.pipeline import run_parts
 from biomedclip_ray.product import Ledger, PartResult, Product, conform
 from biomedclip_ray.schema import Reason
 
 VERSION = 1
-BATCH = 64
 
 
 class LeakageError(ConfigError):
@@ -100,7 +100,7 @@ def measure(pool: pa.Table, split: str, bootstraps: int, seed: int) -> dict[str,
     Raises:
         RuntimeError: vectors of more than one bundle.
     """
-    text, image = (_matrix(pool[name]) for name in ("text_vector", "image_vector"))
+    text, image = (to_matrix(pool[name]) for name in ("text_vector", "image_vector"))
     bundles = pc.unique(pool["bundle"]).to_pylist()
     if len(bundles) != 1:
         raise RuntimeError(f"the pool holds vectors of {len(bundles)} bundles: {bundles}")
@@ -204,17 +204,13 @@ class _HeldOut:
         if not len(rows):
             return PartResult(schema.empty_table(), ledger)
         content = self.pairs.read(part, ["text", "image"]).take(rows)
-        texts, images = content["text"].to_pylist(), content["image"].to_pylist()
-        text, image = [], []
-        for start in range(0, len(rows), BATCH):
-            text.append(self.encoder.encode_text(texts[start : start + BATCH]))
-            image.append(self.encoder.encode_images(images[start : start + BATCH]))
-        facts = facts.take(rows)
-        columns = {name: facts[name] for name in ("pair_id", "article_id", "figure_kind")}
-        columns["group"] = judged["group"].take(rows)
-        for name, vectors in (("text_vector", text), ("image_vector", image)):
-            flat = pa.array(np.concatenate(vectors).ravel(), pa.float32())
-            columns[name] = pa.FixedSizeListArray.from_arrays(flat, self.encoder.dimensions)
+        text, image = encode_pairs(self.encoder, content["text"].to_pylist(), content["image"].to_pylist())
+        columns = {name: facts[name].take(rows) for name in ("pair_id", "article_id", "figure_kind")}
+        columns |= {
+            "group": judged["group"].take(rows),
+            "text_vector": to_column(text),
+            "image_vector": to_column(image),
+        }
         columns["bundle"] = pa.array([self.encoder.bundle_id] * len(rows))
         return PartResult(conform(pa.table(columns), schema), ledger)
 
@@ -233,9 +229,3 @@ def _schema(dimensions: int) -> pa.Schema:
             "bundle": pa.string(),
         }
     )
-
-
-def _matrix(column: pa.ChunkedArray) -> np.ndarray:
-    """A column of fixed-size lists as (n, d) float32."""
-    array = column.combine_chunks()
-    return array.flatten().to_numpy().reshape(len(array), -1)

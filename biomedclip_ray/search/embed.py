@@ -1,0 +1,208 @@
+"""Stage: a bundle and the kept pairs -> both vectors, what search shows and filters by, and the Lance table of them.
+
+Two passes. Parts first: each is encoded once and stands in data/ as Parquet, so an interrupted run resumes by part. Then
+the table is written from there, fragments by many tasks and one commit by the driver, and its rows are counted against
+pairs less ledger. An interrupted second pass starts again: it is minutes of copying, where one part is minutes of a GPU.
+The map (x, y) is the plane of the largest variance of the image vectors, fitted between the passes: a projection places
+any later vector too, which t-SNE cannot.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray
+from numpy.typing import NDArray
+from PIL import Image
+
+from biomedclip_ray.config import Config, ConfigError, PartResources
+from biomedclip_ray.evaluate.vectors import encode_pairs, to_column, to_matrix
+from biomedclip_ray.pipeline import run_parts
+from biomedclip_ray.product import Ledger, PartResult, Product, conform, ledger_name
+from biomedclip_ray.schema import Reason, index_schema
+from biomedclip_ray.search import index
+
+VERSION = 1
+
+PARTS_PER_FRAGMENT = 64
+"""About 130,000 pairs and a gigabyte: fifteen million pairs are some hundred fragments."""
+
+MAP_ROWS = 20_000
+"""Image vectors that the map's plane is fitted to."""
+
+_SHOWN = ("pair_id", "article_id", "caption", "title", "journal", "year", "license", "doi", "figure_kind")
+
+
+def plan(config: Config, bundle: Product, pairs: Product, corpus: Product) -> Product:
+    """The product that `embed` would make; `bundle` is the train stage's product."""
+    return Product.plan(config.root, "embed", VERSION, config.embed.model_dump(mode="json"), [bundle, pairs, corpus])
+
+
+def embed(config: Config, bundle: Product, pairs: Product, corpus: Product) -> Product:
+    """Encode every kept pair of `embed.splits` and index it; the table lies at `product.uri`, `Index.open` reads it.
+
+    Raises:
+        ConfigError: no pair passes.
+        BadIndexError: the table holds another number of rows than pairs less ledger.
+        HeldError: another driver embeds here.
+    """
+    product = plan(config, bundle, pairs, corpus)
+    if product.finished:
+        product.state = "skipped"
+        return product
+    section = config.embed
+    with product.running(parts=pairs.parts):
+        arguments = (bundle.place.at("bundle").uri, pairs, corpus, section.splits, section.batch, section.thumbnail)
+        run_parts(product, _Embedder, section.resources, args=arguments)
+        expected = _rows(pairs) - _dropped(product)
+        if expected <= 0:
+            raise ConfigError(
+                f"embed.splits={list(section.splits)}: {corpus.uri} keeps no pair of them; name other splits"
+            )
+        settings = _build(product, expected, section.resources, section.ann_rows)
+        product.finish_parts(section.transient_limit, extra={"index": {"rows": expected, **asdict(settings)}})
+    return product
+
+
+def select(corpus: pa.Table, splits: tuple[str, ...]) -> tuple[NDArray[np.int64], Ledger]:
+    """Rows of one part that are embedded, and the ledger of the others.
+
+    Args:
+        corpus: columns pair_id, split, kept.
+    """
+    ledger = Ledger("embed")
+    kept = pc.fill_null(corpus["kept"], False).to_numpy()
+    named = pc.is_in(corpus["split"], pa.array(splits, pa.string())).to_numpy()
+    ids = corpus["pair_id"].to_pylist()
+    for row in np.flatnonzero(~kept):
+        ledger.drop("pair", ids[row], Reason.NOT_IN_CORPUS)
+    for row in np.flatnonzero(kept & ~named):
+        ledger.drop("pair", ids[row], Reason.SPLIT_NOT_EMBEDDED)
+    rows = np.flatnonzero(kept & named)
+    ledger.count("pair", len(ids), len(rows))
+    return rows, ledger
+
+
+def thumbnail(jpeg: bytes, side: int) -> bytes:
+    """A JPEG whose long side is at most `side` pixels."""
+    with Image.open(io.BytesIO(jpeg)) as picture:
+        picture.draft("RGB", (2 * side, 2 * side))  # decoded at half or quarter scale where that is large enough
+        small = picture.convert("RGB")
+    small.thumbnail((side, side))
+    sink = io.BytesIO()
+    small.save(sink, "JPEG", quality=85)
+    return sink.getvalue()
+
+
+def plane(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The two principal axes of (n, d) vectors and their mean, scaled so that these vectors lie within [-1, 1].
+
+    Returns:
+        (3, d): mean, then the axes; (vector - mean) @ axis gives x and y. Signs are fixed (each axis' largest entry is
+        positive), so that the same vectors give the same map.
+    """
+    mean = vectors.mean(axis=0, dtype=np.float64)
+    centred = vectors - mean
+    _, axes = np.linalg.eigh(centred.T @ centred)
+    top = axes[:, ::-1].T[:2]
+    top = np.concatenate([top, np.zeros((2 - len(top), vectors.shape[1]))])
+    top *= np.sign(top[np.arange(2), np.abs(top).argmax(axis=1)])[:, None]
+    reach = np.abs(centred @ top.T).max(axis=0)
+    return np.stack([mean, *(top / np.where(reach > 0, reach, 1)[:, None])]).astype(np.float32)
+
+
+class _Embedder:
+    """Makes the rows of one part; holds the model, so one is made per process."""
+
+    def __init__(
+        self, bundle: str, pairs: Product, corpus: Product, splits: tuple[str, ...], batch: int, side: int
+    ) -> None:
+        from biomedclip_ray.clip.encoder import Encoder
+
+        self.encoder = Encoder.load(bundle)
+        self.encoder.batch = batch
+        self.pairs, self.corpus = pairs, corpus
+        self.splits, self.side = splits, side
+
+    def __call__(self, part: int) -> PartResult:
+        judged = self.corpus.read(part, ["pair_id", "split", "kept"])
+        rows, ledger = select(judged, self.splits)
+        schema = _part_schema(self.encoder.dimensions)
+        if not len(rows):
+            return PartResult(schema.empty_table(), ledger)
+        facts = self.pairs.read(part, [*_SHOWN, "text", "image"])
+        if facts["pair_id"] != judged["pair_id"]:
+            raise RuntimeError("corpus and pairs are not aligned row by row: curate ran over other pairs")
+        facts = facts.take(rows)
+        images = facts["image"].to_pylist()
+        text, image = encode_pairs(self.encoder, facts["text"].to_pylist(), images)
+        columns = {name: facts[name] for name in _SHOWN}
+        columns |= {
+            "image_vector": to_column(image),
+            "text_vector": to_column(text),
+            "split": judged["split"].take(rows),
+            "thumbnail": pa.array([thumbnail(data, self.side) for data in images], pa.binary()),
+            "bundle": pa.array([self.encoder.bundle_id] * len(rows)),
+        }
+        return PartResult(conform(pa.table(columns), schema), ledger)
+
+
+def _part_schema(dimensions: int) -> pa.Schema:
+    """data/ of this stage: the index's columns but the map, which is known only when all parts are."""
+    return pa.schema([column for column in index_schema(dimensions) if column.name not in ("x", "y")])
+
+
+def _rows(pairs: Product) -> int:
+    return sum(file["rows"] for file in pairs.manifest["files"] if file["name"].startswith("data/"))
+
+
+def _dropped(product: Product) -> int:
+    total = 0
+    for part in range(product.parts):
+        with product.place.open(ledger_name(part)) as file:
+            total += pq.read_metadata(file).num_rows
+    return total
+
+
+def _build(product: Product, expected: int, resources: PartResources, ann_rows: int) -> index.Settings:
+    """Write the table from data/ and index it. What an interrupted run left of it is removed first."""
+    product.place.at(index.TABLE).delete_all()
+    axes = plane(_sample(product))
+    schema = index_schema(axes.shape[1])
+    parts = range(product.parts)
+    chunks = [parts[at : at + PARTS_PER_FRAGMENT] for at in range(0, len(parts), PARTS_PER_FRAGMENT)]
+    task = ray.remote(num_cpus=resources.num_cpus)(_write_fragments)
+    fragments: list[Any] = []
+    for written in ray.get([task.remote(product, chunk, axes, schema) for chunk in chunks]):
+        fragments.extend(written)
+    index.commit(product.place, fragments, schema, expected)
+    return index.finish(product.place, ann_rows)
+
+
+def _write_fragments(product: Product, parts: range, axes: NDArray[np.float32], schema: pa.Schema) -> list[Any]:
+    return index.write_rows(product.place, (_placed(product.read(part), axes, schema) for part in parts), schema)
+
+
+def _placed(table: pa.Table, axes: NDArray[np.float32], schema: pa.Schema) -> pa.Table:
+    """The rows with their place on the map."""
+    mean, *plane_axes = axes
+    vectors = to_matrix(table["image_vector"])
+    for name, axis in zip(("x", "y"), plane_axes, strict=True):
+        table = table.append_column(name, pa.array((vectors - mean) @ axis, pa.float32()))
+    return conform(table, schema)
+
+
+def _sample(product: Product) -> NDArray[np.float32]:
+    """Image vectors of the first parts: parts are drawn by hash, so the first are as good as any."""
+    found: list[NDArray[np.float32]] = []
+    for table in product.scan(["image_vector"]):
+        found.append(to_matrix(table["image_vector"]))
+        if sum(len(vectors) for vectors in found) >= MAP_ROWS:
+            break
+    return np.concatenate(found)[:MAP_ROWS]

@@ -1,0 +1,53 @@
+"""The pure parts of the embed stage: which pairs enter, the thumbnail, the map."""
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from biomedclip_ray.schema import CORPUS
+from biomedclip_ray.search.embed import plane, select, thumbnail
+
+
+def test_pairs_that_do_not_enter_are_in_the_ledger_with_their_reason():
+    corpus = pa.Table.from_pylist(
+        [
+            {"pair_id": "a", "split": "train", "kept": True},
+            {"pair_id": "b", "split": "test", "kept": True},
+            {"pair_id": "c", "split": "train", "kept": False},
+            {"pair_id": "d", "split": "validation", "kept": True},
+        ],
+        schema=CORPUS,
+    )
+    rows, ledger = select(corpus, ("train", "validation"))
+    assert rows.tolist() == [0, 3]
+    assert ledger.counts == {"pair": (4, 2)}
+    assert {row["id"]: row["reason"] for row in ledger.rows} == {"b": "split_not_embedded", "c": "not_in_corpus"}
+
+
+@pytest.mark.parametrize(("mode", "size", "expected"), [("RGB", (400, 200), (100, 50)), ("L", (60, 90), (60, 90))])
+def test_a_thumbnail_keeps_the_shape_and_is_never_enlarged(mode, size, expected):
+    sink = io.BytesIO()
+    Image.new(mode, size, 128).save(sink, "JPEG")
+    with Image.open(io.BytesIO(thumbnail(sink.getvalue(), 100))) as small:
+        assert (small.mode, small.size) == ("RGB", expected)
+
+
+def test_the_map_s_plane_holds_the_two_largest_variances():
+    random = np.random.default_rng(0)
+    vectors = (random.normal(size=(500, 6)) * [1, 9, 1, 4, 1, 1] + 5).astype(np.float32)
+    mean, x, y = plane(vectors)
+    assert np.abs(x).argmax() == 1
+    assert np.abs(y).argmax() == 3
+    placed = (vectors - mean) @ np.stack([x, y]).T
+    assert np.abs(placed).max(axis=0) == pytest.approx([1, 1], abs=1e-4)
+    assert abs(np.corrcoef(placed.T)[0, 1]) < 1e-3
+    np.testing.assert_allclose(plane(vectors[::-1]), [mean, x, y], atol=1e-5)
+
+
+def test_a_single_vector_lies_in_the_middle():
+    mean, x, y = plane(np.array([[0.6, 0.8]], np.float32))
+    assert mean.tolist() == pytest.approx([0.6, 0.8])
+    assert np.isfinite([x, y]).all()
