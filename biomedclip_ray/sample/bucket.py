@@ -39,7 +39,7 @@ from biomedclip_ray.sample.truth import (
 from biomedclip_ray.sample.words import FigureXml, plain
 from biomedclip_ray.schema import Reason, figure_ids
 
-VERSION = 2
+VERSION = 3
 """Raised with any change that alters the bytes of a bucket."""
 BUCKET = "pmc-oa-opendata"
 INVENTORY_DATE = "2026-11-20T01-00Z"

@@ -322,7 +322,7 @@ def compound(rng: Rng, kinds: list[str]) -> tuple[Image.Image, list[list[float]]
         x, y = gap + (k % columns) * (side_w + gap), gap + (k // columns) * (side_h + _LETTER + gap)
         panel, sentence = KINDS[kind](rng, side_w, side_h)
         picture.paste(panel, (x, y + _LETTER))
-        draw.text((x, y), "ABCD"[k], fill=(0, 0, 0), font=font(24), stroke_width=1, stroke_fill=(0, 0, 0))
+        draw.text((x + 2, y), "ABCD"[k], fill=(0, 0, 0), font=font(24), stroke_width=1, stroke_fill=(0, 0, 0))
         corners = (x / width, y / height, (x + side_w) / width, (y + _LETTER + side_h) / height)
         boxes.append([round(c, 5) for c in corners])
         words.append(sentence)
