@@ -25,7 +25,7 @@ def draw(result: dict[str, Any]) -> dict[str, bytes]:
 
 
 def histogram(ranks: NDArray[np.float64], n: int) -> dict[str, list[float]]:
-    """Counts of ranks between powers of two: {"edges": [1, 2, 4, .., > n], "counts": one fewer}."""
+    """Counts of ranks between powers of two: edges 1, 2, 4, .. above n, and one count fewer."""
     edges = 2.0 ** np.arange(int(np.floor(np.log2(n))) + 2)
     counts, _ = np.histogram(ranks, edges)
     return {"edges": edges.tolist(), "counts": counts.tolist()}
@@ -46,7 +46,6 @@ def _recall(result: dict[str, Any]) -> bytes:
         axes.set_xticks(place, [f"recall@{k}" for k in KS])
         axes.set_title(f"{direction.replace('_', ' ')}, n = {result['n']}")
     figure.axes[0].set_ylim(0, 1)
-    figure.axes[0].legend()
     return _png(figure)
 
 
@@ -60,10 +59,10 @@ def _ranks(result: dict[str, Any]) -> bytes:
         expected = result["n"] * np.diff(np.minimum(edges, result["n"] + 1)) / result["n"]
         axes.stairs(expected, edges, color="black", linestyle="dashed", label="chance")
         axes.set_xscale("log", base=2)
+        axes.set_xticks(edges[:-1], [f"{edge:.0f}" for edge in edges[:-1]])
         axes.set_xlabel("rank of the right answer")
         axes.set_title(direction.replace("_", " "))
     figure.axes[0].set_ylabel("queries")
-    figure.axes[0].legend()
     return _png(figure)
 
 
@@ -81,7 +80,6 @@ def _by_kind(result: dict[str, Any]) -> bytes:
     axes.set_yticks(place, [f"{kind} (n = {result['by_kind'][kind]['n']})" for kind in kinds])
     axes.set_xlim(0, 1)
     axes.set_xlabel("recall@10 within the kind")
-    axes.legend()
     return _png(figure)
 
 
@@ -91,6 +89,8 @@ def _errors(figures: list[dict[str, float]]) -> NDArray[np.float64]:
 
 
 def _png(figure: Figure) -> bytes:
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     sink = io.BytesIO()
     FigureCanvasAgg(figure).print_png(sink)
     return sink.getvalue()
