@@ -98,18 +98,20 @@ def _mentions(figs: list[etree._Element], xrefs: list[tuple[etree._Element, str]
             by_id.setdefault(xml_id, []).append(n)
     blocks: dict[etree._Element, dict[etree._Element, list[int]]] = {}
     for xref, rids in xrefs:
-        targets = by_id.get(rids) or [n for rid in rids.split() for n in by_id.get(rid, ())]
+        targets = by_id.get(rids)
+        if targets is None and " " in rids:
+            targets = [n for rid in rids.split() for n in by_id.get(rid, ())]
         if targets:
             block = next(each for each in xref.iterancestors() if each.tag in STOPS)
             blocks.setdefault(block, {})[xref] = targets
     found: list[dict[str, bool]] = [{} for _ in figs]
     for block, cited in blocks.items():
-        around = list(block.iterancestors("fig", "body"))
-        in_body = any(element.tag == "body" for element in (block, *around))
-        sentences = citing_sentences(block, {xref: _short_label(figs[n[0]]) for xref, n in cited.items()})
-        for sentence, targets in zip(sentences, cited.values(), strict=True):
+        around = [block, *block.iterancestors("fig", "body")]
+        in_body = any(element.tag == "body" for element in around)
+        labels = {xref: "" if len(xref) or xref.text else _short_label(figs[n[0]]) for xref, n in cited.items()}
+        for sentence, targets in zip(citing_sentences(block, labels), cited.values(), strict=True):
             for n in targets:
-                if figs[n] not in around and figs[n] is not block:
+                if figs[n] not in around:
                     found[n][sentence] = found[n].get(sentence, False) or in_body
     return [tuple(Mention(sentence, in_body) for sentence, in_body in each.items()) for each in found]
 

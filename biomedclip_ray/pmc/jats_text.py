@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 
 from lxml import etree
 
@@ -91,13 +92,18 @@ def citing_sentences(block: etree._Element, cited: Mapping[etree._Element, str])
     out: list[str] = []
     _walk(block, out, SENTENCE, cited)
     text = normalised(out)
-    bounds = [0, *boundaries(text), len(text)]
+    stops = list(_STOP.finditer(text))
     sentences = []
-    at, after = text.find(MARK), 0
+    begin = end = after = 0
+    at = text.find(MARK)
     while at >= 0:
-        while bounds[after] <= at:
-            after += 1
-        sentences.append(text[bounds[after - 1] : bounds[after]].replace(MARK, "").replace(END, "").strip())
+        if at >= end:
+            while after < len(stops) and stops[after].end() <= at:
+                after += 1
+            begin = next((stop.end() for stop in reversed(stops[:after]) if _ends_sentence(text, stop)), 0)
+            end = next((stop.end() for stop in stops[after:] if _ends_sentence(text, stop)), len(text))
+            sentence = " ".join(text[begin:end].replace(MARK, "").replace(END, "").split())
+        sentences.append(sentence)
         at = text.find(MARK, at + 1)
     return sentences
 
@@ -197,8 +203,10 @@ def _mathml(math: etree._Element) -> str:
     return "".join(pieces)
 
 
-_STOP = re.compile(r"""[.!?]["'\u201d\u2019)\]]*\ (?=["'\u201c\u2018(\[\x00]*[^\W_a-z])|\x01""", re.VERBOSE)
-_LAST_WORD = re.compile(r"([^\s(\[\x00\x01]*)$")
+_STOP = re.compile(
+    r"""[.!?\x01](?: (?<=\x01) | ["'\u201d\u2019)\]]*\ (?=["'\u201c\u2018(\[\x00]*[^\W_a-z]) )""", re.VERBOSE
+)
+_BEFORE_WORD = "([\"'\u201c\u2018" + MARK + END
 _NEXT_WORD = re.compile(r"\w+")
 _ABBREVIATIONS = frozenset(
     "fig figs figure ref refs eq eqs eqn eqns no nos cf vs ca approx dr mr mrs ms prof st sp spp var subsp ssp suppl supp"
@@ -215,19 +223,22 @@ _STARTERS = frozenset(
 )
 
 
-def boundaries(text: str) -> list[int]:
-    """Offsets at which the second and later sentences of normalised text begin."""
-    return [m.end() for m in _STOP.finditer(text) if text[m.start()] != "." or _ends_sentence(text, m.start(), m.end())]
+def sentences(text: str) -> list[str]:
+    """Normalised text cut into sentences."""
+    bounds = [0, *(stop.end() for stop in _STOP.finditer(text) if _ends_sentence(text, stop)), len(text)]
+    return [text[begin:end].strip() for begin, end in pairwise(bounds)]
 
 
-def _ends_sentence(text: str, stop: int, following: int) -> bool:
-    """Does the full stop at `stop` end a sentence, and not stand after "Fig", "e.g", "et al" or an initial?"""
-    match = _LAST_WORD.search(text, max(0, stop - 24), stop)
-    word = match[1] if match else ""
+def _ends_sentence(text: str, stop: re.Match[str]) -> bool:
+    """Does this stop end a sentence, and not stand after "Fig", "e.g", "et al" or an initial?"""
+    at = stop.start()
+    if text[at] != ".":
+        return True
+    word = text[max(0, at - 24) : at].rpartition(" ")[2].lstrip(_BEFORE_WORD)
     if word.lower() in _ABBREVIATIONS:
         return False
-    initial = len(word.rpartition(".")[2]) == 1 and word[-1].isalpha() and word[-1].isupper()
+    initial = len(word.rpartition(".")[2]) == 1 and word[-1].isupper()
     if initial or word.lower() in _UNSURE:
-        following_word = _NEXT_WORD.search(text, following)
-        return following_word is not None and following_word[0] in _STARTERS
+        following = _NEXT_WORD.search(text, stop.end())
+        return following is not None and following[0] in _STARTERS
     return True

@@ -37,7 +37,7 @@ class JatsError(ValueError):
 
 def article_element(xml: bytes) -> etree._Element:
     """The file's `article` element. Raises JatsError where it is empty, not well-formed, or holds no article."""
-    if not xml.strip():
+    if not xml or xml.isspace():
         raise JatsError(Reason.EMPTY_XML)
     try:
         root = etree.fromstring(without_references(xml), _PARSER)
@@ -46,50 +46,61 @@ def article_element(xml: bytes) -> etree._Element:
     return _article(root)
 
 
-_MATTERS = re.compile(rb"<(?:!|fig|xref|graphic)")
-_ENCODING = re.compile(
-    rb"""^(?:\xef\xbb\xbf)?<\?xml[^>]*?encoding\s*=\s*["'](?!utf-8["']|us-ascii["'])""", re.IGNORECASE
-)
+_OTHER_ENCODING = re.compile(rb"""encoding\s*=\s*["'](?!utf-8["']|us-ascii["'])""", re.IGNORECASE)
 _OPEN, _CLOSE = b"<ref-list", b"</ref-list>"
 
 
 def without_references(xml: bytes) -> bytes:
     """The same bytes without the reference lists that certainly hold nothing for us.
 
-    A list stays where it holds a figure, an xref, a graphic, a comment or CDATA; where a comment or processing
-    instruction is open at one of its borders; and everywhere in a file with CDATA, entity declarations or another
-    encoding than UTF-8. So parsing a well-formed file gives the same article with and without the cut.
+    A list stays where it holds a figure, an xref, a comment or CDATA, where a comment or processing instruction is open
+    at one of its borders, after CDATA or entity declarations, and in another encoding than UTF-8. So a well-formed file
+    gives the same article with and without the cut.
     """
     start = xml.find(_OPEN)
-    if start < 0 or _ENCODING.match(xml) or b"<![CDATA[" in xml or b"<!ENTITY" in xml:
+    if start < 0 or _OTHER_ENCODING.search(xml, 0, 200):
         return xml
     pieces = []
     kept = 0
     while start >= 0:
-        end = xml.find(_CLOSE, start)
-        # Nested lists: the outer one ends after as many ends as there were beginnings.
-        begun, ended = xml.count(_OPEN, start + 1, max(end, 0)), 0
-        while end >= 0 and ended < begun:
-            following = xml.find(_CLOSE, end + 1)
-            begun += xml.count(_OPEN, end, max(following, 0))
-            end, ended = following, ended + 1
+        end = _matching_end(xml, start)
         if end < 0:
             break
-        stop = end + len(_CLOSE)
-        if _in_content(xml, start) and _in_content(xml, end) and not _MATTERS.search(xml, start, stop):
+        if not _holds_anything(xml, start, end) and _in_content(xml, start) and _closed(xml, b"<?", b"?>", start, end):
             pieces.append(xml[kept:start])
-            kept = stop
-        start = xml.find(_OPEN, stop)
+            kept = end + len(_CLOSE)
+        start = xml.find(_OPEN, end)
     return b"".join((*pieces, xml[kept:])) if pieces else xml
 
 
+def _matching_end(xml: bytes, start: int) -> int:
+    """Where the end tag of the list that begins at `start` stands, lists inside it counted; -1: nowhere."""
+    inside, end = start + 1, xml.find(_CLOSE, start)
+    while end >= 0:
+        inside = xml.find(_OPEN, inside, end)
+        if inside < 0:
+            return end
+        inside, end = inside + 1, xml.find(_CLOSE, end + 1)
+    return -1
+
+
+def _holds_anything(xml: bytes, start: int, end: int) -> bool:
+    return xml.find(b"<!", start, end) >= 0 or xml.find(b"<fig", start, end) >= 0 or xml.find(b"<xref", start, end) >= 0
+
+
 def _in_content(xml: bytes, at: int) -> bool:
-    """Is no comment and no processing instruction open here? (A doubt counts as open.)"""
-    for begin, finish in ((b"<?", b"?>"), (b"<!--", b"-->")):
-        begun = xml.rfind(begin, 0, at)
-        if begun >= 0 and xml.find(finish, begun, at) < 0:
-            return False
-    return True
+    """Is this place certainly in no comment, processing instruction, CDATA section or DTD?"""
+    if not _closed(xml, b"<?", b"?>", 0, at) or xml.find(b"<![CDATA[", 0, at) >= 0:
+        return False
+    last = xml.rfind(b"<!", 0, at)
+    if last >= 0 and xml.startswith(b"<!DOCTYPE", last):
+        return xml.find(b"<!") == last
+    return last < 0 or xml.find(b"-->", last, at) >= 0
+
+
+def _closed(xml: bytes, begin: bytes, finish: bytes, start: int, end: int) -> bool:
+    last = xml.rfind(begin, start, end)
+    return last < 0 or xml.find(finish, last, end) >= 0
 
 
 def _article(root: etree._Element) -> etree._Element:
