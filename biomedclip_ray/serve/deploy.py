@@ -1,0 +1,142 @@
+"""The stage `deploy`: bring the application up on the cluster and wait until it answers.
+
+It leaves no product; what it would change is asked of the running application, whose /v1/models tells the fingerprint of
+the arguments it was built with. The same bundle, index and settings: skipped. Another bundle: the new one is loaded
+beside the old one, which serves until then.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import httpx
+import ray
+from ray import serve
+from ray.serve import RunTarget
+
+from biomedclip_ray.config import Config, ConfigError, ServeResources
+from biomedclip_ray.product import Product
+from biomedclip_ray.search.index import TABLE
+from biomedclip_ray.serve.app import Arguments, build
+
+PROBE_S = 5.0
+
+
+class DeployError(RuntimeError):
+    """The application did not come up; the message holds what Serve says."""
+
+
+@dataclass(frozen=True)
+class Deployed:
+    url: str
+    state: Literal["ran", "skipped"]
+    name: str
+    """Name of the Serve application."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    question: str
+    hits: list[dict[str, Any]]
+    """As in /v1/search's data: score, caption, article_url, license, thumbnail..."""
+
+
+def deploy(config: Config, bundle: Product, index: Product) -> Deployed:
+    """Serve a bundle and its index on the connected Ray cluster.
+
+    Raises:
+        ConfigError: the port is taken, or the cluster has too few CPUs or GPUs.
+        DeployError: the application failed, or was not ready within serve.resources.ready_timeout_s.
+    """
+    args = arguments(config, bundle, index)
+    url = address(args.resources)
+    if running(url) == args.fingerprint:
+        return Deployed(url, "skipped", args.name)
+    check(args)
+    serve.start(http_options={"host": args.resources.host, "port": args.resources.port})
+    serve.run_many(
+        [RunTarget(build(args), name=args.name, route_prefix="/", logging_config={"enable_access_log": False})],
+        wait_for_applications_running=False,
+    )
+    _wait(url, args)
+    return Deployed(url, "ran", args.name)
+
+
+def arguments(config: Config, bundle: Product, index: Product) -> Arguments:
+    """What the application is built from."""
+    settings = config.serve.model_dump()
+    return Arguments(**settings, bundle=bundle.place.at("bundle").uri, index=index.place.at(TABLE).uri)
+
+
+def address(resources: ServeResources) -> str:
+    """Where this machine reaches the application."""
+    host = "127.0.0.1" if resources.host in ("0.0.0.0", "localhost") else resources.host
+    return f"http://{host}:{resources.port}"
+
+
+def running(url: str) -> str | None:
+    """The fingerprint of the ready application at this address; None if there is none."""
+    try:
+        answer = httpx.get(f"{url}/v1/models", timeout=PROBE_S)
+        content = answer.json() if answer.status_code == 200 else {}
+    except (httpx.HTTPError, ValueError):
+        return None
+    models = content.get("data") if isinstance(content, dict) else None
+    return models[0].get("application") if models else None
+
+
+def check(args: Arguments) -> None:
+    """Raises ConfigError for what would make Serve wait for ever: a taken port, CPUs or GPUs that are not there."""
+    resources = args.resources
+    there = ray.cluster_resources()
+    for kind, key, needed in (
+        ("CPU", "cpus_per_replica", args.cpus),
+        ("GPU", "gpus_per_replica", resources.replicas * resources.gpus_per_replica),
+    ):
+        if needed > there.get(kind, 0):
+            raise ConfigError(
+                f"serve.resources.{key}: the application needs {needed:g} {kind}s, the cluster has {there.get(kind, 0):g}"
+            )
+    if serve.status().proxies:  # Serve is up and holds its port
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((resources.host, resources.port))
+        except OSError as error:
+            raise ConfigError(
+                f"serve.resources.port={resources.port} on {resources.host} cannot be used ({error.strerror}); free it or "
+                f"choose another, for example serve.resources.port={resources.port + 1}"
+            ) from error
+
+
+def _wait(url: str, args: Arguments) -> None:
+    """Until the new application answers; raises DeployError."""
+    deadline = time.monotonic() + args.resources.ready_timeout_s
+    while time.monotonic() < deadline:
+        status = serve.status().applications[args.name]
+        if status.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+            details = "; ".join(d.message for d in status.deployments.values() if d.message) or status.message
+            raise DeployError(f"the application {args.name} failed: {details}")
+        if status.status == "RUNNING" and running(url) == args.fingerprint:
+            return
+        time.sleep(0.2)
+    raise DeployError(
+        f"{url} was not ready within {args.resources.ready_timeout_s:g} s (serve.resources.ready_timeout_s); application "
+        f"{args.name}: {status.status} {status.message}. If Serve was started on this cluster with another port before, "
+        "end it first (serve shutdown)"
+    )
+
+
+def ask(url: str, questions: Sequence[str], k: int = 5) -> list[Answer]:
+    """Search over HTTP, as anybody would; a question is a text or a picture's data URI. Raises httpx.HTTPError."""
+    answers = []
+    with httpx.Client(base_url=url, timeout=60) as client:
+        for question in questions:
+            answer = client.post("/v1/search", json={"query": question, "k": k}).raise_for_status()
+            answers.append(Answer(question, answer.json()["data"]))
+    return answers

@@ -1,0 +1,231 @@
+// The page of biomedclip_ray: asks /v1/search and shows figures. Everything from the server is set as text or as an
+// image's address, never as markup. The address bar holds the question, so a search can be shared and gone back to.
+"use strict";
+
+const $ = (id) => document.getElementById(id);
+const number = new Intl.NumberFormat("en");
+const SHOWN = 24;
+const EXAMPLES = ["fluorescence micrograph of cells", "chest radiograph", "Kaplan-Meier survival curve", "western blot", "histology of tissue"];
+
+let picture = null; // the data URI that is searched for, or null: then the words are
+let asking = null;  // the request under way, which a newer one ends
+
+// ---------------------------------------------------------------- the question
+
+const checked = (name) => [...document.querySelectorAll(`input[name=${name}]:checked`)].map((box) => box.value);
+const year = (id) => (/^\d{4}$/.test($(id).value) ? Number($(id).value) : undefined);
+
+function filters() {
+  const chosen = { kinds: checked("kind"), licenses: [$("license").value].filter(Boolean), year_from: year("year_from"), year_to: year("year_to") };
+  return Object.fromEntries(Object.entries(chosen).filter(([, value]) => value !== undefined && value.length !== 0));
+}
+
+function remember() {
+  const words = new URLSearchParams();
+  if (!picture && $("query").value.trim()) words.set("q", $("query").value.trim());
+  if (checked("by")[0] === "caption") words.set("by", "caption");
+  for (const kind of checked("kind")) words.append("kind", kind);
+  for (const id of ["license", "year_from", "year_to"]) if ($(id).value) words.set(id, $(id).value);
+  const address = words.size ? `?${words}` : location.pathname;
+  if (address !== location.search) history.pushState(null, "", address);
+}
+
+function recall() {
+  const words = new URLSearchParams(location.search);
+  $("query").value = words.get("q") ?? "";
+  for (const id of ["license", "year_from", "year_to"]) $(id).value = words.get(id) ?? "";
+  for (const box of document.querySelectorAll("input[name=by]")) box.checked = box.value === (words.get("by") ?? "image");
+  for (const box of document.querySelectorAll("input[name=kind]")) box.checked = words.getAll("kind").includes(box.value);
+}
+
+// ---------------------------------------------------------------- asking
+
+async function call(path, body, signal) {
+  const options = body && { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal };
+  let answer;
+  try {
+    answer = await fetch(path, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Error("The server cannot be reached. Is it still running?");
+  }
+  const content = await answer.json().catch(() => null);
+  if (answer.ok && content) return content;
+  if (answer.status === 429) throw new Error("The server is busy. Try again in a moment.");
+  throw new Error(content?.error?.message ?? `The server answered ${answer.status}.`);
+}
+
+async function search({ remembered = false } = {}) {
+  const query = picture ?? $("query").value.trim();
+  asking?.abort();
+  if (!remembered) remember();
+  if (!query) return welcome();
+  const mine = (asking = new AbortController());
+  const late = setTimeout(waiting, 120); // an answer that comes at once needs no placeholder
+  $("results").setAttribute("aria-busy", "true");
+  const began = performance.now();
+  try {
+    const found = await call("v1/search", { query, k: SHOWN, by: checked("by")[0], filters: filters() }, mine.signal);
+    if (asking === mine) show(found, performance.now() - began);
+  } catch (error) {
+    if (error.name !== "AbortError" && asking === mine) note("That did not work", error.message, "bad");
+  } finally {
+    clearTimeout(late);
+    if (asking === mine) $("results").removeAttribute("aria-busy");
+  }
+}
+
+// ---------------------------------------------------------------- showing
+
+function element(tag, text, name) {
+  const made = document.createElement(tag);
+  if (text) made.textContent = text;
+  if (name) made.className = name;
+  return made;
+}
+
+function note(title, text, name = "", examples = []) {
+  const box = element("div", "", `note ${name}`);
+  box.append(element("h2", title), element("p", text));
+  const list = element("ul");
+  for (const example of examples) {
+    const button = element("button", example);
+    button.type = "button";
+    button.addEventListener("click", () => { unpick(); $("query").value = example; search(); });
+    const item = element("li");
+    item.append(button);
+    list.append(item);
+  }
+  if (examples.length) box.append(list);
+  $("status").textContent = name === "bad" ? "" : title;
+  if (name === "bad") box.setAttribute("role", "alert");
+  $("results").replaceChildren(box);
+}
+
+function welcome() {
+  note("What are you looking for?", "Describe what a figure should show, or drop, paste or choose a picture.", "", EXAMPLES);
+  $("status").textContent = "";
+}
+
+function waiting() {
+  $("status").textContent = "Searching…";
+  const ghosts = Array.from({ length: 8 }, () => {
+    const ghost = element("div", "", "card ghost");
+    const words = element("div", "", "words");
+    words.append(element("i"), element("i"), element("i"));
+    ghost.append(element("div", "", "picture"), words);
+    return ghost;
+  });
+  $("results").replaceChildren(...ghosts);
+}
+
+function show(found, milliseconds) {
+  if (!found.data.length) {
+    const narrowed = Object.keys(filters()).length > 0;
+    return note("No figure found", narrowed ? "No figure passes these filters. Take one away." : "The index is empty.");
+  }
+  const cut = found.truncated ? " Only the beginning of the text was read: it is longer than the model's context." : "";
+  $("status").textContent = `${found.data.length} nearest figures in ${(milliseconds / 1000).toFixed(2)} s.${cut}`;
+  $("results").replaceChildren(...found.data.map(card));
+  for (const box of $("results").querySelectorAll(".card")) {
+    const caption = box.querySelector(".caption");
+    box.querySelector(".more").hidden = caption.scrollHeight <= caption.clientHeight + 1;
+  }
+}
+
+function card(hit) {
+  const made = $("card").content.cloneNode(true);
+  const part = (name) => made.querySelector(name);
+  const caption = hit.caption || "(no caption)";
+  part(".picture").href = part(".article").href = hit.article_url;
+  part(".article").setAttribute("aria-label", `Article ${hit.article_id} at PubMed Central`);
+  if (hit.thumbnail) part("img").src = hit.thumbnail;
+  part("img").alt = caption.slice(0, 200);
+  part(".caption").textContent = caption;
+  if (hit.figure_kind) part(".tags").append(element("span", hit.figure_kind.replaceAll("_", " "), "kind"));
+  part(".tags").append(element("span", hit.license || "licence unknown"));
+  part(".source").textContent = [hit.title, hit.journal, hit.year].filter(Boolean).join(" · ") || hit.article_id;
+  part(".score").textContent = hit.score.toFixed(3);
+  part(".more").addEventListener("click", (event) => {
+    const open = part2(event, ".caption").classList.toggle("open");
+    event.target.setAttribute("aria-expanded", String(open));
+    event.target.textContent = open ? "Show less" : "Show all";
+  });
+  if (hit.thumbnail) {
+    part(".similar").addEventListener("click", () => { pick(hit.thumbnail); scrollTo({ top: 0 }); search(); });
+  } else part(".similar").remove();
+  return made;
+}
+
+const part2 = (event, name) => event.target.closest(".card").querySelector(name);
+
+async function holdings() {
+  try {
+    const { index } = (await call("v1/models")).data[0];
+    $("holdings").textContent = `${number.format(index.figures)} figures` + (index.years ? `, ${index.years.join("–")}` : "");
+    const kinds = Object.entries(index.kinds).sort((a, b) => b[1] - a[1]);
+    $("kinds").hidden = kinds.length < 2;
+    for (const [kind, count] of kinds) {
+      const label = element("label");
+      const box = Object.assign(element("input"), { type: "checkbox", name: "kind", value: kind });
+      const text = element("span", kind.replaceAll("_", " "));
+      text.append(element("small", number.format(count)));
+      label.append(box, text);
+      $("kinds").append(label);
+    }
+    for (const name of Object.keys(index.licenses).sort()) $("license").append(new Option(name, name));
+  } catch (error) {
+    $("holdings").textContent = error.message;
+  }
+}
+
+// ---------------------------------------------------------------- pictures
+
+function pick(uri) {
+  picture = uri;
+  $("preview").src = uri;
+  $("chip").hidden = false;
+  $("query").value = "";
+  $("query").placeholder = "Type to search by words instead";
+}
+
+function unpick() {
+  picture = null;
+  $("preview").removeAttribute("src");
+  $("chip").hidden = true;
+  $("file").value = "";
+  $("query").placeholder = "Describe a figure, or drop a picture";
+}
+
+function read(file) {
+  if (!file) return;
+  if (!file.type.startsWith("image/")) return note("That is no picture", `${file.name} is of the type ${file.type || "unknown"}. JPEG, PNG, GIF, TIFF, WebP and BMP are understood.`, "bad");
+  const reader = new FileReader();
+  reader.addEventListener("load", () => { pick(reader.result); search(); });
+  reader.addEventListener("error", () => note("That did not work", `${file.name} cannot be read.`, "bad"));
+  reader.readAsDataURL(file);
+}
+
+// ---------------------------------------------------------------- what the user does
+
+$("search").addEventListener("submit", (event) => { event.preventDefault(); search(); });
+$("search").addEventListener("change", (event) => { if (!["query", "file"].includes(event.target.id)) search(); });
+$("query").addEventListener("input", () => { if (picture && $("query").value) unpick(); });
+$("file").addEventListener("change", () => read($("file").files[0]));
+$("unpick").addEventListener("click", () => { unpick(); $("query").focus(); search(); });
+addEventListener("popstate", () => { unpick(); recall(); search({ remembered: true }); });
+addEventListener("paste", (event) => { const file = event.clipboardData.files[0]; if (file) { event.preventDefault(); read(file); } });
+addEventListener("keydown", (event) => {
+  const typing = ["INPUT", "SELECT", "TEXTAREA"].includes(event.target.tagName);
+  if (event.key === "/" && !typing) { event.preventDefault(); $("query").select(); }
+  if (event.key === "Escape" && event.target === $("query")) { unpick(); $("query").value = ""; search(); }
+});
+
+let depth = 0; // dragenter and dragleave come for every child
+addEventListener("dragenter", () => { depth += 1; $("veil").hidden = false; });
+addEventListener("dragleave", () => { depth -= 1; $("veil").hidden = depth > 0 ? false : true; });
+addEventListener("dragover", (event) => event.preventDefault());
+addEventListener("drop", (event) => { event.preventDefault(); depth = 0; $("veil").hidden = true; read(event.dataTransfer.files[0]); });
+
+welcome();
+holdings().then(() => { recall(); search({ remembered: true }); });
