@@ -144,7 +144,13 @@ def test_words_of_a_caption_find_their_row_and_only_among_those_that_pass(index)
     assert [hit.pair_id for hit in index.text_search("number1234", 5)] == ["PMC1234.1/F1#0"]
     assert index.text_search("number1234", 5, ix.Filters(kinds=("gel",))) == []
     assert {hit.row["figure_kind"] for hit in index.text_search("micrograph", 5)} == {"micrograph"}
-    assert index.text_search("  ", 5) == []
+
+
+@pytest.mark.parametrize(
+    "query", ["  ", "?!", '"', "' OR 1=1 --", "gel AND (", "βλ 細胞", "a" * 5000, "field:gel^2~", "\\ *"]
+)
+def test_any_words_may_be_asked_for(exact, query):
+    assert len(exact.text_search(query, 5)) <= 5
 
 
 def test_a_row_is_got_by_its_id_with_its_thumbnail(index):

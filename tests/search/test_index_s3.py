@@ -1,0 +1,55 @@
+"""The table on an object store: written, committed and searched through Lance's own S3 client."""
+
+from collections.abc import Iterator
+
+import boto3
+import numpy as np
+import pyarrow as pa
+import pytest
+from moto.server import ThreadedMotoServer
+
+from biomedclip_ray.schema import index_schema
+from biomedclip_ray.search import index as ix
+from biomedclip_ray.storage import Place
+
+D = 8
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    boto3.client("s3").create_bucket(Bucket=f"index-{port}")
+    yield Place(f"s3://index-{port}/root/embed/abc")
+    server.stop()
+
+
+def test_an_index_on_s3_is_built_searched_and_removed(place):
+    vectors = np.eye(D, dtype=np.float32)[np.arange(40) % D]
+    schema = index_schema(D)
+    columns = {
+        "pair_id": [f"p{i}" for i in range(40)],
+        "caption": [f"gel number{i}" for i in range(40)],
+        "year": pa.array(range(2000, 2040), pa.int32()),
+        "bundle": ["b"] * 40,
+    }
+    for name in ("image_vector", "text_vector"):
+        columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), D)
+    table = pa.table({name: columns.get(name, pa.nulls(40, schema.field(name).type)) for name in schema.names})
+    fragments = [f for start in (0, 20) for f in ix.write_rows(place, [table.slice(start, 20)], schema)]
+    ix.commit(place, fragments, schema, 40)
+    ix.finish(place, ann_rows=1000)
+
+    index = ix.Index.open(place.uri)
+    assert index.count() == 40
+    hits = index.search(vectors[3], 10, filters=ix.Filters(year_from=2010))
+    assert [hit.pair_id for hit in hits[:4]] == ["p11", "p19", "p27", "p35"]
+    assert [hit.pair_id for hit in index.text_search("number17", 3)] == ["p17"]
+
+    place.at(ix.TABLE).delete_all()
+    assert not any(name.startswith(ix.TABLE) for name in place.list())
