@@ -130,6 +130,18 @@ _ADAPTED = re.compile(
     r"|\bwith (?:\w+ )?permission (?:from|of|by)\b|\bcourtesy of\b",
     re.IGNORECASE,
 )
+# Looked for first: the expression above takes 25 us a caption, these words 2 us.
+_ADAPTED_WORDS = (
+    "adapted",
+    "reproduced",
+    "reprinted",
+    "republished",
+    "redrawn",
+    "reused",
+    "modified",
+    "permission",
+    "courtesy",
+)
 _PICTURE_MEDIA = re.compile(r"\.(?:jpe?g|png|gif|tiff?|webp|bmp)$", re.IGNORECASE)
 _APART = frozenset(
     ("fig", "table-wrap", "supplementary-material", "disp-formula", "inline-formula", "label", "alt-text")
@@ -158,8 +170,13 @@ def _figure(fig: etree._Element, mentions: tuple[Mention, ...]) -> Figure:
         spoken = " ".join(filter(None, (text_of(each, SPOKEN) for each in captions)))
     license_ = _own_license(permissions)
     credit = " ".join(map(text_of, (*credits, *permissions)))
-    adapted = license_ == "unknown" or bool(_ADAPTED.search(f"{caption} {credit}"))
+    adapted = license_ == "unknown" or _taken_over(f"{caption} {credit}")
     return Figure(fig.get("id"), label, caption, mentions, license_, adapted, tuple(graphics), spoken)
+
+
+def _taken_over(text: str) -> bool:
+    low = text.lower()
+    return any(word in low for word in _ADAPTED_WORDS) and _ADAPTED.search(text) is not None
 
 
 def _graphics(element: etree._Element, graphics: list[tuple[str, ...]], permissions: list[etree._Element]) -> None:

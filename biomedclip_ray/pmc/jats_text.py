@@ -91,7 +91,7 @@ def citing_sentences(block: etree._Element, cited: Mapping[etree._Element, str])
     """The sentence around each xref of `cited` (xref -> text where the xref has none) in the block, in document order."""
     out: list[str] = []
     _walk(block, out, SENTENCE, cited)
-    text = normalised(out)
+    text = "".join(out)
     stops = list(_STOP.finditer(text))
     sentences = []
     begin = end = after = 0
@@ -204,7 +204,7 @@ def _mathml(math: etree._Element) -> str:
 
 
 _STOP = re.compile(
-    r"""[.!?\x01](?: (?<=\x01) | ["'\u201d\u2019)\]]*\ (?=["'\u201c\u2018(\[\x00]*[^\W_a-z]) )""", re.VERBOSE
+    r"""[.!?\x01](?: (?<=\x01) | ["'\u201d\u2019)\]]*\s+(?=["'\u201c\u2018(\[\x00]*[^\W_a-z]) )""", re.VERBOSE
 )
 _BEFORE_WORD = "([\"'\u201c\u2018" + MARK + END
 _NEXT_WORD = re.compile(r"\w+")
@@ -224,7 +224,7 @@ _STARTERS = frozenset(
 
 
 def sentences(text: str) -> list[str]:
-    """Normalised text cut into sentences."""
+    """Text cut into sentences."""
     bounds = [0, *(stop.end() for stop in _STOP.finditer(text) if _ends_sentence(text, stop)), len(text)]
     return [text[begin:end].strip() for begin, end in pairwise(bounds)]
 
@@ -234,7 +234,8 @@ def _ends_sentence(text: str, stop: re.Match[str]) -> bool:
     at = stop.start()
     if text[at] != ".":
         return True
-    word = text[max(0, at - 24) : at].rpartition(" ")[2].lstrip(_BEFORE_WORD)
+    words = text[max(0, at - 24) : at].split()
+    word = words[-1].lstrip(_BEFORE_WORD) if words else ""
     if word.lower() in _ABBREVIATIONS:
         return False
     initial = len(word.rpartition(".")[2]) == 1 and word[-1].isupper()

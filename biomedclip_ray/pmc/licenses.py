@@ -22,12 +22,13 @@ _URL = re.compile(
 )
 _CODE = re.compile(r"\bcc[-_ ]?(0|zero|" + _TERMS + r")(?![a-z]|-[a-z])")
 _CAMEL = re.compile(r"creativecommons-?(" + _TERMS + r")")
-_CC0 = re.compile(r"\bcc0\b|public domain dedication|creative commons zero")
+# Words that restrict, as they stand in a text without its spaces and hyphens.
 _RESTRICTIONS = (
-    ("-nc", re.compile(r"\bnon[- ]?commercial|\bnot (?:be )?used for commercial")),
-    ("-sa", re.compile(r"\bshare[- ]?alike")),
-    ("-nd", re.compile(r"\bno[- ]?deriv")),
+    ("-nc", ("noncommercial", "notusedforcommercial", "notbeusedforcommercial")),
+    ("-sa", ("sharealike",)),
+    ("-nd", ("noderiv",)),
 )
+_SQUEEZE = str.maketrans("", "", " -\u2010\u2011\u2013")
 
 
 def license_code(text: str) -> str | None:
@@ -41,9 +42,10 @@ def _named(low: str) -> str | None:
     """The code of a licence called by its words ("Creative Commons Attribution NonCommercial")."""
     if "creative commons" not in low:
         return None
+    squeezed = low.translate(_SQUEEZE)
     if "attribution" in low:
-        return _code("by" + "".join(term for term, words in _RESTRICTIONS if words.search(low)))
-    return "CC0" if _CC0.search(low) else None
+        return _code("by" + "".join(term for term, words in _RESTRICTIONS if any(word in squeezed for word in words)))
+    return "CC0" if "publicdomaindedication" in squeezed or "creativecommonszero" in squeezed else None
 
 
 def _code(terms: str) -> str:
