@@ -23,7 +23,7 @@ function filters() {
 function remember() {
   const words = new URLSearchParams();
   if (!picture && $("query").value.trim()) words.set("q", $("query").value.trim());
-  if (checked("by")[0] === "caption") words.set("by", "caption");
+  if (checked("by")[0] !== "image") words.set("by", checked("by")[0]);
   for (const kind of checked("kind")) words.append("kind", kind);
   for (const id of ["license", "year_from", "year_to"]) if ($(id).value) words.set(id, $(id).value);
   const address = words.size ? `?${words}` : location.pathname;
@@ -89,22 +89,32 @@ function note(title, text, name = "", examples = []) {
   box.append(element("h2", title), element("p", text));
   const list = element("ul");
   for (const example of examples) {
-    const button = element("button", example);
-    button.type = "button";
-    button.addEventListener("click", () => { unpick(); $("query").value = example; search(); });
-    const item = element("li");
-    item.append(button);
-    list.append(item);
+    list.append(offer(example, () => { unpick(); $("query").value = example; search(); }));
   }
-  if (examples.length) box.append(list);
-  $("status").textContent = name === "bad" ? "" : title;
-  if (name === "bad") box.setAttribute("role", "alert");
+  if (name === "bad") list.append(offer("Try again", () => search()));
+  if (name === "narrow") list.append(offer("Clear the filters", clear));
+  if (list.children.length) box.append(list);
+  box.setAttribute("role", name === "bad" ? "alert" : "status");
+  $("status").textContent = "";
   $("results").replaceChildren(box);
+}
+
+function clear() {
+  for (const id of ["license", "year_from", "year_to"]) $(id).value = "";
+  for (const box of document.querySelectorAll("input[name=kind]")) box.checked = false;
+  search();
+}
+
+function offer(text, action) {
+  const button = Object.assign(element("button", text), { type: "button" });
+  button.addEventListener("click", action);
+  const item = element("li");
+  item.append(button);
+  return item;
 }
 
 function welcome() {
   note("What are you looking for?", "Describe what a figure should show, or drop, paste or choose a picture.", "", EXAMPLES);
-  $("status").textContent = "";
 }
 
 function waiting() {
@@ -122,10 +132,12 @@ function waiting() {
 function show(found, milliseconds) {
   if (!found.data.length) {
     const narrowed = Object.keys(filters()).length > 0;
-    return note("No figure found", narrowed ? "No figure passes these filters. Take one away." : "The index is empty.");
+    const words = checked("by")[0] === "words" && "No caption has these words.";
+    return note("No figure found", narrowed ? "No figure passes these filters." : words || "The index is empty.", narrowed ? "narrow" : "");
   }
   const cut = found.truncated ? " Only the beginning of the text was read: it is longer than the model's context." : "";
-  $("status").textContent = `${found.data.length} nearest figures in ${(milliseconds / 1000).toFixed(2)} s.${cut}`;
+  const count = found.data.length === 1 ? "One figure" : `${found.data.length} nearest figures`;
+  $("status").textContent = `${count} in ${(milliseconds / 1000).toFixed(2)} s.${cut}`;
   $("results").replaceChildren(...found.data.map(card));
   for (const box of $("results").querySelectorAll(".card")) {
     const caption = box.querySelector(".caption");
@@ -147,7 +159,7 @@ function card(hit) {
   part(".source").textContent = [hit.title, hit.journal, hit.year].filter(Boolean).join(" · ") || hit.article_id;
   part(".score").textContent = hit.score.toFixed(3);
   part(".more").addEventListener("click", (event) => {
-    const open = part2(event, ".caption").classList.toggle("open");
+    const open = event.target.closest(".card").querySelector(".caption").classList.toggle("open");
     event.target.setAttribute("aria-expanded", String(open));
     event.target.textContent = open ? "Show less" : "Show all";
   });
@@ -156,8 +168,6 @@ function card(hit) {
   } else part(".similar").remove();
   return made;
 }
-
-const part2 = (event, name) => event.target.closest(".card").querySelector(name);
 
 async function holdings() {
   try {
@@ -183,6 +193,8 @@ async function holdings() {
 
 function pick(uri) {
   picture = uri;
+  const words = document.querySelector("input[name=by][value=words]");
+  if (words.checked) document.querySelector("input[name=by][value=image]").checked = true; // a picture has no words
   $("preview").src = uri;
   $("chip").hidden = false;
   $("query").value = "";
@@ -209,7 +221,11 @@ function read(file) {
 // ---------------------------------------------------------------- what the user does
 
 $("search").addEventListener("submit", (event) => { event.preventDefault(); search(); });
-$("search").addEventListener("change", (event) => { if (!["query", "file"].includes(event.target.id)) search(); });
+$("search").addEventListener("change", (event) => {
+  if (["query", "file"].includes(event.target.id)) return;
+  if (event.target.value === "words") unpick();
+  search();
+});
 $("query").addEventListener("input", () => { if (picture && $("query").value) unpick(); });
 $("file").addEventListener("change", () => read($("file").files[0]));
 $("unpick").addEventListener("click", () => { unpick(); $("query").focus(); search(); });
