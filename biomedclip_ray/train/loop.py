@@ -1,0 +1,235 @@
+"""What each training worker runs: restore, then step after step until the schedule ends.
+
+The worker never counts batches by itself. Each micro-block carries its positions, and a block that is not the next one of
+the sequence stops the run: exactly once is checked on every step, not hoped for.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import resource
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.train import Checkpoint, CheckpointUploadMode
+from ray.train.torch import get_device
+
+from biomedclip_ray.clip.bundle import load_bundle
+from biomedclip_ray.config import Train
+from biomedclip_ray.storage import Place
+from biomedclip_ray.train import checkpoint, journal
+from biomedclip_ray.train.metrics import MetricsLog, guessing
+from biomedclip_ray.train.step import Block, Learner, StepResult
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker must know.
+
+    Attributes:
+        product: URI of the train product.
+        start: URI of the bundle that training starts from.
+        recipe: the train section of the config.
+        steps: optimiser steps of the whole run.
+        rows: pairs of the train split.
+    """
+
+    product: str
+    start: str
+    recipe: Train
+    steps: int
+    rows: int
+
+
+def train_loop(config: dict[str, Any]) -> dict[str, Any]:
+    """Run a `Job`; returns {step, diverged_at, peak_rss} of this worker."""
+    job: Job = config["job"]
+    recipe, place = job.recipe, Place(job.product)
+    rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
+    device = get_device()
+    bundle = load_bundle(job.start)
+    learner = Learner(
+        bundle.model,
+        recipe,
+        job.steps,
+        bundle.info["preprocess_cfg"]["mean"],
+        bundle.info["preprocess_cfg"]["std"],
+        device,
+    )
+    state: dict[str, Any] = {"step": 0, "seconds": 0.0}
+    restored = ray.train.get_checkpoint()
+    if restored is not None:
+        state = checkpoint.restore(restored, learner)
+    first = int(state["step"])
+    attempt = journal.begin(place, rank, _describe(job, first, world, device))
+    feed = _Feed(recipe, first, rank, world, device)
+    records = journal.PairsLog(place, attempt, rank) if recipe.log_pairs else None
+    metrics = MetricsLog(place, first) if rank == 0 else None
+    clock = _Clock(float(state["seconds"]))
+    diverged_at = None
+    for number in range(first, job.steps):
+        with clock.waiting():
+            blocks, positions = feed.take()
+        result = learner.step(number, blocks, feed.sizes(number))
+        done = number + 1
+        last = done == job.steps
+        saves = last or done % recipe.checkpoint_steps == 0
+        logs = last or number == first or done % recipe.log_steps == 0
+        if records is not None:
+            records.add(done, positions, flush=logs)
+        if not (logs or saves):
+            continue
+        loss = float(result.loss)  # waits for the device
+        if not math.isfinite(loss) or not math.isfinite(float(result.grad_norm)):
+            diverged_at = done
+            break
+        pace = clock.read(done, recipe.batch)
+        if metrics is not None and logs:
+            metrics.line(_line(done, job, result, loss, pace))
+        if saves:
+            _save(learner, {"step": done, "seconds": pace["seconds"], "seed": recipe.seed}, rank, loss)
+    if metrics is not None:
+        metrics.close()
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {"step": diverged_at or job.steps, "diverged_at": diverged_at, "peak_rss": rss}
+
+
+class _Feed:
+    """This worker's micro-blocks, on its device, each checked to be the next one of the sequence."""
+
+    def __init__(self, recipe: Train, first_step: int, rank: int, world: int, device: torch.device) -> None:
+        self.rows = recipe.batch // recipe.micro_batches
+        self.recipe, self.first_step, self.rank, self.world, self.device = recipe, first_step, rank, world, device
+        shard = ray.train.get_dataset_shard("train")
+        self._blocks: Iterator[dict[str, np.ndarray]] = iter(
+            shard.iter_batches(
+                batch_size=None, prefetch_batches=recipe.resources.prefetch_batches, batch_format="numpy"
+            )
+        )
+        self.step = first_step
+
+    def shares(self, step: int) -> list[list[int]]:
+        """The micro-blocks of a step, by rank; blocks are dealt in turn from where the feed began."""
+        micro = self.recipe.micro_batches
+        dealt = (step - self.first_step) * micro
+        return [[j for j in range(micro) if (dealt + j) % self.world == rank] for rank in range(self.world)]
+
+    def sizes(self, step: int) -> list[int]:
+        """Rows of each worker in a step."""
+        return [len(blocks) * self.rows for blocks in self.shares(step)]
+
+    def take(self) -> tuple[list[Block], list[int]]:
+        """The next step's blocks of this worker, and the positions of their pairs."""
+        blocks: list[Block] = []
+        positions: list[int] = []
+        for j in self.shares(self.step)[self.rank]:
+            block = next(self._blocks)
+            first = self.step * self.recipe.batch + j * self.rows
+            if not np.array_equal(block["position"], np.arange(first, first + self.rows)):
+                raise RuntimeError(
+                    f"step {self.step}, block {j}: the feed gave positions {block['position'][:1]}.. for {first}.."
+                )
+            blocks.append(
+                Block(self._move(block["pixels"]), self._move(block["tokens"]), self._move(block["group"]), first)
+            )
+            positions += range(first, first + self.rows)
+        self.step += 1
+        return blocks, positions
+
+    def _move(self, array: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(np.require(array, requirements=["C", "W"]))
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor
+
+
+class _Clock:
+    """Seconds of training over all attempts, and the share of them spent waiting for the feed."""
+
+    def __init__(self, before: float) -> None:
+        self.before = before
+        self.started = self.line = time.monotonic()
+        self.waited = 0.0
+        self.steps_read: int | None = None
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around whatever waits for the feed."""
+        since = time.monotonic()
+        yield
+        self.waited += time.monotonic() - since
+
+    def read(self, done: int, batch: int) -> dict[str, float]:
+        """Pace since the last call."""
+        now = time.monotonic()
+        spent = max(now - self.line, 1e-9)
+        steps = 1 if self.steps_read is None else done - self.steps_read
+        pace = {
+            "pairs_per_s": steps * batch / spent,
+            "data_wait_share": min(1.0, self.waited / spent),
+            "seconds": self.before + now - self.started,
+        }
+        self.line, self.waited, self.steps_read = now, 0.0, done
+        return pace
+
+
+def _line(done: int, job: Job, result: StepResult, loss: float, pace: dict[str, float]) -> dict[str, float]:
+    return {
+        "step": done,
+        "epoch": done * job.recipe.batch / job.rows,
+        "loss": loss,
+        "guess": guessing(job.recipe.batch),
+        "lr": result.lr,
+        "logit_scale": float(result.logit_scale),
+        "grad_norm": float(result.grad_norm),
+        **pace,
+    }
+
+
+def _save(learner: Learner, state: dict[str, Any], rank: int, loss: float) -> None:
+    """Report a checkpoint: rank 0 writes it aside, Ray uploads it while training goes on."""
+    metrics = {"step": state["step"], "loss": loss}
+    if rank:
+        ray.train.report(metrics, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
+        return
+    folder = Path(tempfile.mkdtemp(prefix="checkpoint-"))
+    checkpoint.save(folder, learner, state)
+    ray.train.report(
+        metrics,
+        checkpoint=Checkpoint.from_directory(folder),
+        checkpoint_dir_name=checkpoint.folder_name(state["step"]),
+        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+        delete_local_checkpoint_after_upload=True,
+    )
+
+
+def _describe(job: Job, first: int, world: int, device: torch.device) -> dict[str, Any]:
+    """What this attempt begins with; the same facts go to the log and into attempts/."""
+    mine = {"host": socket.gethostname(), "pid": os.getpid(), "device": str(device)}
+    everybody: list[Any] = [None] * world
+    if world > 1:
+        dist.all_gather_object(everybody, mine)
+    else:
+        everybody = [mine]
+    return {
+        "first_step": first + 1,
+        "steps": job.steps,
+        "epoch": first * job.recipe.batch / job.rows,
+        "seed": job.recipe.seed,
+        "workers": everybody,
+    }

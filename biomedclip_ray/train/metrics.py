@@ -1,0 +1,129 @@
+"""What a run measures: metrics.jsonl and TensorBoard events, written by rank 0; progress lines, printed by the driver.
+
+A line of metrics.jsonl: step (optimiser steps done), epoch, loss, guess (the loss of pure guessing, ln of the global batch),
+lr, logit_scale, grad_norm, pairs_per_s, data_wait_share, seconds. The file is written whole each time, as object stores
+want it; after a restart the lines beyond the checkpoint are dropped and written again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import tempfile
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from biomedclip_ray.progress import rate_and_eta
+from biomedclip_ray.storage import Place
+
+log = logging.getLogger(__name__)
+
+FILE = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
+_FLUSH_S = {True: 2.0, False: 30.0}  # local disk, object store
+_LINE_S = 15.0
+_STUCK_SHARE = 0.97
+_STUCK_STEPS = 50
+
+
+class MetricsLog:
+    """Rank 0's writer. `line` costs nothing but memory; `flush` writes."""
+
+    def __init__(self, product: Place, steps_done: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        self.product = product
+        self.lines = [line for line in read(product) if line["step"] <= steps_done]
+        self._scratch = None if product.local else tempfile.TemporaryDirectory(prefix="tensorboard-")
+        self._events = Path(self._scratch.name) if self._scratch else product.at(TENSORBOARD).local
+        self._writer = SummaryWriter(str(self._events), purge_step=steps_done + 1)
+        self._flushed = time.monotonic()
+
+    def line(self, values: dict[str, float]) -> None:
+        self.lines.append(values)
+        step = int(values["step"])
+        for name, value in values.items():
+            if name != "step":
+                self._writer.add_scalar(f"train/{name}", value, step)
+        if time.monotonic() - self._flushed > _FLUSH_S[self.product.local is not None]:
+            self.flush()
+
+    def flush(self) -> None:
+        self._writer.flush()
+        self.product.write(FILE, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
+        if self._scratch:
+            self.product.at(TENSORBOARD).upload(Path(self._scratch.name))
+        self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self.flush()
+        self._writer.close()
+        if self._scratch:
+            self._scratch.cleanup()
+
+
+def read(product: Place) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; none where there is no file yet."""
+    if not product.exists(FILE):
+        return []
+    return [json.loads(line) for line in product.read(FILE).decode().splitlines()]
+
+
+def guessing(batch: int) -> float:
+    """The loss of a model that cannot tell the pairs of a batch apart."""
+    return math.log(batch)
+
+
+def is_stuck(lines: list[dict[str, Any]]) -> bool:
+    """True where the loss never left that of guessing although there were steps enough to."""
+    if not lines or lines[-1]["step"] < _STUCK_STEPS:
+        return False
+    late = [line["loss"] for line in lines if line["step"] >= _STUCK_STEPS]
+    return min(late) > _STUCK_SHARE * lines[-1]["guess"]
+
+
+class Watch:
+    """Prints a line of progress now and then while a run writes its metrics: `with Watch(place, steps, done): ...`."""
+
+    def __init__(self, product: Place, steps: int, done: int, line_s: float = _LINE_S) -> None:
+        self.product, self.steps, self.done, self.line_s = product, steps, done, line_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="progress train", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        warned = 0
+        last = self.done
+        while not self._stop.wait(self.line_s):
+            lines = [line for line in read(self.product) if line["step"] > self.done]
+            if not lines or lines[-1]["step"] == last:
+                continue
+            now = lines[-1]
+            last = now["step"]
+            spent = now["seconds"] - lines[0]["seconds"]
+            pace = rate_and_eta(now["step"] - lines[0]["step"], self.steps - lines[0]["step"], spent, "step")
+            log.info(
+                "train: step %d of %d, loss %.3f (guessing %.3f), %.0f pairs/s, %.0f%% waiting for data, %s",
+                *(now["step"], self.steps, now["loss"], now["guess"], now["pairs_per_s"]),
+                *(100 * now["data_wait_share"], pace),
+            )
+            if is_stuck(lines) and now["step"] >= 2 * warned:
+                warned = now["step"]
+                log.warning(
+                    "train: after %d steps the loss is still that of guessing (%.3f): check that captions belong to their "
+                    "pictures, then train.lr and train.warmup_steps",
+                    *(now["step"], now["guess"]),
+                )

@@ -1,0 +1,269 @@
+"""Stage train: corpus -> bundle, on Ray Train.
+
+Three things happen: one task builds the model that training starts from (so that weights are fetched once and every worker
+begins with the same), the worker group runs the steps, one task exports the bundle. Each is skipped where its file is
+already there. A killed worker costs the steps since the last checkpoint and a restart of about ten seconds; a killed driver
+the same, when the command is given again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from biomedclip_ray.config import Config, ConfigError
+from biomedclip_ray.product import Count, Product
+from biomedclip_ray.storage import Place
+from biomedclip_ray.train import checkpoint, journal
+from biomedclip_ray.train.batches import Feed, InOrder, batches
+from biomedclip_ray.train.metrics import Watch, guessing, read
+from biomedclip_ray.train.order import Order, shuffle_quality, total_steps
+from biomedclip_ray.train.rows import SplitRows, find_rows, texts
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+SPLIT = "train"
+START = "start"
+BUNDLE = "bundle"
+_FACTS = "start.json"
+_TASK_CPUS = 0.5
+_READ_CPUS = 0.25
+
+
+class DivergedError(RuntimeError):
+    """The loss is no number any more; the message names the step and the last good checkpoint."""
+
+
+def plan(config: Config, pairs: Product, corpus: Product) -> Product:
+    """The product that training would make: fingerprinted by the model and train sections and by both inputs."""
+    section = {"model": config.model.model_dump(mode="json"), "train": config.train.model_dump(mode="json")}
+    return Product.plan(config.root, "train", VERSION, section, [pairs, corpus])
+
+
+def check(config: Config, cluster_cpus: float, cluster_gpus: float) -> list[str]:
+    """What of the config cannot run on a cluster of that size; one line each, with the key and the fix."""
+    from biomedclip_ray.clip.model import model_config
+
+    problems = []
+    wanted = config.train.resources
+    feed = wanted.feed_cpus + min(_READ_CPUS, wanted.feed_cpus)
+    left = cluster_cpus - wanted.workers * wanted.cpus_per_worker
+    if left < feed:
+        fits = max(0.0, (cluster_cpus - feed) / wanted.workers)
+        problems.append(
+            f"train.resources.cpus_per_worker={wanted.cpus_per_worker:g} with train.resources.workers={wanted.workers} leaves "
+            f"{max(left, 0):g} of {cluster_cpus:g} CPUs to the feed, which needs {feed:g}; "
+            f"set train.resources.cpus_per_worker={int(fits * 100) / 100:g} or less, or fewer workers"
+        )
+    if wanted.workers * wanted.gpus_per_worker > cluster_gpus:
+        problems.append(
+            f"train.resources.gpus_per_worker={wanted.gpus_per_worker:g} with train.resources.workers={wanted.workers} needs "
+            f"{wanted.workers * wanted.gpus_per_worker:g} GPUs, the cluster has {cluster_gpus:g}; "
+            "set train.resources.gpus_per_worker=0 to train on CPUs, or fewer workers"
+        )
+    if config.model.bundle is None:
+        try:
+            model_config(config.model.config)
+        except ConfigError as error:
+            problems.append(str(error))
+    return problems
+
+
+def train(config: Config, pairs: Product, corpus: Product) -> Product:
+    """Train on the kept pairs of the train split and export the bundle.
+
+    Raises:
+        DivergedError: the loss became infinite or no number.
+        ConfigError: the model cannot be built, or the split is empty.
+        HeldError: another driver trains this product.
+        ray.train.TrainingFailedError: more worker losses than train.resources.max_failures.
+    """
+    product = plan(config, pairs, corpus)
+    if product.finished:
+        product.state = "skipped"
+        return product
+    with product.running():
+        rows = find_rows(pairs, corpus, SPLIT)
+        steps = total_steps(len(rows), config.train.epochs, config.train.batch)
+        start = _start(config, pairs, corpus, product.place)
+        log.info(
+            "train: %d pairs, %d steps of %d, towers from %s; pure guessing is a loss of %.3f",
+            *(len(rows), steps, config.train.batch, start["starts"], guessing(config.train.batch)),
+        )
+        order = _order(config, rows)
+        if checkpoint.steps_done(product.place) < steps:
+            result = _fit(config, pairs, product.place, rows, order, start, steps)
+            product.peak_rss = result["peak_rss"]
+        exported = ray.get(_export.remote(product.uri, _provenance(config, corpus, start, steps, len(rows))))
+        extra = {
+            **start,
+            **exported,
+            "steps": steps,
+            "pairs": len(rows),
+            "attempts": len(journal.attempts(product.place)),
+            "chosen_by": "last",
+            "loss": read(product.place)[-1]["loss"],
+            "guess": guessing(config.train.batch),
+            "shuffle": shuffle_quality(order, rows.article, config.train.batch),
+        }
+        product.finish([Count("pair", len(rows), len(rows))], extra)
+    return product
+
+
+def _order(config: Config, rows: SplitRows) -> Order:
+    micro = config.train.batch // config.train.micro_batches
+    window = max(1, config.train.window // micro) * micro
+    return Order(rows.chunk_rows, window, config.train.seed)
+
+
+def _fit(
+    config: Config, pairs: Product, place: Place, rows: SplitRows, order: Order, start: dict[str, Any], steps: int
+) -> dict[str, Any]:
+    """Run the worker group to the last step; returns what rank 0 returned."""
+    from biomedclip_ray.clip.tokenizer import load_tokenizer
+    from biomedclip_ray.train.loop import Job, train_loop
+
+    recipe, resources = config.train, config.train.resources
+    with _local_copy(place.at(START)) as folder:
+        tokenizer = load_tokenizer(folder, start["context_length"])
+    feed = ray.put(
+        Feed(
+            pairs,
+            rows,
+            order,
+            tokenizer,
+            start["image_size"],
+            recipe.crop_scale,
+            recipe.seed,
+            recipe.batch // recipe.micro_batches,
+        )
+    )
+
+    def from_checkpoint() -> ray.data.Dataset:
+        """Asked anew by Ray Train at each start of the worker group."""
+        return batches(feed, checkpoint.steps_done(place) * recipe.batch, steps * recipe.batch, resources)
+
+    worker = {"CPU": resources.cpus_per_worker}
+    if resources.gpus_per_worker:
+        worker["GPU"] = resources.gpus_per_worker
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config={"job": Job(place.uri, place.at(START).uri, recipe, steps, len(rows))},
+        datasets={"train": from_checkpoint},
+        dataset_config=InOrder(),
+        scaling_config=ScalingConfig(
+            num_workers=resources.workers, use_gpu=bool(resources.gpus_per_worker), resources_per_worker=worker
+        ),
+        run_config=RunConfig(
+            name=checkpoint.RUN,
+            storage_path=place.uri,
+            failure_config=FailureConfig(max_failures=resources.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=recipe.keep_checkpoints),
+        ),
+    )
+    with Watch(place, steps, checkpoint.steps_done(place)):
+        result: dict[str, Any] = trainer.fit().return_value
+    if result["diverged_at"] is not None:
+        good = checkpoint.newest(place)
+        raise DivergedError(
+            f"train: the loss of step {result['diverged_at']} is no finite number; the last good checkpoint is "
+            f"{good.path if good else 'none'}; lower train.lr, lengthen train.warmup_steps or set train.precision=fp32"
+        )
+    return result
+
+
+def _start(config: Config, pairs: Product, corpus: Product, place: Place) -> dict[str, Any]:
+    """Build what training starts from, once: the bundle start/ and its facts, which are written last."""
+    if not place.exists(_FACTS):
+        ray.get(_build.remote(config, pairs, corpus, place.uri))
+    facts: dict[str, Any] = json.loads(place.read(_FACTS))
+    return facts
+
+
+@ray.remote(num_cpus=_TASK_CPUS)
+def _build(config: Config, pairs: Product, corpus: Product, uri: str) -> None:
+    import torch
+
+    from biomedclip_ray.clip.bundle import save_bundle
+    from biomedclip_ray.clip.model import build_model, build_tokenizer
+
+    place = Place(uri)
+    tokenizer = build_tokenizer(config.model, texts(pairs, corpus, SPLIT))
+    torch.manual_seed(config.train.seed)
+    built = build_model(config.model, tokenizer)
+    with _local_folder(place.at(START)) as folder:
+        save_bundle(folder, built.model, built.model_cfg, built.preprocess_cfg, tokenizer, {"starts": built.starts})
+    size = built.preprocess_cfg["size"]
+    facts = {
+        "starts": built.starts,
+        "params": sum(p.numel() for p in built.model.parameters()),
+        "image_size": size if isinstance(size, int) else int(np.max(size)),
+        "context_length": tokenizer.context_length,
+    }
+    place.write(_FACTS, json.dumps(facts).encode())
+
+
+@ray.remote(num_cpus=_TASK_CPUS)
+def _export(uri: str, provenance: dict[str, Any]) -> dict[str, Any]:
+    """The newest checkpoint as a bundle; returns its id."""
+    from safetensors.torch import load_file
+
+    from biomedclip_ray.clip.bundle import PROVENANCE, load_bundle, save_bundle
+
+    place = Place(uri)
+    bundle = load_bundle(place.at(START).uri)
+    newest = checkpoint.newest(place)
+    if newest is None:
+        raise FileNotFoundError(f"{uri} has no checkpoint to export")
+    with newest.as_directory() as folder:
+        bundle.model.load_state_dict(load_file(Path(folder) / checkpoint.WEIGHTS))
+    with _local_folder(place.at(BUNDLE)) as target:
+        info = bundle.info
+        save_bundle(target, bundle.model, info["model_cfg"], info["preprocess_cfg"], bundle.tokenizer, provenance)
+    written = json.loads(place.at(BUNDLE).read(PROVENANCE))
+    return {"bundle_id": written["bundle_id"]}
+
+
+def _provenance(config: Config, corpus: Product, start: dict[str, Any], steps: int, rows: int) -> dict[str, Any]:
+    return {
+        "name": "biomedclip_ray",
+        "starts": start["starts"],
+        "chosen_by": "last",
+        "corpus": corpus.fingerprint,
+        "steps": steps,
+        "pairs": rows,
+        "config": {"model": config.model.model_dump(mode="json"), "train": config.train.model_dump(mode="json")},
+    }
+
+
+@contextmanager
+def _local_folder(place: Place) -> Iterator[Path]:
+    """A folder to write into: the place itself on a local disk, else a scratch folder that is uploaded at the end."""
+    if place.local is not None:
+        yield place.local
+        return
+    with tempfile.TemporaryDirectory(prefix="bundle-") as scratch:
+        yield Path(scratch)
+        place.upload(Path(scratch))
+
+
+@contextmanager
+def _local_copy(place: Place) -> Iterator[Path]:
+    """The place as a local folder to read from."""
+    if place.local is not None:
+        yield place.local
+        return
+    with tempfile.TemporaryDirectory(prefix="bundle-") as scratch:
+        place.download(Path(scratch))
+        yield Path(scratch)
