@@ -31,6 +31,7 @@ from biomedclip_ray.evaluate.vectors import to_matrix
 from biomedclip_ray.product import Product
 from biomedclip_ray.schema import Reason
 from biomedclip_ray.storage import Place
+from biomedclip_ray.train.metrics import guessing, is_stuck, read
 
 GRID_PAIRS = 24
 QUERIES = 10
@@ -135,37 +136,26 @@ def _unit(count: dict[str, Any]) -> dict[str, Any]:
 
 
 def _training(product: Product | None) -> dict[str, Any] | None:
-    """The loss curve with the line of pure guessing, and what the last line of metrics.jsonl says."""
-    if product is None or not product.place.exists("metrics.jsonl"):
+    """The loss curve with the line of pure guessing, and what metrics.jsonl and manifest say of the run."""
+    lines = read(product.place) if product is not None else []
+    if product is None or not lines:
         return None
-    lines = [json.loads(line) for line in product.place.read("metrics.jsonl").decode().splitlines() if line.strip()]
-    by_step = {line["step"]: line for line in lines if "loss" in line}  # a resumed run writes a step again
-    if not by_step:
-        return None
-    steps = sorted(by_step)
-    losses = [(float(step), float(by_step[step]["loss"])) for step in steps]
-    batch = _batch(product)
-    guess = math.log(batch)
-    final = float(np.mean([loss for _, loss in losses[-5:]]))
+    losses = [(float(line["step"]), float(line["loss"])) for line in lines]
+    batch = int(product.manifest["config"]["train"]["batch"])
+    guess = guessing(batch)
     return {
         "plot": report_svg.curve(
             losses,
-            f"Loss by step: {losses[0][1]:.2f} at step {steps[0]}, {losses[-1][1]:.2f} at step {steps[-1]}",
+            f"Loss by step: {losses[0][1]:.2f} at step {lines[0]['step']}, {losses[-1][1]:.2f} at step {lines[-1]['step']}",
             (guess, f"pure guessing: ln({batch:,}) = {guess:.2f}"),
         ),
-        "steps": steps[-1],
+        "steps": lines[-1]["step"],
         "batch": batch,
         "first": losses[0][1],
-        "final": final,
-        "guess": guess,
-        "learnt": final < 0.9 * guess,
+        "final": float(np.mean([loss for _, loss in losses[-5:]])),
+        "stuck": is_stuck(lines),
+        "starts": product.manifest.get("starts", {}),
     }
-
-
-def _batch(product: Product) -> int:
-    """Pairs in one optimiser step, from the train product's manifest."""
-    config = product.manifest["config"]
-    return int(config["train"]["batch"] if "train" in config else config["batch"])
 
 
 def _grid(product: Product) -> Iterator[dict[str, Any]]:

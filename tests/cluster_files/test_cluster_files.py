@@ -14,7 +14,11 @@ import jsonschema  # type: ignore[import-untyped]
 import pytest
 import ray.autoscaler
 import yaml
+from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
+
+from biomedclip_ray.config import load
+from biomedclip_ray.serve.app import Arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "cluster"
@@ -169,6 +173,23 @@ def test_the_job_runs_the_workflow_up_to_evaluate_on_a_root_all_nodes_share() ->
     assert any(word.startswith("root=s3://") for word in words)
 
 
+def test_the_paper_recipe_fits_every_cluster_that_is_made_for_it() -> None:
+    recipe = load(ROOT / "workflows/configs/biomedclip_vit_b16.yaml")
+    train = recipe.train.resources.workers * recipe.train.resources.gpus_per_worker
+    serve = recipe.serve.resources.replicas * recipe.serve.resources.gpus_per_replica
+    most = {}
+    for name in ("aws.yaml", "gcp.yaml"):
+        nodes = read(name)["available_node_types"].values()
+        most[name] = sum(node["max_workers"] * node["resources"].get("GPU", 0) for node in nodes)
+    for name in ("raycluster.yaml", "rayjob.yaml"):
+        spec = read(f"kuberay/{name}")["spec"]
+        most[name] = 0
+        for group in (spec.get("rayClusterSpec") or spec)["workerGroupSpecs"]:
+            limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+            most[name] += group["maxReplicas"] * int(limits.get("nvidia.com/gpu", 0))
+    assert {name for name, gpus in most.items() if gpus < max(train, serve)} == set()
+
+
 @pytest.mark.parametrize("name", [*LAUNCHER, *(f"kuberay/{name}" for name in KUBERAY)])
 def test_the_image_names_the_pinned_ray_and_the_dockerfiles_python(name: str) -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
@@ -204,4 +225,20 @@ def test_serve_accepts_both_files_and_loses_no_field_of_them() -> None:
         parsed = ServeDeploySchema.model_validate(config).model_dump(exclude_unset=True)
         assert parsed["applications"] == config["applications"]
         assert parsed["http_options"] == config["http_options"]
-    assert alone["applications"] == inside["applications"]
+        assert [app["import_path"] for app in config["applications"]] == ["biomedclip_ray.serve.app:build"]
+        Arguments.model_validate(config["applications"][0]["args"])
+
+
+def test_a_misspelt_argument_of_the_served_application_is_refused() -> None:
+    args = read("serve.yaml")["applications"][0]["args"]
+    with pytest.raises(ValidationError, match="bundel"):
+        Arguments.model_validate(args | {"bundel": args["bundle"]})
+
+
+def test_the_service_never_wants_more_gpus_than_its_cluster_may_have() -> None:
+    spec = read("kuberay/rayservice.yaml")["spec"]
+    wanted = Arguments.model_validate(yaml.safe_load(spec["serveConfigV2"])["applications"][0]["args"]).resources
+    group = spec["rayClusterConfig"]["workerGroupSpecs"][0]
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert wanted.max_replicas * wanted.gpus_per_replica <= group["maxReplicas"] * int(limits["nvidia.com/gpu"])
+    assert wanted.cpus_per_replica <= int(limits["cpu"])
