@@ -39,7 +39,7 @@ def add_error_handlers(app: FastAPI, bodies: dict[str, type[BaseModel]]) -> None
         message = str(error.detail)
         if error.status_code in (404, 405):
             routes = [route for route in app.routes if isinstance(route, APIRoute) and route.include_in_schema]
-            known = ", ".join(f"{'/'.join(sorted(route.methods))} {route.path}" for route in routes)
+            known = ", ".join(f"{'/'.join(sorted(route.methods or ()))} {route.path}" for route in routes)
             message = f"there is no {request.method} {request.url.path}; there is {known}"
         return error_response(Refusal(message, status=error.status_code, code="unknown_route"))
 

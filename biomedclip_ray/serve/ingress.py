@@ -37,6 +37,8 @@ CONTENT_SECURITY_POLICY = (
 
 READY_TIMEOUT_S = 3.0
 MAX_LABEL_CHARS = 1000
+RESULTS = 20
+"""Results of a search that names no k."""
 
 
 class Engine(Protocol):
@@ -69,7 +71,7 @@ class SearchFilters(Body):
 
 class SearchBody(Body):
     query: Any = None
-    k: int = Field(default=20, ge=1)
+    k: int | None = Field(default=None, ge=1)
     by: Literal["image", "caption", "words"] = "image"
     filters: SearchFilters = SearchFilters()
     model: str | None = None
@@ -156,12 +158,13 @@ def create_app(engine: Engine, settings: Serve, application: str) -> FastAPI:
         """Figures nearest to a text or a picture, best first; filters are applied before the search."""
         _known_model(body.model, settings)
         query = read_item(body.query, "query", settings)
-        if body.k > settings.max_results:
+        k = min(RESULTS, settings.max_results) if body.k is None else body.k
+        if k > settings.max_results:
             raise Refusal(
-                f"k={body.k}; at most {settings.max_results} (serve.max_results)", param="k", code="too_many_results"
+                f"k={k}; at most {settings.max_results} (serve.max_results)", param="k", code="too_many_results"
             )
         async with room.take(1):
-            found = await room.answer(engine.search(query, body.k, body.by, body.filters.model_dump()))
+            found = await room.answer(engine.search(query, k, body.by, body.filters.model_dump()))
         if isinstance(found, Problem):
             raise found.refusal()
         return _json(
