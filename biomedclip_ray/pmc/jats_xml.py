@@ -31,8 +31,12 @@ class JatsError(ValueError):
     """A file that is no JATS article; `reason` is `EMPTY_XML` or `BAD_XML`."""
 
     def __init__(self, reason: Reason, detail: str = ""):
-        super().__init__(detail or reason.sentence)
+        super().__init__(reason, detail)
         self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return self.detail or self.reason.sentence
 
 
 def article_element(xml: bytes) -> etree._Element:

@@ -1,0 +1,458 @@
+"""JATS parsing: real articles against their truth, each corner case on its own, and hostile or broken bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import tarfile
+from pathlib import Path
+
+import pytest
+from lxml import etree
+
+from biomedclip_ray.pmc.jats import Article, Figure, JatsError, Mention, parse_article
+from biomedclip_ray.pmc.media import match_media
+from biomedclip_ray.schema import Reason
+
+HERE = Path(__file__).parent / "data"
+NAMESPACES = 'xmlns:xlink="http://www.w3.org/1999/xlink" xmlns:mml="http://www.w3.org/1998/Math/MathML"'
+
+
+def parse(body: str, front: str = "", prolog: str = "") -> Article:
+    return parse_article(f"{prolog}<article {NAMESPACES}>{front}<body>{body}</body></article>".encode())
+
+
+def only_figure(body: str, front: str = "") -> Figure:
+    (figure,) = parse(body, front).figures
+    return figure
+
+
+def figure_with(caption: str) -> Figure:
+    return only_figure(f'<fig id="F1"><caption>{caption}</caption></fig>')
+
+
+def sentences(body: str) -> list[str]:
+    """What cites F1, which floats elsewhere."""
+    article = parse(body + '<fig id="F1"><label>Figure 1.</label></fig>')
+    return [mention.sentence for mention in article.figures[-1].mentions]
+
+
+def collapsed(text: str) -> str:
+    return " ".join(text.split())
+
+
+def json_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def archived(path: Path) -> dict[str, bytes]:
+    with tarfile.open(path) as tar:
+        return {m.name: tar.extractfile(m).read() for m in tar if m.isfile()}  # type: ignore[union-attr]
+
+
+# -- against truth
+
+
+def test_an_article_with_every_case_gives_the_golden_rows():
+    expected = json.loads((HERE / "article.json").read_text(encoding="utf-8"))
+    article = parse_article((HERE / "article.xml").read_bytes())
+    assert json.loads(json.dumps(dataclasses.asdict(article))) == expected
+
+
+def test_every_expected_figure_of_the_real_bucket_is_found_exactly(corpus):
+    articles: dict[str, Article] = {}
+    rows = json_lines(corpus / "expected" / "figures.jsonl")
+    for row in rows:
+        name = row["pmcid_version"]
+        folder = corpus / "bucket" / name
+        if name not in articles:
+            articles[name] = parse_article((folder / f"{name}.xml").read_bytes())
+        (figure,) = [figure for figure in articles[name].figures if figure.xml_id == row["fig_id"]]
+        captions = {collapsed(row["caption"]), collapsed(row.get("caption_without_supplementary", row["caption"]))}
+        assert figure.caption in captions, (name, figure.xml_id)
+        assert figure.label == row["label"]
+        files = sorted(path.name for path in folder.iterdir())
+        found = [match_media(picture[0], files) for picture in figure.graphics]
+        assert [file for file in found if file] == row["graphics"]
+        assert [picture[0] for picture, file in zip(figure.graphics, found, strict=True) if not file] == row.get(
+            "missing", []
+        )
+        assert [file for picture in figure.graphics for file in picture[1:]] == row.get("alternates", [])
+        # The truth counts xrefs, and a sentence counts once however many xrefs it holds.
+        for in_body, count in ((True, row["mentions"]), (False, row.get("mentions_outside_body", 0))):
+            mentions = [mention for mention in figure.mentions if mention.in_body is in_body]
+            assert len(mentions) <= count and bool(mentions) == bool(count), (name, figure.xml_id)
+    assert len(rows) == 102
+    assert {name: len(article.figures) for name, article in articles.items()} == {
+        name: sum(row["pmcid_version"] == name for row in rows) for name in articles
+    }
+
+
+def test_articles_of_2026_give_the_figures_that_two_other_extractions_gave(corpus):
+    files = archived(corpus / "jats" / "jats-2026-24.tar.gz")
+    articles = {name.removesuffix(".xml"): parse_article(data) for name, data in files.items()}
+    rows = json_lines(corpus / "expected" / "jats-2026-24.jsonl")
+    for row in rows:
+        (figure,) = [figure for figure in articles[row["pmcid"]].figures if figure.xml_id == row["fig_id"]]
+        assert (figure.label or "") == (row["label"] or "")
+        assert figure.caption == collapsed(row["caption"])
+        assert [picture[0] for picture in figure.graphics] == row["hrefs"]
+        assert [name for picture in figure.graphics for name in picture[1:]] == row.get("alternate_hrefs", [])
+        mentions = [mention for mention in figure.mentions if mention.in_body]
+        assert len(mentions) <= row["mentions"] and bool(mentions) == bool(row["mentions"])
+    assert len(rows) == sum(len(article.figures) for article in articles.values()) == 91
+
+
+@pytest.mark.parametrize("name", ["PMC99000004.1", "PMC99000009.1", "PMC2924383.1", "PMC99000012.1"])
+def test_every_xref_in_a_body_is_met_once(corpus, name):
+    """Each xref gets a text of its own, and a list on both sides that ends its sentence: as many mentions as xrefs."""
+    root = etree.fromstring((corpus / "bucket" / name / f"{name}.xml").read_bytes())
+    for number, xref in enumerate(list(root.iter("xref"))):
+        for child in list(xref):
+            xref.remove(child)
+        xref.text = f"Figure {number}"
+        after = etree.Element("list")
+        after.tail, xref.tail = xref.tail, None
+        xref.addprevious(etree.Element("list"))
+        xref.addnext(after)
+    figures = {figure.xml_id: figure for figure in parse_article(etree.tostring(root)).figures}
+    counts = {
+        row["fig_id"]: (row["mentions"], sum(mention.in_body for mention in figures[row["fig_id"]].mentions))
+        for row in json_lines(corpus / "expected" / "figures.jsonl")
+        if row["pmcid_version"] == name and row["mentions"] is not None
+    }
+    assert counts and all(expected == found for expected, found in counts.values()), counts
+
+
+def test_all_development_articles_parse_and_empty_files_are_named_so(corpus):
+    empty, figures, articles = [], [], 0
+    for name, data in archived(corpus / "jats" / "jats-dev-400.tar.gz").items():
+        try:
+            article = parse_article(data)
+        except JatsError as error:
+            assert error.reason is Reason.EMPTY_XML and not data
+            empty.append(name)
+            continue
+        articles += 1
+        assert article.title and article.journal and 1990 < (article.year or 0) < 2021
+        figures += article.figures
+    assert (articles, len(empty), len(figures)) == (398, 2, 1833)
+    assert sum(len(figure.graphics) > 1 for figure in figures) == 4
+    assert sum(not figure.caption for figure in figures) == 19
+    assert sum("." in (figure.xml_id or "") for figure in figures) == 169
+    assert sum(bool(figure.mentions) for figure in figures) > 1800
+
+
+def test_licences_of_the_development_articles_are_those_of_their_list(corpus):
+    """The list says "by" for PMC5471463 and the like by its link; there the text's NonCommercial is taken."""
+    files = archived(corpus / "jats" / "jats-dev-400.tar.gz")
+    lines = (corpus / "jats" / "jats-dev-400.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    listed = {line.split("\t")[0]: line.split("\t")[2] for line in lines}
+    compared = 0
+    for name, data in files.items():
+        told = listed[name.removesuffix(".xml")]
+        if data and re.fullmatch(r"by(-nc)?(-sa|-nd)?|zero", told):
+            expected = "CC0" if told == "zero" else "CC " + told.upper()
+            assert parse_article(data).license == expected, name
+            compared += 1
+    assert compared > 385
+
+
+# -- captions
+
+
+def test_all_blocks_of_a_caption_are_kept_apart_by_one_space():
+    caption = "<title>Title.</title><p>One</p>\n <p>two<list><list-item><p>three</p></list-item></list></p>"
+    assert figure_with(caption).caption == "Title. One two three"
+
+
+def test_inline_markup_neither_glues_nor_splits_words():
+    assert figure_with("<p>a<bold>b</bold>c <italic>d</italic> <sc>e</sc>f<break/>g</p>").caption == "abc d ef g"
+
+
+def test_comments_and_processing_instructions_are_no_text():
+    assert figure_with("<p>ab<!-- no --><?disp-level x?>cd</p>").caption == "abcd"
+
+
+def test_a_superscript_stays_in_the_caption_and_is_spoken_as_a_power():
+    figure = figure_with("<p>10<sup>4</sup> m<sup>2</sup>, Ca<sup>2+</sup>, 10<sup>\u22123</sup>, CO<sub>2</sub></p>")
+    assert figure.caption == "104 m2, Ca2+, 10\u22123, CO2"
+    assert figure.spoken == "10^4 m2, Ca2+, 10^\u22123, CO2"
+
+
+@pytest.mark.parametrize(
+    "citation",
+    [
+        '<sup><xref ref-type="bibr" rid="R6">6</xref>,<xref ref-type="bibr" rid="R7">7</xref></sup>',
+        '<xref ref-type="bibr" rid="R6"><sup>6,7</sup></xref>',
+    ],
+)
+def test_superscript_citations_stay_in_the_caption_and_are_not_spoken(citation):
+    figure = figure_with(f"<p>cancer{citation} cells</p>")
+    assert (figure.caption, figure.spoken) == ("cancer6,7 cells", "cancer cells")
+
+
+def test_tex_is_preferred_without_its_preamble_and_mathml_gives_its_tokens():
+    tex = r"<tex-math>\documentclass{x}\usepackage{y}\begin{document}$$a_1$$\end{document}</tex-math>"
+    math = "<mml:math><mml:mi>b</mml:mi> <mml:mo>=</mml:mo> <mml:mn>2</mml:mn></mml:math>"
+    picture = '<inline-graphic xlink:href="x.gif"/>'
+    both = f"<inline-formula><alternatives>{picture}{math}{tex}</alternatives></inline-formula>"
+    assert figure_with(f"<p>({both}) ({math})</p>").caption == "($a_1$) (b=2)"
+
+
+def test_entities_of_the_iso_sets_become_characters_and_others_are_never_expanded():
+    prolog = '<!DOCTYPE article SYSTEM "jats.dtd" [<!ENTITY own "secret">]>'
+    figure = parse("<fig><caption><p>&alpha;-<italic>&beta;</italic>&own;</p></caption></fig>", prolog=prolog).figures[
+        0
+    ]
+    assert figure.caption == "α-β&own;"
+
+
+def test_a_figure_without_id_label_caption_or_graphic_is_a_figure():
+    assert only_figure("<fig/>") == Figure(None, None, "", (), None, False, ())
+
+
+def test_an_article_keeps_its_other_figures_when_one_has_nothing():
+    article = parse('<fig/><fig id="F2"><label>2</label><caption><p>Two.</p></caption></fig>')
+    assert [(figure.label, figure.caption) for figure in article.figures] == [(None, ""), ("2", "Two.")]
+
+
+# -- graphics
+
+
+def graphics(inside: str) -> tuple[tuple[str, ...], ...]:
+    return parse(f"<fig>{inside}</fig>").figures[0].graphics
+
+
+def test_the_href_is_the_xlink_one_whatever_stands_before_it():
+    assert graphics('<graphic id="g1" position="float" xlink:href="pone.0012255.g001"/>') == (("pone.0012255.g001",),)
+
+
+def test_several_graphics_are_several_pictures_also_deeper_down():
+    assert graphics('<graphic xlink:href="a"/><p><graphic xlink:href="b"/></p>') == (("a",), ("b",))
+
+
+def test_alternatives_are_one_picture_with_the_thumbnail_last():
+    forms = '<graphic xlink:href="a.gif" content-type="thumb"/><graphic xlink:href="a.jpg" content-type="image"/>'
+    assert graphics(f"<alternatives>{forms}</alternatives>") == (("a.jpg", "a.gif"),)
+
+
+def test_pictures_as_media_count_and_films_do_not():
+    media = '<media xlink:href="a.mp4" mimetype="video"/><media xlink:href="b" mimetype="image"/><media xlink:href="c.png"/>'
+    assert graphics(media) == (("b",), ("c.png",))
+
+
+def test_graphics_of_tables_equations_and_supplements_are_not_the_figures():
+    apart = "".join(
+        f'<{tag}><graphic xlink:href="no"/></{tag}>' for tag in ("table-wrap", "disp-formula", "supplementary-material")
+    )
+    assert graphics(apart + '<p><inline-graphic xlink:href="no"/></p><graphic xlink:href="yes"/>') == (("yes",),)
+    assert parse('<table-wrap><graphic xlink:href="t"/></table-wrap><p><graphic xlink:href="p"/></p>').figures == ()
+
+
+def test_a_nested_figure_is_its_own_and_leaks_nothing_into_its_parent():
+    inner = '<fig id="in"><label>2</label><caption><p>In.</p></caption><graphic xlink:href="in"/></fig>'
+    outer, nested = parse(
+        f'<fig id="out"><caption><p>Out.</p></caption><p>{inner}</p><graphic xlink:href="out"/></fig>'
+    ).figures
+    assert (outer.label, outer.caption, outer.graphics) == (None, "Out.", (("out",),))
+    assert (nested.label, nested.caption, nested.graphics) == ("2", "In.", (("in",),))
+
+
+@pytest.mark.parametrize(
+    ("href", "name"), [("../../etc/passwd", "passwd"), ("C:\\x\\y.jpg", "y.jpg"), ("s3://other/b.png", "b.png")]
+)
+def test_a_href_can_only_mean_a_name_in_the_articles_own_folder(href, name):
+    assert graphics(f'<graphic xlink:href="{href}"/>') == ((name,),)
+
+
+@pytest.mark.parametrize("href", ["", "..", "a/", "."])
+def test_a_href_without_a_name_is_no_picture(href):
+    assert graphics(f'<graphic xlink:href="{href}"/>') == ()
+
+
+# -- mentions
+
+
+def test_the_sentence_goes_on_after_a_figure_inside_its_paragraph():
+    body = '<p>See <xref rid="F1">Figure 1</xref> here. <fig id="F1"><caption><p>Legend.</p></caption></fig> More.</p>'
+    assert only_figure(body).mentions == (Mention("See Figure 1 here.", True),)
+    split = '<p>As <fig id="F1"><caption><p>Legend.</p></caption></fig> in <xref rid="F1">Figure 1</xref>. More.</p>'
+    assert only_figure(split).mentions == (Mention("As in Figure 1.", True),)
+
+
+def test_an_xref_without_text_reads_as_the_figures_label():
+    assert sentences('<p>See <xref ref-type="fig" rid="F1"/> here. More.</p>') == ["See Figure 1 here."]
+
+
+@pytest.mark.parametrize("floating", ["table-wrap", "supplementary-material", "disp-formula", "boxed-text"])
+def test_what_floats_in_the_paragraph_is_left_out_of_the_sentence(floating):
+    body = f'<p>Cells <{floating}><label>No.</label></{floating}> grow (<xref rid="F1">Fig. 1</xref>). So.</p>'
+    assert sentences(body) == ["Cells grow (Fig. 1)."]
+
+
+def test_a_list_ends_the_sentence_and_its_items_have_their_own():
+    body = (
+        '<p>First <xref rid="F1">a</xref> of<list><list-item><p>in <xref rid="F1">b</xref></p></list-item></list>'
+        'then <xref rid="F1">c</xref>.</p>'
+    )
+    assert sentences(body) == ["First a of", "then c.", "in b"]
+
+
+def test_a_sentence_is_a_mention_once_with_all_its_panels():
+    body = (
+        '<p>As <xref rid="F1">Fig. 6A</xref> and <xref rid="F1">6E</xref> show. Then <xref rid="F1">Fig. 6</xref>.</p>'
+    )
+    assert sentences(body) == ["As Fig. 6A and 6E show.", "Then Fig. 6."]
+
+
+def test_an_xref_that_names_several_figures_is_a_mention_of_each():
+    article = parse('<fig id="A"/><fig id="B"/><p>Both (<xref rid="A B">Figs. 1, 2</xref>).</p>')
+    assert [figure.mentions for figure in article.figures] == [(Mention("Both (Figs. 1, 2).", True),)] * 2
+
+
+def test_a_figure_does_not_mention_itself_but_another_ones_caption_does():
+    article = parse(
+        '<fig id="A"><caption><p>As <xref rid="A">1</xref>, <xref rid="B">2</xref>.</p></caption></fig><fig id="B"/>'
+    )
+    assert [len(figure.mentions) for figure in article.figures] == [0, 1]
+
+
+def test_only_bodies_count_as_body():
+    front = '<front><article-meta><abstract><p>In <xref rid="F1">1</xref>.</p></abstract></article-meta></front>'
+    assert only_figure('<fig id="F1"/>', front).mentions == (Mention("In 1.", False),)
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "It was as in Fig. 2 and Figs. 3 to 5 of Smith et al. (2010) at X.",
+        "Growth, e.g. Rapid growth, i.e. Doubling at 37.5 °C or 0.05 mM, see X.",
+        "C. elegans was given by J. R. Smith and H. Jones vs. Control in X.",
+        "In No. 5 of ref. 12 (cf. Table 2) and approx. 3 cells, X.",
+        "See Dr. Müller in X?",
+        'They wrote "this is X."',
+    ],
+)
+def test_stops_that_end_no_sentence_do_not_cut_it(sentence):
+    text = f"Before it. {sentence} The next one. 5 more."
+    assert sentences("<p>" + text.replace("X", '<xref rid="F1">X</xref>') + "</p>") == [sentence]
+
+
+def test_sentences_that_end_in_an_initial_or_al_are_told_by_what_follows():
+    assert sentences('<p>We gave vitamin C. The <xref rid="F1">X</xref> grew.</p>') == ["The X grew."]
+    assert sentences('<p>As said by Smith et al. However, <xref rid="F1">X</xref> grew.</p>') == ["However, X grew."]
+
+
+def test_superscript_citations_do_not_hide_the_end_of_a_sentence():
+    citation = '<xref ref-type="bibr" rid="R"><sup>4</sup></xref>'
+    assert sentences(f'<p>Known.{citation} New in <xref rid="F1">X</xref>.{citation} Then.</p>') == ["New in X."]
+
+
+# -- facts and licences
+
+
+def with_permissions(permissions: str) -> Article:
+    return parse("", f"<front><article-meta><permissions>{permissions}</permissions></article-meta></front>")
+
+
+@pytest.mark.parametrize(
+    ("permissions", "code", "source"),
+    [
+        (
+            '<license xlink:href="https://creativecommons.org/licenses/by-nc-nd/4.0/"/>',
+            "CC BY-NC-ND",
+            "license/@xlink:href",
+        ),
+        (
+            '<license xlink:href="http://creativecommons.org/licenses/by-nd-nc/3.0"/>',
+            "CC BY-NC-ND",
+            "license/@xlink:href",
+        ),
+        ('<license xlink:href="http://creativecommons.org/publicdomain/zero/1.0/"/>', "CC0", "license/@xlink:href"),
+        (
+            '<license><a:license_ref xmlns:a="http://www.niso.org/schemas/ali/1.0/">'
+            "http://creativecommons.org/licenses/by-sa/4.0/</a:license_ref></license>",
+            "CC BY-SA",
+            "ali:license_ref",
+        ),
+        (
+            '<license><license-p>See <ext-link xlink:href="http://creativecommons.org/licenses/by/2.0">this</ext-link>'
+            "</license-p></license>",
+            "CC BY",
+            "license-p/ext-link",
+        ),
+        (
+            "<license><license-p>Under the Creative Commons Attribution Non-Commercial License.</license-p></license>",
+            "CC BY-NC",
+            "license-p",
+        ),
+        ('<license license-type="creativeCommonsBy-nc"/>', "CC BY-NC", "license/@license-type"),
+        (
+            "<copyright-statement>© 2020 A. Distributed under CC BY 4.0.</copyright-statement>",
+            "CC BY",
+            "copyright-statement",
+        ),
+        ("<copyright-statement>© 2020 Elsevier</copyright-statement>", None, None),
+        ("<license><license-p>Open access.</license-p></license>", None, None),
+        (
+            '<license xlink:href="http://creativecommons.org/licenses/by/4.0"><license-p>Licensed under a Creative Commons'
+            " Attribution-NonCommercial-NoDerivatives 4.0 International License</license-p></license>",
+            "CC BY-NC-ND",
+            "license-p",
+        ),
+        (
+            '<license xlink:href="http://creativecommons.org/licenses/by/4.0/"><license-p>Creative Commons Attribution. The'
+            " Creative Commons Public Domain Dedication waiver applies to the data.</license-p></license>",
+            "CC BY",
+            "license/@xlink:href",
+        ),
+    ],
+)
+def test_the_licence_is_found_where_it_stands_and_the_narrower_one_holds(permissions, code, source):
+    article = with_permissions(permissions)
+    assert (article.license, article.license_source) == (code, source)
+
+
+def test_a_figures_own_permissions_override_the_articles():
+    by_nc = '<license xlink:href="http://creativecommons.org/licenses/by-nc/4.0/"/>'
+    own = only_figure(f"<fig><permissions>{by_nc}</permissions></fig>")
+    assert (own.license, own.adapted) == ("CC BY-NC", False)
+    at_graphic = only_figure(f'<fig><graphic xlink:href="a"><permissions>{by_nc}</permissions></graphic></fig>')
+    assert (at_graphic.license, at_graphic.graphics) == ("CC BY-NC", (("a",),))
+    theirs = only_figure("<fig><permissions><copyright-holder>Elsevier</copyright-holder></permissions></fig>")
+    assert (theirs.license, theirs.adapted) == ("unknown", True)
+
+
+@pytest.mark.parametrize(
+    ("caption", "adapted"),
+    [
+        ("Cells. Adapted from Doe et al. [3].", True),
+        ("(Reproduced with permission from ref. 12.)", True),
+        ("Modified after Roe 1999.", True),
+        ("Image courtesy of NASA.", True),
+        ("Cells adapted to heat; the medium was modified.", False),
+        ("Photographs taken from rice fields in 2016.", False),
+    ],
+)
+def test_figures_taken_over_from_elsewhere_are_marked(caption, adapted):
+    assert figure_with(f"<p>{caption}</p>").adapted is adapted
+    assert only_figure(f"<fig><attrib>{caption}</attrib></fig>").adapted is adapted
+
+
+def test_the_year_is_that_of_the_first_publication():
+    dates = "".join(
+        f'<pub-date pub-type="{kind}"><year>{year}</year></pub-date>'
+        for kind, year in (("pmc-release", 2009), ("epreprint", 2008), ("ppub", 2012), ("epub", 2011))
+    )
+    assert parse("", f"<front><article-meta>{dates}</article-meta></front>").year == 2011
+
+
+def test_an_article_inside_an_answer_of_oai_pmh_is_found():
+    fig = "<body><fig id='F1'><caption><p>Text.</p></caption></fig></body>"
+    jats = f'<article xmlns="https://jats.nlm.nih.gov/ns/archiving/1.3/" article-type="review-article">{fig}</article>'
+    article = parse_article(
+        f'<OAI-PMH xmlns="http://www.openarchives.org/OAI/2.0/"><record>{jats}</record></OAI-PMH>'.encode()
+    )
+    assert (article.article_type, article.figures[0].caption) == ("review-article", "Text.")
