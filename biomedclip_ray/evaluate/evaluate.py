@@ -8,15 +8,15 @@ encoded, a bundle that was trained on today's held-out articles or pictures is r
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from biomedclip_ray.config import Config, ConfigError
+from biomedclip_ray.config import Config
 from biomedclip_ray.evaluate import plots
+from biomedclip_ray.evaluate.leakage import check_leakage
 from biomedclip_ray.evaluate.retrieval import by_kind, retrieval
 from biomedclip_ray.evaluate.vectors import encode_pairs, to_column, to_matrix
 from biomedclip_ray.pipeline import run_parts
@@ -24,10 +24,6 @@ from biomedclip_ray.product import Ledger, PartResult, Product, conform
 from biomedclip_ray.schema import Reason
 
 VERSION = 1
-
-
-class LeakageError(ConfigError):
-    """The bundle was trained on what it would be tested with (exit code 2)."""
 
 
 def plan(config: Config, bundle: Product, pairs: Product, corpus: Product) -> Product:
@@ -120,71 +116,6 @@ def measure(pool: pa.Table, split: str, bootstraps: int, seed: int) -> dict[str,
         "by_kind": by_kind(text, image, kinds, articles, bootstraps, seed),
         "rank_histogram": {way: plots.histogram(ranked.expected(), pool.num_rows) for way, ranked in ranks.items()},
     }
-
-
-def check_leakage(bundle: Product, pairs: Product, corpus: Product, split: str) -> None:
-    """Refuse a bundle whose own train split holds an article or a picture of today's held-out split.
-
-    A picture counts as held out when any pair of its group is: near copies that curate dropped as conflicts too.
-
-    Raises:
-        LeakageError: with the first such pair; or the bundle's corpus is gone, so that nobody can tell.
-        ConfigError: nothing is held out.
-    """
-    groups: set[int] = set()
-    for table in corpus.scan(["split", "kept", "group"]):
-        groups.update(table.filter(pc.and_(table["kept"], pc.equal(table["split"], split)))["group"].to_pylist())
-    if not groups:
-        raise ConfigError(
-            f"evaluate.split={split}: {corpus.uri} holds no kept pair of that split; "
-            f"raise curate.splits.{split} or take more articles"
-        )
-    wanted = pa.array(sorted(groups), pa.int64())
-    articles: set[str] = set()
-    pictures: set[str] = set()
-    for judged, facts in _aligned(corpus, pairs, ["split", "kept", "group"], ["pmcid", "sha256"]):
-        here = pc.and_(judged["kept"], pc.equal(judged["split"], split))
-        articles.update(facts["pmcid"].filter(here).to_pylist())
-        pictures.update(facts["sha256"].filter(pc.is_in(judged["group"], wanted)).to_pylist())
-    trained = _trained_on(bundle)
-    if trained is None:
-        return
-    held_articles, held_pictures = pa.array(sorted(articles), pa.string()), pa.array(sorted(pictures), pa.string())
-    old_corpus, old_pairs = trained
-    same = old_corpus.fingerprint == corpus.fingerprint
-    for judged, facts in _aligned(old_corpus, old_pairs, ["split", "kept", "group"], ["pair_id", "pmcid", "sha256"]):
-        used = pc.and_(judged["kept"], pc.equal(judged["split"], "train"))
-        seen = pc.or_kleene(pc.is_in(facts["pmcid"], held_articles), pc.is_in(facts["sha256"], held_pictures))
-        if same:
-            seen = pc.or_kleene(seen, pc.is_in(judged["group"], wanted))
-        leaked = facts["pair_id"].filter(pc.and_(used, seen))
-        if len(leaked):
-            raise LeakageError(
-                f"bundle {bundle.uri} was trained on {leaked[0]} (corpus {old_corpus.fingerprint}), which is in the "
-                f"{split} split of corpus {corpus.fingerprint}; train on this corpus, or evaluate on the bundle's own"
-            )
-
-
-def _trained_on(bundle: Product) -> tuple[Product, Product] | None:
-    """Corpus and pairs that the bundle was trained on; None where it was not trained here."""
-    inputs = {item["stage"]: item["fingerprint"] for item in bundle.manifest["inputs"]}
-    if "curate" not in inputs:
-        return None
-    corpus, pairs = (
-        Product(bundle.root, stage, 0, {}, (), inputs[stage]) if stage in inputs else None
-        for stage in ("curate", "preprocess")
-    )
-    for product in (corpus, pairs):
-        if product is None or not product.finished:
-            raise LeakageError(f"bundle {bundle.uri}: what it was trained on is no longer in {bundle.root}")
-    assert corpus is not None and pairs is not None
-    return corpus, pairs
-
-
-def _aligned(
-    corpus: Product, pairs: Product, judged: list[str], facts: list[str]
-) -> Iterator[tuple[pa.Table, pa.Table]]:
-    return zip(corpus.scan(judged), pairs.scan(facts), strict=True)
 
 
 class _HeldOut:

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from biomedclip_ray.evaluate.intervals import bootstrap
+
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 
@@ -146,43 +148,6 @@ def chance_recall(k: int, n: int, groups: Ints | None = None) -> float:
     _, place, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     m = sizes[place]
     return float(Ranks(np.zeros(n, np.int64), n - m, m).hits(k).mean())
-
-
-def bootstrap(
-    values: Floats, ranks: Floats, clusters: Ints, draws: int, seed: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """95% percentile intervals of the means of `values` and of the median of `ranks`, from one set of resamples.
-
-    Whole clusters are drawn with replacement (Field & Welsh 2007): figures of one article resemble each other, and
-    drawing them one by one would give intervals that are too narrow.
-
-    Args:
-        values: (n, m); ranks: (n,); clusters: (n,) any integers.
-
-    Returns:
-        (m, 2) and (2,): low and high.
-    """
-    _, cluster = np.unique(clusters, return_inverse=True)
-    count = int(cluster.max()) + 1
-    sums = np.zeros((count, values.shape[1]))
-    np.add.at(sums, cluster, values)
-    sizes = np.bincount(cluster, minlength=count).astype(float)
-    order = np.argsort(ranks, kind="stable")
-    ordered, ordered_cluster = ranks[order], cluster[order]
-    means, medians = np.empty((draws, values.shape[1])), np.empty(draws)
-    random = np.random.default_rng(seed)
-    for draw in range(draws):
-        weight = np.bincount(random.integers(count, size=count), minlength=count)
-        means[draw] = weight @ sums / (weight @ sizes)
-        medians[draw] = _weighted_median(ordered, weight[ordered_cluster])
-    return np.quantile(means, [0.025, 0.975], axis=0).T, np.quantile(medians, [0.025, 0.975])
-
-
-def _weighted_median(ordered: Floats, weights: Ints) -> float:
-    """Median of sorted values that each stand there `weights` times."""
-    reach = np.cumsum(weights)
-    low, high = np.searchsorted(reach, [(reach[-1] + 1) // 2, reach[-1] // 2 + 1])
-    return float(ordered[low] + ordered[high]) / 2
 
 
 def figures(

@@ -125,38 +125,6 @@ def test_chance_with_groups_is_what_random_order_gives():
     assert r.chance_recall(10, 4) == 1
 
 
-def test_the_interval_covers_the_truth_about_95_times_in_100():
-    random = np.random.default_rng(5)
-    covered = 0
-    for seed in range(200):
-        values = (random.random((200, 1)) < 0.3).astype(float)
-        (interval,), _ = r.bootstrap(values, values[:, 0], np.arange(200), 300, seed)
-        covered += interval[0] <= 0.3 <= interval[1]
-    assert 180 <= covered <= 199
-
-
-def test_figures_of_one_article_widen_the_interval():
-    random = np.random.default_rng(2)
-    article = np.repeat(np.arange(50), 8)
-    hits = np.repeat(random.random(50) < 0.5, 8).astype(float)[:, None]
-    (alone,), _ = r.bootstrap(hits, hits[:, 0], np.arange(400), 500, 0)
-    (together,), _ = r.bootstrap(hits, hits[:, 0], article, 500, 0)
-    assert together[1] - together[0] > 2 * (alone[1] - alone[0])
-
-
-def test_the_same_seed_gives_the_same_interval():
-    values = np.random.default_rng(0).random((50, 2))
-    first, second = (r.bootstrap(values, values[:, 0], np.arange(50), 100, 9) for _ in range(2))
-    assert first[0].tolist() == second[0].tolist()
-    assert first[1].tolist() == second[1].tolist()
-
-
-@pytest.mark.parametrize(("weights", "median"), [([1, 1, 1], 2), ([2, 0, 1], 1), ([1, 0, 1], 2), ([0, 3, 1], 2)])
-def test_the_weighted_median_is_that_of_the_repeated_values(weights, median):
-    values = np.array([1.0, 2.0, 3.0])
-    assert r._weighted_median(values, np.array(weights)) == median == np.median(np.repeat(values, weights))
-
-
 def test_recall_within_a_kind_has_the_kinds_own_pool_and_chance():
     vectors = unit(np.random.default_rng(1).normal(size=(60, 16)))
     kinds = ["gel"] * 20 + ["chart"] * 40

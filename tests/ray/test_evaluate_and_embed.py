@@ -15,7 +15,8 @@ from biomedclip_ray.clip.encoder import Encoder
 from biomedclip_ray.clip.model import build_model
 from biomedclip_ray.clip.tokenizer import fit_tokenizer
 from biomedclip_ray.config import Config, ConfigError, Model, parse
-from biomedclip_ray.evaluate.evaluate import LeakageError, evaluate
+from biomedclip_ray.evaluate.evaluate import evaluate
+from biomedclip_ray.evaluate.leakage import LeakageError
 from biomedclip_ray.product import Count, Ledger, Product, ledger_name
 from biomedclip_ray.schema import CORPUS, PAIRS, Reason, hash64
 from biomedclip_ray.search.embed import embed
