@@ -38,8 +38,9 @@ _SCRIPTS = (
     ("he", re.compile("[\u05d0-\u05ea]")),
 )
 _SCRIPT_SHARE = 0.25
-_WORD = re.compile(r"[^\W\d_]+")
-# So many words must speak for another language: "a" and "o" alone are letters of panels.
+# Single letters are panels before they are Portuguese.
+_WORD = re.compile(r"[^\W\d_]{2,}")
+# So many words must speak for another language before English is given up.
 _FOREIGN_WORDS = 3
 _STOP_WORDS = {
     "en": "the of and in with for to from by is are was were at as on that after between each all or not an which this",

@@ -52,7 +52,7 @@ _WORDS: dict[str, tuple[tuple[str, float], ...]] = {
     "histology": (
         (
             r"h(?:a?ematoxylin)? ?(?:&|and|-|/)? ?e(?:osin)?\b(?: stain\w*)?|histolog\w+|histopatholog\w+|"
-            r"immunohistochem\w+|IHC|masson\w*|biops\w+",
+            r"immunohistochem\w+|IHC|DAB\b|masson\w*|trichrome|tissue sections?|biops\w+",
             3,
         ),
         (r"sections?|tissues?|stained|staining|original magnification|tumou?r", 1),
@@ -142,7 +142,7 @@ _PATTERNS = {
 }
 # The opening sentence says what is seen; the rest says how it was made.
 _OPENING_WORTH = 2.0
-_TEXT_SCALE = 1.1
+_TEXT_SCALE = 1.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,14 +152,17 @@ class _Looks:
     paper: float
     """Near white without colour."""
     dark: float
+    """Of what is no paper."""
     flat: float
     """Equal to their neighbours but for JPEG's noise."""
+    texture: float
+    """No paper, and neighbours that differ a little, as in photographs; ink jumps, and fills are flat."""
     edges: float
     """Jumps of luma: ink, text."""
     colour: float
     """Clearly coloured."""
     vivid_on_dark: float
-    """Of the pixels that are not dark: purely red, green or blue."""
+    """Of the pixels that are neither dark nor paper: purely red, green or blue; 0 where little is dark."""
     stain: float
     """Pink to purple and not dark, as haematoxylin and eosin are."""
     tones: float
@@ -194,7 +197,9 @@ def _look(image: Pixels) -> _Looks:
     jump = np.maximum(jump, cv2.absdiff(luma[1:, 1:], luma[1:, :-1]))
     paper = (luma >= 235) & (chroma < 20)
     dark = luma < 40
-    lit = max(1, int(np.count_nonzero(~dark)))
+    content = max(1, int(np.count_nonzero(~paper)))
+    night = np.count_nonzero(dark) / content
+    lit = max(1, int(np.count_nonzero(~dark & ~paper)))
     pure = (chroma > 60) & (chroma * 10 > high * 6) & ~dark
     stain = (red > green + 12) & (blue > green + 5) & (luma > 60) & (luma < 235)
     histogram = np.bincount(luma[~paper] >> 2, minlength=64) if not paper.all() else np.ones(1)
@@ -202,11 +207,12 @@ def _look(image: Pixels) -> _Looks:
     ink = (luma < 130).astype(np.float32)
     return _Looks(
         paper=float(paper.mean()),
-        dark=float(dark.mean()),
+        dark=float(night),
         flat=float((jump <= 3).mean()),
+        texture=float(((jump > 3) & (jump <= 40) & ~paper[1:, 1:]).mean()),
         edges=float((jump > 40).mean()),
         colour=float((chroma > 40).mean()),
-        vivid_on_dark=float(np.count_nonzero(pure) / lit) if dark.mean() > 0.2 else 0.0,
+        vivid_on_dark=float(np.count_nonzero(pure) / lit) if dark.mean() > 0.1 and night > 0.25 else 0.0,
         stain=float(stain.mean()),
         tones=float(-(parts * np.log(parts)).sum() / math.log(64)),
         rules=float(max(ink.mean(axis=0).max(), ink.mean(axis=1).max())),
@@ -220,12 +226,14 @@ def _ramp(value: float, low: float, high: float) -> float:
 
 def _seen(looks: _Looks) -> dict[str, float]:
     """Each kind's score by the pixels; written as families first, details after."""
-    drawn = _ramp(looks.paper, 0.15, 0.45) * _ramp(looks.flat, 0.35, 0.6)
-    filled = (1 - _ramp(looks.paper, 0.2, 0.5)) * _ramp(looks.tones, 0.35, 0.6)
-    grey = 1 - _ramp(looks.colour, 0.02, 0.12)
-    night = _ramp(looks.dark, 0.25, 0.5)
     vivid = _ramp(looks.vivid_on_dark, 0.15, 0.5)
-    stain = _ramp(looks.stain, 0.15, 0.45)
+    drawn = (
+        _ramp(looks.paper, 0.15, 0.45) * _ramp(looks.flat, 0.35, 0.6) * (1 - vivid) * _ramp(looks.texture, 0.35, 0.15)
+    )
+    filled = max(1 - _ramp(looks.paper, 0.2, 0.5), _ramp(looks.texture, 0.2, 0.35)) * _ramp(looks.tones, 0.35, 0.6)
+    grey = 1 - _ramp(looks.colour, 0.02, 0.12)
+    night = _ramp(looks.dark, 0.25, 0.5) * max(vivid, 1 - _ramp(looks.paper, 0.2, 0.5))
+    stain = _ramp(looks.stain, 0.15, 0.45) * _ramp(looks.flat, 0.9, 0.7)
     sparse = _ramp(looks.paper, 0.6, 0.9)
     ruled = _ramp(looks.rules, 0.4, 0.75)
     day = filled * (1 - night)
@@ -237,7 +245,7 @@ def _seen(looks: _Looks) -> dict[str, float]:
         "radiology": 3 * night * grey + 1.2 * filled * grey - 4 * drawn - 1.5 * _ramp(looks.colour, 0.1, 0.3),
         "gel": 2.2 * (1 - drawn) * grey * (1 - night) + 0.8 * grey * _ramp(looks.edges, 0.06, 0.01) - 2 * drawn,
         "chart": 2.6 * drawn + 1.2 * drawn * ruled - 3 * filled,
-        "heat_map": 1.6 * _ramp(looks.colour, 0.2, 0.5) * _ramp(looks.flat, 0.4, 0.7) + 0.8 * drawn - 2 * night,
+        "heat_map": 1.6 * _ramp(looks.colour, 0.2, 0.5) * _ramp(looks.texture, 0.25, 0.1) + 0.8 * drawn - 2 * night,
         "signal": 1.4 * drawn + 0.6 * sparse - 2.5 * filled,
         "diagram": 2.3 * drawn
         + 0.8 * _ramp(looks.flat, 0.5, 0.8) * (1 - 0.5 * ruled)

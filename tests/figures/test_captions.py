@@ -1,0 +1,98 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lxml import etree
+
+from biomedclip_ray.figures.captions import language, repair, training_text
+
+
+@pytest.mark.parametrize(
+    "caption, expected",
+    [
+        ("Growth of\n  10⁴  cells\u00a0at 37\u2009°C.", "Growth of 10^4 cells at 37 °C."),
+        ("at 10⁻⁶ M and 5 × 10⁷ cfu", "at 10^-6 M and 5 × 10^7 cfu"),
+        ("H₂O, CO₂ and Ca²⁺ in cm²", "H2O, CO2 and Ca2+ in cm2"),
+        ("H2O stays, 10^4 too.", "H2O stays, 10^4 too."),
+        ("as described [], [ , ] and shown (; ; ), here .", "as described, and shown, here."),
+        ("p < .05 (n = 3) [12]", "p < .05 (n = 3) [12]"),
+        ("invisible\u2062 times, soft\u00adhyphen, \ufeffmark", "invisible times, softhyphen, mark"),
+        ("", ""),
+        (" \n ", ""),
+    ],
+)
+def test_the_text_is_what_a_person_would_read(caption: str, expected: str) -> None:
+    assert training_text(caption) == expected
+
+
+def test_a_label_that_the_caption_repeats_is_dropped() -> None:
+    assert training_text("Figure 1. Cells.", "Figure 1") == "Cells."
+    assert training_text("FIG. 2 | Cells.", "Fig. 2.") == "Cells."
+    assert training_text("Figure 10 shows cells.", "Figure 1") == "Figure 10 shows cells."
+    assert training_text("Figure 1", "Figure 1") == "Figure 1"
+    assert training_text("Cells.", None) == "Cells."
+
+
+@pytest.mark.parametrize(
+    "sound", ["Muñoz and l'été, l’été", "α–β “x” ≤ 5 µm ± 0.1 °C", "naïve Šmíd œdème", "日本語 текст", "‚quoted‘"]
+)
+def test_sound_text_is_not_repaired(sound: str) -> None:
+    assert repair(sound) == sound
+
+
+def test_utf8_read_as_mac_roman_or_windows_1252_is_repaired() -> None:
+    sound = "TNFα and IFN‐β: 5–10 μm, “n” ≥ 3 × 10"
+    assert repair(sound.encode().decode("mac_roman")) == sound
+    assert repair("Î²-actin, 5â€“10 Âµm") == "β-actin, 5–10 µm"
+
+
+def test_a_mixed_string_is_repaired_where_it_is_provable() -> None:
+    assert repair("Muñoz: NF-Œ∫B 5‚Äì10") == "Muñoz: NF-κB 5–10"
+
+
+@given(st.text(max_size=200))
+def test_any_text_becomes_one_clean_line_and_stays_so(text: str) -> None:
+    once = training_text(text)
+    assert once == once.strip()
+    assert "\n" not in once
+    assert "  " not in once
+
+
+@pytest.mark.parametrize(
+    "text, code",
+    [
+        ("Expression of the gene in mice after treatment.", "en"),
+        ("Expression du gène dans les cellules de souris après traitement avec le produit.", "fr"),
+        ("Verteilung der Zellen in den Proben nach der Behandlung mit dem Wirkstoff.", "de"),
+        ("Distribución de los pacientes por edad y sexo en el hospital de la ciudad.", "es"),
+        ("Distribuição dos pacientes por idade e sexo no hospital da cidade em 2019.", "pt"),
+        ("図1は細胞を示す", "ja"),
+        ("图中显示了细胞的分布", "zh"),
+        ("Распределение клеток по группам", "ru"),
+        ("Panels (a), (e) and (o)", "en"),
+        ("CT scan", None),
+        ("12.5 (3)", None),
+        ("", None),
+    ],
+)
+def test_the_language_is_told_by_script_and_common_words(text: str, code: str | None) -> None:
+    assert language(text) == code
+
+
+def test_every_mojibake_caption_of_the_corpus_is_repaired(corpus: Path) -> None:
+    repaired = 0
+    for path in sorted(corpus.glob("bucket/PMC*/*.xml")):
+        if path.parent.name.startswith("PMC99"):
+            continue
+        for caption in etree.parse(path).iterfind(".//fig/caption"):
+            text = "".join(caption.itertext())
+            if text.isascii():
+                continue
+            try:
+                expected = text.encode("mac_roman").decode()
+            except UnicodeError:
+                continue
+            repaired += 1
+            assert repair(text) == expected
+    assert repaired == 82
