@@ -50,13 +50,13 @@ class BundleError(ValueError):
 
 
 class Bundle(NamedTuple):
-    model: torch.nn.Module
-    """open_clip's model in eval mode, float32."""
+    model: Any
+    """A torch.nn.Module (open_clip is not typed): open_clip's model in eval mode, float32."""
     preprocess: Callable[[Any], torch.Tensor]
     """PIL image -> float32 (3, h, w): open_clip's own transform."""
     tokenizer: Tokenizer
     info: dict[str, Any]
-    """uri, name, bundle_id (hash of weights and config), model_cfg, preprocess_cfg, provenance (bundle.json or {})."""
+    """uri, name, bundle_id (hash of weights, tokenizer and config), model_cfg, preprocess_cfg, provenance (bundle.json or {})."""
 
 
 def clean_names(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -98,7 +98,7 @@ def save_bundle(
     tokenizer.save(folder)
     config = copy.deepcopy(model_cfg)
     config["vision_cfg"].pop("timm_model_pretrained", None)
-    config["text_cfg"].setdefault("hf_tokenizer_name", "in this folder")
+    config["text_cfg"]["hf_tokenizer_name"] = "in this folder"  # open_clip asks that it be set, not what it says
     if config["text_cfg"].get("hf_model_name"):
         tower = bare.text.config
         (folder / TOWER).mkdir(exist_ok=True)
@@ -108,7 +108,7 @@ def save_bundle(
     relocate(folder)
     versions = {name: version(name) for name in _VERSIONS}
     whole = {**provenance, "weights_sha256": _sha256(folder / WEIGHTS), "versions": versions}
-    whole["bundle_id"] = _bundle_id(whole["weights_sha256"], config, preprocess_cfg)
+    whole["bundle_id"] = _bundle_id(whole["weights_sha256"], config, preprocess_cfg, tokenizer)
     (folder / "README.md").write_text(_model_card(whole, config), encoding="utf-8")
     _write_json(folder / PROVENANCE, whole)
 
@@ -179,7 +179,7 @@ def _load_folder(folder: Path, uri: str) -> Bundle:
     info = {
         "uri": uri,
         "name": provenance.get("name") or uri.rstrip("/").rsplit("/", 1)[-1].removeprefix("local-dir:"),
-        "bundle_id": _bundle_id(digest, config, preprocess_cfg),
+        "bundle_id": _bundle_id(digest, config, preprocess_cfg, tokenizer),
         "model_cfg": config,
         "preprocess_cfg": preprocess_cfg,
         "provenance": provenance,
@@ -284,11 +284,15 @@ def _unwrap(model: Any) -> Any:
             return model
 
 
-def _bundle_id(weights_sha256: str, model_cfg: dict[str, Any], preprocess_cfg: dict[str, Any]) -> str:
+def _bundle_id(
+    weights_sha256: str, model_cfg: dict[str, Any], preprocess_cfg: dict[str, Any], tokenizer: Tokenizer
+) -> str:
     """Short hash of all that decides a vector; where the folder lies does not."""
-    text = {key: value for key, value in model_cfg["text_cfg"].items() if not key.startswith("hf_model")}
+    places = ("hf_model_name", "hf_model_pretrained", "hf_tokenizer_name")
+    text = {key: value for key, value in model_cfg["text_cfg"].items() if key not in places}
     config = {**model_cfg, "text_cfg": text, "preprocess_cfg": _plain(preprocess_cfg)}
-    return hashlib.sha256((weights_sha256 + json.dumps(config, sort_keys=True)).encode()).hexdigest()[:12]
+    whole = f"{weights_sha256}{tokenizer.fingerprint}{json.dumps(config, sort_keys=True)}"
+    return hashlib.sha256(whole.encode()).hexdigest()[:12]
 
 
 def _plain(preprocess_cfg: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,8 +30,7 @@ class Encoder:
     def __init__(self, bundle: Bundle, device: str | torch.device | None = None, batch: int = 64) -> None:
         """Take a loaded bundle. `device` None: CUDA where there is one. `batch`: items in one forward pass."""
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        model: Any = bundle.model
-        self.model = model.to(self.device).eval()
+        self.model = bundle.model.to(self.device).eval()
         self.tokenizer: Tokenizer = bundle.tokenizer
         self.info = bundle.info
         self.bundle_id: str = bundle.info["bundle_id"]

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 
@@ -23,16 +23,13 @@ from biomedclip_ray.clip.tokenizer import Tokenizer, fit_tokenizer, load_tokeniz
 from biomedclip_ray.config import ConfigError, Model
 from biomedclip_ray.storage import Place
 
-if TYPE_CHECKING:
-    import torch
-
 _CONFIGS = Path(__file__).parent / "configs"
 RANDOM = "random"
 
 
 class Built(NamedTuple):
-    model: torch.nn.Module
-    """open_clip's CLIP or CustomTextCLIP, in train mode, float32, on the CPU."""
+    model: Any
+    """A torch.nn.Module (open_clip is not typed): open_clip's CLIP or CustomTextCLIP, in train mode, float32, on the CPU."""
     model_cfg: dict[str, Any]
     """What built it; goes into the bundle."""
     starts: dict[str, str]

@@ -7,6 +7,7 @@ here. ftfy costs more than WordPiece itself; without it a bundle would read othe
 
 from __future__ import annotations
 
+import hashlib
 import html
 import json
 from collections import Counter
@@ -35,7 +36,11 @@ class Encoded(NamedTuple):
 
 
 class Tokenizer:
-    """Texts to token ids of one context length. Pickles, so that Ray tasks can hold one; threads may share it."""
+    """Texts to token ids of one context length. Pickles, so that Ray tasks can hold one; threads may share it.
+
+    Attributes: `pad_id`, `eos_id`, `vocab_size` (special tokens included), `context_length`, and `fingerprint`, a short
+    hash of all that decides an id.
+    """
 
     def __init__(self, backend: tokenizers.Tokenizer, context_length: int, names: dict[str, str]) -> None:
         """`names` gives the tokens for pad_token, eos_token and, where there are, unk_, cls_ and sep_token.
@@ -56,6 +61,7 @@ class Tokenizer:
         self.vocab_size = len(vocabulary)
         backend.enable_truncation(context_length)
         backend.enable_padding(length=context_length, pad_id=self.pad_id, pad_token=names["pad_token"])
+        self.fingerprint = hashlib.sha256(backend.to_str().encode()).hexdigest()[:12]
 
     def __call__(self, texts: list[str]) -> np.ndarray:
         """int64 (n, context)."""

@@ -54,7 +54,13 @@ def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("tiny-bert")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz0123456789.,;:^&-()[]"]
-    words += [f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz0123456789"] + ["lung", "liver", "micro", "##graph", "figure"]
+    words += [f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz0123456789"] + [
+        "lung",
+        "liver",
+        "micro",
+        "##graph",
+        "figure",
+    ]
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
     BertTokenizer.from_pretrained(folder, model_max_length=64).save_pretrained(folder)
     torch.manual_seed(1)

@@ -1,0 +1,115 @@
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from biomedclip_ray.clip.bundle import load_bundle, save_bundle
+from biomedclip_ray.clip.encoder import Encoder
+from biomedclip_ray.clip.model import Built, build_model
+from biomedclip_ray.clip.tokenizer import Tokenizer, load_tokenizer
+from biomedclip_ray.config import Model
+
+
+@pytest.fixture(scope="module")
+def folder(sample: Built, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bundle")
+    save_bundle(path, sample.model, sample.model_cfg, sample.preprocess_cfg, tokenizer, {"name": "sample"})
+    return path
+
+
+@pytest.fixture(scope="module")
+def encoder(folder: Path) -> Encoder:
+    return Encoder.load(folder, "cpu")
+
+
+def test_vectors_are_float32_of_unit_length(encoder: Encoder, pictures: list[Image.Image], captions: list[str]) -> None:
+    for vectors, n in ((encoder.encode_images(pictures), len(pictures)), (encoder.encode_text(captions[:9]), 9)):
+        assert vectors.shape == (n, 128) and vectors.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    assert (encoder.dimensions, encoder.name, len(encoder.bundle_id)) == (128, "sample", 12)
+    assert encoder.logit_scale == pytest.approx(1 / 0.07, rel=1e-5)
+
+
+def test_nothing_in_gives_nothing_out(encoder: Encoder) -> None:
+    assert encoder.encode_images([]).shape == (0, 128)
+    assert encoder.encode_text([]).shape == (0, 128)
+    assert encoder.pixels([]).shape == (0, 3, 64, 64)
+
+
+def test_pixels_normalised_are_open_clips_transform_bit_for_bit(folder: Path, pictures: list[Image.Image]) -> None:
+    bundle = load_bundle(folder)
+    encoder = Encoder(bundle, "cpu")
+    grey = [picture.convert("L") for picture in pictures]
+    palette = [picture.convert("P") for picture in pictures]
+    for picture in [*pictures, *grey, *palette]:
+        scaled = encoder.pixels([picture]).to(torch.float32).div(255)
+        assert torch.equal(scaled.sub(encoder._mean).div(encoder._std)[0], bundle.preprocess(picture))
+
+
+def test_bytes_picture_and_array_give_the_same_vector(encoder: Encoder, pictures: list[Image.Image]) -> None:
+    buffer = io.BytesIO()
+    pictures[1].save(buffer, "PNG")
+    vectors = encoder.encode_images([buffer.getvalue(), pictures[1], np.asarray(pictures[1])])
+    np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-6)
+    np.testing.assert_allclose(vectors[0], vectors[2], atol=1e-6)
+    grey = np.asarray(pictures[1].convert("L"))
+    np.testing.assert_allclose(
+        encoder.encode_images([grey]), encoder.encode_images([np.stack([grey] * 3, axis=-1)]), atol=1e-6
+    )
+
+
+def test_vector_i_belongs_to_input_i_whatever_the_batch(
+    folder: Path, pictures: list[Image.Image], captions: list[str]
+) -> None:
+    many = [pictures[n % 7].rotate(n) for n in range(20)]
+    texts = [caption * (n % 3 + 1) for n, caption in enumerate(captions[:20])]
+    one_by_one, by_seven = Encoder(load_bundle(folder), "cpu", batch=1), Encoder(load_bundle(folder), "cpu", batch=7)
+    np.testing.assert_allclose(by_seven.encode_images(many), one_by_one.encode_images(many), atol=2e-6)
+    np.testing.assert_allclose(by_seven.encode_text(texts), one_by_one.encode_text(texts), atol=2e-6)
+    backwards = by_seven.encode_text(texts[::-1])[::-1]
+    np.testing.assert_allclose(backwards, one_by_one.encode_text(texts), atol=2e-6)
+
+
+def test_a_bert_tower_pays_for_no_padding_and_gives_the_same_vectors(
+    bert_model_config: str, bert_folder: Path, captions: list[str], tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(str(bert_folder), 48)
+    built = build_model(Model(config=bert_model_config), tokenizer)
+    save_bundle(tmp_path, built.model, built.model_cfg, built.preprocess_cfg, tokenizer, {})
+    bundle = load_bundle(tmp_path)
+    texts = ["lung", *captions[:5], "", "lung and liver", captions[0] * 3]
+    with torch.no_grad():
+        padded = bundle.model.encode_text(torch.from_numpy(tokenizer(texts)), normalize=True).numpy()
+    widths: list[int] = []
+    bundle.model.text.register_forward_pre_hook(lambda _, given: widths.append(given[0].shape[1]))
+    vectors = Encoder(bundle, "cpu", batch=3).encode_text(texts)
+    np.testing.assert_allclose(vectors, padded, atol=1e-6)
+    assert widths[0] < 48 and len(widths) == 3
+
+
+def test_what_is_no_picture_is_an_error(encoder: Encoder, pictures: list[Image.Image]) -> None:
+    with pytest.raises(UnidentifiedImageError):
+        encoder.encode_images([b"no picture"])
+    buffer = io.BytesIO()
+    pictures[4].save(buffer, "JPEG")
+    with pytest.raises(OSError, match="truncated"):
+        encoder.encode_images([buffer.getvalue()[:5000]])
+    with pytest.raises(ValueError, match=r"must be uint8 .* not float64 \(4, 4, 3\)"):
+        encoder.encode_images([np.ones((4, 4, 3))])
+
+
+def test_the_package_exports_the_encoder_without_loading_torch_for_others() -> None:
+    program = (
+        "import sys, biomedclip_ray, biomedclip_ray.config\n"
+        "import biomedclip_ray.clip.model, biomedclip_ray.clip.tokenizer, biomedclip_ray.clip.zero_shot\n"
+        "print('torch' in sys.modules, end=' ')\n"
+        "from biomedclip_ray import Encoder\n"
+        "print('torch' in sys.modules, Encoder.__module__)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False True biomedclip_ray.clip.encoder"
