@@ -7,9 +7,11 @@ beside the old one, which serves until then.
 
 from __future__ import annotations
 
+import base64
 import socket
+import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,7 +22,7 @@ from ray.serve import RunTarget
 
 from biomedclip_ray.config import Config, ConfigError, ServeResources
 from biomedclip_ray.product import Product
-from biomedclip_ray.search.index import TABLE
+from biomedclip_ray.search.index import TABLE, Index
 from biomedclip_ray.serve.app import Arguments, build
 
 PROBE_S = 5.0
@@ -36,13 +38,6 @@ class Deployed:
     state: Literal["ran", "skipped"]
     name: str
     """Name of the Serve application."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    question: str
-    hits: list[dict[str, Any]]
-    """As in /v1/search's data: score, caption, article_url, license, thumbnail..."""
 
 
 def deploy(config: Config, bundle: Product, index: Product) -> Deployed:
@@ -132,11 +127,50 @@ def _wait(url: str, args: Arguments) -> None:
     )
 
 
-def ask(url: str, questions: Sequence[str], k: int = 5) -> list[Answer]:
-    """Search over HTTP, as anybody would; a question is a text or a picture's data URI. Raises httpx.HTTPError."""
-    answers = []
+def ask(url: str, index: Product) -> Iterator[str]:
+    """Ask the live endpoint about figures of its own index, as anybody would over HTTP; yields lines to print.
+
+    Captions of three kinds of figure (of articles that training did not see, where the index holds such) are searched
+    for, then a picture; a picture is classified, and a text is embedded. Raises httpx.HTTPError.
+    """
     with httpx.Client(base_url=url, timeout=60) as client:
-        for question in questions:
-            answer = client.post("/v1/search", json={"query": question, "k": k}).raise_for_status()
-            answers.append(Answer(question, answer.json()["data"]))
-    return answers
+
+        def post(path: str, body: dict[str, Any]) -> Any:
+            return client.post(path, json=body).raise_for_status().json()
+
+        samples = _samples(Index.open(index.place.at(TABLE).uri))
+        for row in samples:
+            yield from _shown(f'"{_short(row["caption"])}"', row, post("/v1/search", {"query": row["caption"], "k": 3}))
+        row = samples[0]
+        picture = "data:image/jpeg;base64," + base64.b64encode(row["thumbnail"]).decode()
+        yield from _shown(f"the picture of {row['pair_id']}", row, post("/v1/search", {"query": picture, "k": 3}))
+        kinds = sorted(client.get("/v1/models").raise_for_status().json()["data"][0]["index"]["kinds"])
+        if len(kinds) > 1:
+            (guess,) = post("/v1/classify", {"input": picture, "labels": [kind.replace("_", " ") for kind in kinds]})[
+                "data"
+            ]
+            share = guess["probabilities"][guess["label"]]
+            yield f"what is {row['pair_id']} (a {row['figure_kind']})? -> {guess['label']}, {share:.0%} of {len(kinds)} kinds"
+        answer = post("/v1/embeddings", {"input": row["caption"]})
+        tokens, vector = answer["usage"]["prompt_tokens"], answer["data"][0]["embedding"]
+        yield f"its caption embedded: {tokens} tokens -> {len(vector)} numbers, {vector[0]:.4f}, {vector[1]:.4f}, ..."
+
+
+def _samples(index: Index) -> list[dict[str, Any]]:
+    """A figure of each of three kinds, held-out ones first."""
+    columns = ["pair_id", "caption", "figure_kind", "thumbnail"]
+    unseen = index.dataset.to_table(columns=columns, filter="split = 'test'", limit=200).to_pylist()
+    rows = unseen or index.dataset.to_table(columns=columns, limit=200).to_pylist()
+    of_kind = {row["figure_kind"]: row for row in reversed(rows)}
+    return list(of_kind.values())[-3:]
+
+
+def _shown(question: str, row: dict[str, Any], answer: dict[str, Any]) -> Iterator[str]:
+    yield f"{question} ->"
+    for hit in answer["data"]:
+        itself = " (the very figure)" if hit["pair_id"] == row["pair_id"] else ""
+        yield f"    {hit['score']:.3f} {hit['pair_id']}{itself}: {_short(hit['caption'])} [{hit['license']}]"
+
+
+def _short(text: str, most: int = 80) -> str:
+    return textwrap.shorten(text, most, placeholder="...") or text[:most]
