@@ -103,7 +103,7 @@ def _certain(xml: bytes, start: int, end: int) -> bool:
     if declared:
         last = declared[-1]
         only_doctype = len(declared) == 1 and xml.startswith(b"DOCTYPE", last + 1)
-        if last > start or not (only_doctype or xml.find(b"-->", last + 3, start) >= 0):
+        if not (only_doctype or xml.find(b"-->", last + 3, start) >= 0):
             return False
         if any(xml.startswith(b"[CDATA[", at + 1) for at in declared):
             return False

@@ -1,0 +1,106 @@
+"""How long parsing JATS takes, beside what it cannot do without, and beside the parser most pipelines use.
+
+    python benchmarks/jats.py
+
+- `jats_full_vs_lxml`: everything extracted, against `lxml.etree.fromstring` of the same bytes. 1.00 would mean that
+  captions, mentions and licences cost nothing beyond building the tree; cut reference lists pay for most of them.
+- `jats_captions_vs_pubmed_parser`: the same full extraction, against pubmed_parser's captions, labels and hrefs alone
+  (`pip install pubmed_parser==0.5.1`; skipped where it is not installed), with its lost and wrong captions counted.
+
+Process time, the two sides alternating, median of the rounds' ratios. Exit 1 below a bound. `BIOMEDCLIP_TEST_DATA` names
+the folder that holds corpus/ (default ../shared beside the checkout).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import statistics
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from lxml import etree
+
+from biomedclip_ray.pmc.jats import parse_article
+
+BOUNDS = {"jats_full_vs_lxml": 0.55, "jats_captions_vs_pubmed_parser": 1.0}
+ROUNDS = 9
+
+
+def main() -> int:
+    articles = real_articles()
+    print(
+        f"{len(articles)} articles, {sum(map(len, articles)) / 1e6:.1f} MB, {ROUNDS} alternating rounds, process time"
+    )
+    ratios = {"jats_full_vs_lxml": side_by_side(parse_article, etree.fromstring, articles)}
+    if importlib.util.find_spec("pubmed_parser"):
+        ratios["jats_captions_vs_pubmed_parser"] = against_pubmed_parser(articles)
+    else:
+        print(
+            "jats_captions_vs_pubmed_parser skipped: pubmed_parser is not installed (pip install pubmed_parser==0.5.1)"
+        )
+    for name, ratio in ratios.items():
+        print(f"{name} ratio={ratio:.2f} (bound {BOUNDS[name]:.2f})")
+    return int(any(ratio < BOUNDS[name] for name, ratio in ratios.items()))
+
+
+def real_articles() -> list[bytes]:
+    default = Path(__file__).resolve().parents[2] / "shared"
+    folder = Path(os.environ.get("BIOMEDCLIP_TEST_DATA", default)) / "corpus" / "jats"
+    articles = []
+    for archive in ("jats-dev-400.tar.gz", "jats-2026-24.tar.gz"):
+        if not (folder / archive).is_file():
+            sys.exit(f"{folder / archive} is not there; set BIOMEDCLIP_TEST_DATA to the folder that holds corpus/")
+        with tarfile.open(folder / archive) as tar:
+            articles += [tar.extractfile(m).read() for m in tar if m.isfile() and m.size]  # type: ignore[union-attr]
+    return articles
+
+
+def side_by_side(ours: Callable, theirs: Callable, inputs: list) -> float:
+    """Median over rounds of (their time / our time) for all inputs; a first round warms both up."""
+    ratios = []
+    for _ in range(ROUNDS + 1):
+        our_time, their_time = seconds(ours, inputs), seconds(theirs, inputs)
+        ratios.append(their_time / our_time)
+        print(f"  ours {our_time / len(inputs) * 1e3:.2f} ms/article, theirs {their_time / len(inputs) * 1e3:.2f}")
+    return statistics.median(ratios[1:])
+
+
+def seconds(function: Callable, inputs: list) -> float:
+    begin = time.process_time()
+    for each in inputs:
+        function(each)
+    return time.process_time() - begin
+
+
+def against_pubmed_parser(articles: list[bytes]) -> float:
+    import pubmed_parser
+
+    def captions(path: str) -> list[dict]:
+        try:
+            return pubmed_parser.parse_pubmed_caption(path) or []
+        except Exception:  # it aborts on articles with a figure without graphic or label; counted below as lost
+            return []
+
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [f"{folder}/{n}.xml" for n in range(len(articles))]
+        for path, xml in zip(paths, articles, strict=True):
+            Path(path).write_bytes(xml)
+        figures = lost = wrong = 0
+        for path, xml in zip(paths, articles, strict=True):
+            theirs = {row["fig_id"]: " ".join(row["fig_caption"].split()) for row in captions(path)}
+            for figure in parse_article(xml).figures:
+                if figure.caption:
+                    figures += 1
+                    lost += figure.xml_id not in theirs
+                    wrong += theirs.get(figure.xml_id, figure.caption) != figure.caption
+        print(f"pubmed_parser: of {figures} captions {lost} lost and {wrong} not as the XML has them")
+        return side_by_side(lambda path: parse_article(Path(path).read_bytes()), captions, paths)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
