@@ -73,11 +73,12 @@ def parse_article(xml: bytes) -> Article:
     article = article_element(xml)
     figs, xrefs, entities = [], [], []
     for element in article.iter("fig", "xref", etree.Entity):
-        if element.tag == "fig":
-            figs.append(element)
-        elif element.tag == "xref":
+        tag = element.tag
+        if tag == "xref":
             if rid := element.get("rid"):
                 xrefs.append((element, rid))
+        elif tag == "fig":
+            figs.append(element)
         else:
             entities.append(element)
     for entity in entities:
@@ -105,8 +106,12 @@ def _mentions(figs: list[etree._Element], xrefs: list[tuple[etree._Element, str]
             block = next(each for each in xref.iterancestors() if each.tag in STOPS)
             blocks.setdefault(block, {})[xref] = targets
     found: list[dict[str, bool]] = [{} for _ in figs]
+    places: dict[etree._Element | None, list[etree._Element]] = {}
     for block, cited in blocks.items():
-        around = [block, *block.iterancestors("fig", "body")]
+        parent = block.getparent()
+        if parent not in places:
+            places[parent] = list(block.iterancestors("fig", "body"))
+        around = [block, *places[parent]]
         in_body = any(element.tag == "body" for element in around)
         labels = {xref: "" if len(xref) or xref.text else _short_label(figs[n[0]]) for xref, n in cited.items()}
         for sentence, targets in zip(citing_sentences(block, labels), cited.values(), strict=True):
@@ -160,9 +165,9 @@ def _figure(fig: etree._Element, mentions: tuple[Mention, ...]) -> Figure:
             captions.append(child)
         elif tag in ("attrib", "copyright-statement"):
             credits.append(child)
-        if tag == "permissions":
+        elif tag == "permissions":
             permissions.append(child)
-        else:
+        if next(child.iter("graphic", "media"), None) is not None:
             _graphics(child, graphics, permissions)
     caption = " ".join(filter(None, map(text_of, captions)))
     spoken = caption
@@ -235,7 +240,9 @@ _OTHER_DATES = ("pmc-release", "preprint", "corrected", "retract", "nihms", "rec
 def _with_facts(article: etree._Element, figures: tuple[Figure, ...]) -> Article:
     front = article.find("front")
     meta = front.find("article-meta") if front is not None else None
-    journal = next(front.iter("journal-title"), None) if front is not None else None
+    journal = front.find("journal-meta") if front is not None else None
+    if journal is not None:
+        journal = next(journal.iter("journal-title"), None)
     title = doi = pmid = license_ = source = None
     years: list[int] = []
     keywords: list[str] = []

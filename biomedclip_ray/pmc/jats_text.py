@@ -119,7 +119,10 @@ def _walk(element: etree._Element, out: list[str], rules: Rules, cited: Mapping[
             elif child.text:
                 out.append(child.text)
         elif action == XREF:
-            _xref(child, out, rules, cited)
+            if len(child) or child in cited:
+                _xref(child, out, rules, cited)
+            elif child.text:
+                out.append(child.text)
         elif action == BLOCK:
             out.append(" ")
             _walk(child, out, rules, cited)
@@ -146,7 +149,7 @@ def _xref(xref: etree._Element, out: list[str], rules: Rules, cited: Mapping[etr
         if not len(xref) and not (xref.text and xref.text.strip()):
             out.append(label)
             return
-    elif _is_citation(xref) and _only_superscript(xref):
+    elif _only_superscript(xref) and _is_citation(xref):
         return
     _walk(xref, out, rules, cited)
 
@@ -232,7 +235,7 @@ def sentences(text: str) -> list[str]:
 def _ends_sentence(text: str, stop: re.Match[str]) -> bool:
     """Does this stop end a sentence, and not stand after "Fig", "e.g", "et al" or an initial?"""
     at = stop.start()
-    if text[at] != ".":
+    if text[at] != "." or not text[at - 1].isalpha():
         return True
     words = text[max(0, at - 24) : at].split()
     word = words[-1].lstrip(_BEFORE_WORD) if words else ""

@@ -33,7 +33,10 @@ _SQUEEZE = str.maketrans("", "", " -\u2010\u2011\u2013")
 
 def license_code(text: str) -> str | None:
     """The code that a URL, a licence type or a sentence names, e.g. "CC BY-NC"; None where it names none."""
-    low = " ".join(text.lower().split())
+    return _code_in(" ".join(text.lower().split()))
+
+
+def _code_in(low: str) -> str | None:
     match = _URL.search(low) or _CODE.search(low) or _CAMEL.fullmatch(low)
     return _code(match[1]) if match else _named(low)
 
@@ -66,7 +69,7 @@ def stated_license(permissions: etree._Element) -> tuple[str | None, str | None]
     first: tuple[str | None, str | None] = None, None
     for text, source in _statements(permissions):
         low = " ".join(text.lower().split())
-        for code in (license_code(text), _named(low)):
+        for code in (_code_in(low), _named(low)) if low else ():
             if code and (first[0] is None or _narrower(code, first[0])):
                 first = code, source
     return first
