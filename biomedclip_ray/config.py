@@ -253,6 +253,8 @@ class Evaluate(Section):
     split: Literal["test", "validation"] = "test"
     bootstraps: Positive = 1000
     """Resamples of the pool behind each 95% interval."""
+    sets: tuple[str, ...] = ()
+    """URIs of labelled sets (a folder with dataset.json and Parquet files): zero-shot and linear probe, or VQA."""
     seed: int = 0
     resources: PartResources = PartResources()
 
@@ -343,12 +345,14 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
         if "=" not in item:
             raise ConfigError(f"override {item!r} is not of the form key=value, for example train.lr=3e-4")
     try:
-        tree = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        loaded = OmegaConf.load(path)
+        if not OmegaConf.is_dict(loaded):
+            raise ConfigError(f"{path}: expected a mapping with the keys {', '.join(Config.model_fields)}")
+        tree = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
         raw = OmegaConf.to_container(tree, resolve=True)
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}".splitlines()[0]) from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected a mapping with the keys {', '.join(Config.model_fields)}")
+    assert isinstance(raw, dict)
     return parse({str(key): value for key, value in raw.items()}, str(path))
 
 

@@ -1,4 +1,4 @@
-"""Stage: a bundle and the held-out pairs -> evaluation.json, plots, and the pool's vectors.
+"""Stage: a bundle, the held-out pairs and labelled sets -> evaluation.json, plots, and the pool's vectors.
 
 The pool is one whole figure per figure of the held-out split. Its vectors stay in data/ as parts: an interrupted run
 encodes nothing twice, and whoever doubts a figure recomputes it from there with ten lines of numpy. Before anything is
@@ -7,17 +7,21 @@ encoded, a bundle that was trained on today's held-out articles or pictures is r
 
 from __future__ import annotations
 
+import io
 import json
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import ray
+from PIL import Image
 
-from biomedclip_ray.config import Config
+from biomedclip_ray.config import Config, Evaluate
 from biomedclip_ray.evaluate import plots
-from biomedclip_ray.evaluate.leakage import check_leakage
+from biomedclip_ray.evaluate.leakage import check_leakage, near_copies
 from biomedclip_ray.evaluate.retrieval import by_kind, retrieval
+from biomedclip_ray.evaluate.sets import LabelledSet, load_set
 from biomedclip_ray.evaluate.vectors import encode_pairs, to_column, to_matrix
 from biomedclip_ray.pipeline import run_parts
 from biomedclip_ray.product import Ledger, PartResult, Product, conform
@@ -37,7 +41,7 @@ def evaluate(config: Config, bundle: Product, pairs: Product, corpus: Product) -
 
     Raises:
         LeakageError: the bundle's own corpus trained on an article or a picture of today's held-out split.
-        ConfigError: no pair is held out.
+        ConfigError: no pair is held out, or a labelled set cannot be read.
         HeldError: another driver evaluates here.
     """
     product = plan(config, bundle, pairs, corpus)
@@ -45,14 +49,15 @@ def evaluate(config: Config, bundle: Product, pairs: Product, corpus: Product) -
         product.state = "skipped"
         return product
     section = config.evaluate
+    labelled = [load_set(uri) for uri in section.sets]
     check_leakage(bundle, pairs, corpus, section.split)
     with product.running(parts=pairs.parts):
-        run_parts(
-            product, _HeldOut, section.resources, args=(bundle.place.at("bundle").uri, pairs, corpus, section.split)
-        )
+        weights = bundle.place.at("bundle").uri
+        run_parts(product, _HeldOut, section.resources, args=(weights, pairs, corpus, section.split))
         pool = pa.concat_tables(product.scan())
         result = measure(pool, section.split, section.bootstraps, section.seed)
         result["bundle_product"] = bundle.fingerprint
+        result["sets"] = _on_sets(labelled, bundle, section)
         for name, picture in plots.draw(result).items():
             product.place.write(name, picture)
         product.place.write("evaluation.json", json.dumps(result, indent=1).encode())
@@ -116,6 +121,54 @@ def measure(pool: pa.Table, split: str, bootstraps: int, seed: int) -> dict[str,
         "by_kind": by_kind(text, image, kinds, articles, bootstraps, seed),
         "rank_histogram": {way: plots.histogram(ranked.expected(), pool.num_rows) for way, ranked in ranks.items()},
     }
+
+
+def _on_sets(sets: list[LabelledSet], bundle: Product, section: Evaluate) -> dict[str, Any]:
+    """The figures of each labelled set by its name, and how many of its pictures the bundle saw in training."""
+    resources = section.resources
+    task = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus)(measure_set)
+    uri = bundle.place.at("bundle").uri
+    found = ray.get([task.remote(uri, labelled, section.bootstraps, section.seed) for labelled in sets])
+    out: dict[str, Any] = {}
+    for labelled, (figures, hashes) in zip(sets, found, strict=True):
+        seen = near_copies(hashes, bundle)
+        figures["pictures_near_training"] = None if seen is None else {"n": int(seen.sum()), "of": len(seen)}
+        out[labelled.name] = figures
+    return out
+
+
+def measure_set(bundle: str, labelled: LabelledSet, draws: int, seed: int) -> tuple[dict[str, Any], np.ndarray]:
+    """All that is measured on one labelled set, and the perceptual hashes (uint64) of the pictures it asks about."""
+    from biomedclip_ray.clip.encoder import Encoder
+    from biomedclip_ray.evaluate.classify import zero_shot
+    from biomedclip_ray.evaluate.probe import linear_probe
+    from biomedclip_ray.evaluate.vqa import answer_questions
+    from biomedclip_ray.figures.image import perceptual_hash
+
+    encoder = Encoder.load(bundle)
+    out = labelled.about()
+    out["encoder"] = {
+        "bundle": encoder.bundle_id,
+        "preprocessing": encoder.info["preprocess_cfg"],
+        "context_length": encoder.tokenizer.context_length,
+        "logit_scale": encoder.logit_scale,
+    }
+    if labelled.task == "vqa":
+        pictures = labelled.tables["images"]["image"].to_pylist()
+        out["vqa"] = answer_questions(encoder, labelled, draws, seed)
+    else:
+        pictures = labelled.tables["test"]["image"].to_pylist()
+        test = encoder.encode_images(pictures)
+        train = encoder.encode_images(labelled.tables["train"]["image"].to_pylist())
+        out["zero_shot"] = zero_shot(encoder, labelled, test, draws, seed)
+        out["linear_probe"] = linear_probe(labelled, train, test, draws, seed)
+    hashes = [perceptual_hash(_pixels(picture)) for picture in pictures]
+    return out, np.array(hashes, np.uint64)
+
+
+def _pixels(data: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as picture:
+        return np.asarray(picture.convert("RGB"))
 
 
 class _HeldOut:
