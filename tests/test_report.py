@@ -147,7 +147,8 @@ EVALUATION = {
     "by_kind": {
         kind: {"n": 100 + i, "text_to_image": {"recall@10": share(0.5)}, "image_to_text": {"recall@10": share(0.6)}}
         for i, kind in enumerate(KINDS)
-    },
+    }
+    | {"signal": {"n": 8, "text_to_image": {"recall@10": share(1.0)}, "image_to_text": {"recall@10": share(1.0)}}},
 }
 
 
@@ -189,7 +190,7 @@ def record(root: Path, products: list[Product]) -> None:
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     where = str(tmp_path)
-    catalog = Count("article version", 600, 550, {"license": 30, "superseded": 20})
+    catalog = Count("article_version", 600, 550, {"license": 30, "superseded": 20})
     products = [
         finish(where, "catalog", [catalog]),
         pairs_product(where),
@@ -250,6 +251,7 @@ def test_recall_stands_beside_interval_chance_and_shuffled_control(page: Page) -
     assert "text → image, recall@10 81.2% 71.2% – 91.2% 2.50% 32.5× 2.71%" in page.text
     assert "image → text, recall@10 78.8% 68.8% – 88.8% 2.50% 31.5× 2.71%" in page.text
     assert "micrograph 101 50.0% 2.50% 60.0% 2.50%" in page.text
+    assert "signal 8 – 2.50% – 2.50%" in page.text, "a perfect figure that could not have been another is not shown"
 
 
 def test_the_grid_takes_each_kind_in_turn(root: Path) -> None:
