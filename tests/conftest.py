@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+import boto3
 import pytest
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import make_server
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing may be fetched; what is needed is made by the tests
 
@@ -28,3 +36,76 @@ def corpus() -> Path:
 def eval_sets() -> Path:
     """Real labelled sets."""
     return _data("eval")
+
+
+class S3:
+    """A real S3 endpoint over HTTP on loopback, with faults to order: `faults["a/key"] = ["503", "truncate"]`.
+
+    Each GET of the key takes the next fault; when they are used up it is answered well. "stall" sends half of the body and
+    then nothing for `stall_s`.
+    """
+
+    def __init__(self) -> None:
+        self.faults: dict[str, list[str]] = {}
+        self.stall_s = 5.0
+        self.gets: list[str] = []
+        self._app = DomainDispatcherApplication(create_backend_app)
+        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def upload(self, folder: Path, keep: Callable[[str], bool] = lambda key: True) -> str:
+        """Put a folder's files into a new bucket; returns its URI."""
+        client, bucket = boto3.client("s3"), f"bucket-{uuid.uuid4().hex}"
+        client.create_bucket(Bucket=bucket)
+        for path in sorted(folder.rglob("*")):
+            key = path.relative_to(folder).as_posix()
+            if path.is_file() and keep(key):
+                client.put_object(Bucket=bucket, Key=key, Body=path.read_bytes())
+        return f"s3://{bucket}"
+
+    def _answer(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        key = environ["PATH_INFO"].strip("/").partition("/")[2]
+        if environ["REQUEST_METHOD"] == "GET" and key:
+            self.gets.append(key)
+            fault = self.faults.get(key, []).pop(0) if self.faults.get(key) else ""
+            if fault in ("403", "500", "503"):
+                start(f"{fault} Fault", [("Content-Type", "application/xml")])
+                return [b"<Error><Code>SlowDown</Code><Message>later</Message></Error>"]
+            if fault in ("truncate", "stall", "corrupt"):
+                body = b"".join(self._app(environ, start))
+                if fault == "corrupt":
+                    return [bytes(255 - byte for byte in body)]
+                return self._half(body, self.stall_s if fault == "stall" else 0.0)
+        return self._app(environ, start)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def _half(body: bytes, pause: float) -> Iterator[bytes]:
+        yield body[: len(body) // 2]
+        time.sleep(pause)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3]:
+    """The endpoint of this session; started before a cluster whose workers are to find it in their environment."""
+    server = S3()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", server.url)
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        yield server
+    server.close()
+
+
+@pytest.fixture
+def s3(s3_server: S3) -> S3:
+    """The session's S3 endpoint without faults; boto3, pyarrow and Ray find it by AWS_ENDPOINT_URL."""
+    s3_server.faults, s3_server.gets, s3_server.stall_s = {}, [], 5.0
+    return s3_server

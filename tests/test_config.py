@@ -137,9 +137,6 @@ def test_a_missing_file_names_those_beside_it(file: Path) -> None:
         pytest.param(
             "- root\n- train\n",
             id="a list",
-            marks=pytest.mark.xfail(
-                raises=TypeError, strict=True, reason="config.load merges before it looks at the type"
-            ),
         ),
         pytest.param("just words", id="a word"),
         pytest.param("root: [1\n", id="cut YAML"),

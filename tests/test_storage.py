@@ -3,29 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from biomedclip_ray.storage import Place, StorageError, check_writable
-
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    bucket = f"place-{port}"
-    boto3.client("s3").create_bucket(Bucket=bucket)
-    yield f"s3://{bucket}/root"
-    server.stop()
 
 
 @pytest.fixture(params=["disk", "s3", "memory"])
@@ -34,7 +16,9 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
         return Place(str(tmp_path / "root"))
     if request.param == "memory":
         return Place(f"memory://{tmp_path.name}")
-    return Place(request.getfixturevalue("s3"))
+    server = request.getfixturevalue("s3")
+    (tmp_path / "empty").mkdir()
+    return Place(server.upload(tmp_path / "empty") + "/root")
 
 
 def test_what_is_written_is_read_listed_and_deleted(place: Place) -> None:

@@ -85,6 +85,8 @@ def entries(bucket: Bucket, inventory: Inventory) -> Iterator[pa.Table]:
                 for batch in reader:
                     yield _parsed(pa.table(batch))
         except (ObjectError, OSError, pa.ArrowException) as error:
+            if "Empty CSV file" in str(error):
+                continue
             raise SourceError(f"source.uri={bucket.uri}: inventory file {key} cannot be read: {error}") from error
 
 

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.conftest import S3
+
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """A Ray of our own, never one that happens to run on this machine."""
+def ray_cluster(s3_server: S3) -> Iterator[None]:
+    """A Ray of our own, never one that happens to run on this machine; its workers know the session's S3."""
     os.environ.pop("RAY_ADDRESS", None)
     import ray
 

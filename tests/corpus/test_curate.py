@@ -1,0 +1,105 @@
+"""Groups, splits and duplicates over small corpora whose answer is known, and over random ones whose rules are."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from biomedclip_ray.config import Curate, Splits
+from biomedclip_ray.corpus.curate import _REASONS, Facts, Verdict, decide, split_of
+from biomedclip_ray.schema import Reason
+
+TRAIN, VALIDATION, TEST = 0, 1, 2
+
+
+def _decide(rows: list[tuple[int, int, int, int]], **config: int) -> tuple[Verdict, list[str]]:
+    """Rows of (figure, picture, text, split); pair n has hash n."""
+    figure, picture, text, split = (np.array(column) for column in zip(*rows, strict=True))
+    n = len(rows)
+    facts = Facts(
+        np.arange(n, dtype=np.uint64) * 2,
+        figure.astype(np.uint64),
+        picture.astype(np.uint64),
+        text.astype(np.uint64),
+        split.astype(np.int8),
+        np.full(n, -1, np.int8),
+    )
+    verdict = decide(facts, Curate(**config))
+    return verdict, ["kept" if r < 0 else _REASONS[r].value for r in verdict.reason]
+
+
+def test_the_same_picture_with_the_same_text_is_kept_once() -> None:
+    verdict, fate = _decide([(1, 7, 5, TRAIN), (2, 7, 5, TRAIN), (3, 8, 5, TRAIN)])
+    assert fate == ["kept", "duplicate", "kept"]
+    assert verdict.group.tolist() == [0, 0, 2]
+
+
+def test_the_same_picture_with_another_text_stays_in_one_group() -> None:
+    verdict, fate = _decide([(1, 7, 5, TRAIN), (2, 7, 6, TRAIN)])
+    assert fate == ["kept", "kept"]
+    assert verdict.group[0] == verdict.group[1]
+
+
+def test_a_group_that_spans_splits_is_kept_in_the_highest_only() -> None:
+    rows = [(1, 7, 5, TRAIN), (2, 7, 6, VALIDATION), (3, 7, 8, TEST), (4, 9, 5, TRAIN)]
+    assert _decide(rows)[1] == ["split_conflict", "split_conflict", "kept", "kept"]
+
+
+def test_groups_chain_through_figures_with_several_pictures() -> None:
+    verdict, fate = _decide([(1, 7, 5, TRAIN), (1, 8, 5, TRAIN), (2, 8, 6, TEST)])
+    assert len(set(verdict.group.tolist())) == 1
+    assert fate == ["split_conflict", "split_conflict", "kept"]
+
+
+def test_a_component_that_is_too_large_is_dropped_whole() -> None:
+    rows = [(n, 7, n, TRAIN) for n in range(4)] + [(9, 8, 9, TRAIN)]
+    assert _decide(rows, max_group=3)[1] == ["group_too_large"] * 4 + ["kept"]
+
+
+def test_a_pair_that_is_not_selected_does_not_take_the_split_from_others() -> None:
+    facts = Facts(
+        *(np.array(column, np.uint64) for column in ([0, 2], [1, 2], [7, 7], [5, 6])),
+        split=np.array([TRAIN, TEST], np.int8),
+        reason=np.array([-1, _REASONS.index(Reason.CURATE_LICENSE)], np.int8),
+    )
+    assert decide(facts, Curate()).reason.tolist() == [-1, _REASONS.index(Reason.CURATE_LICENSE)]
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 12), st.integers(0, 12), st.integers(0, 4), st.integers(0, 2)), min_size=1, max_size=40
+    )
+)
+def test_no_group_is_kept_in_two_splits_and_no_picture_with_its_text_twice(
+    rows: list[tuple[int, int, int, int]],
+) -> None:
+    verdict, fate = _decide(rows)
+    kept = [n for n, f in enumerate(fate) if f == "kept"]
+    splits: dict[int, set[int]] = {}
+    for n in kept:
+        splits.setdefault(int(verdict.group[n]), set()).add(rows[n][3])
+    assert all(len(found) == 1 for found in splits.values())
+    assert len({(rows[n][1], rows[n][2]) for n in kept}) == len(kept)
+    groups = {int(g) for g in verdict.group}
+    assert groups == set(splits)  # every group keeps something
+    for n, one in enumerate(rows):
+        for m, other in enumerate(rows):
+            if one[1] == other[1] or one[0] == other[0]:
+                assert verdict.group[n] == verdict.group[m]
+
+
+def test_splits_have_their_shares_and_never_move() -> None:
+    splits = Splits(validation=0.05, test=0.15)
+    drawn = np.array([split_of(f"PMC{n}", splits) for n in range(20_000)])
+    shares = np.bincount(drawn) / len(drawn)
+    assert np.allclose(shares, [0.8, 0.05, 0.15], atol=0.01)
+    larger = Splits(validation=0.05, test=0.20)
+    assert all(split_of(f"PMC{n}", larger) == TEST for n in range(20_000) if drawn[n] == TEST)
+
+
+def test_an_empty_corpus_has_no_verdict() -> None:
+    nothing = np.zeros(0, np.uint64)
+    facts = Facts(nothing, nothing, nothing, nothing, np.zeros(0, np.int8), np.zeros(0, np.int8))
+    assert len(decide(facts, Curate()).group) == 0

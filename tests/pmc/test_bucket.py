@@ -1,0 +1,108 @@
+"""The source over real HTTP: what a fault becomes, and what is tried again."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from pathlib import Path
+
+import pytest
+
+from biomedclip_ray.config import SourceResources
+from biomedclip_ray.pmc.bucket import ObjectError, SourceError, inventory_dates, open_bucket
+from biomedclip_ray.schema import Reason
+from tests.conftest import S3
+
+QUICK = SourceResources(retries=3, deadline_s=20)
+KEY, DATA = "PMC1.1/a b.jpg", bytes(range(256)) * 400
+MD5 = hashlib.md5(DATA, usedforsecurity=False).hexdigest()
+
+
+@pytest.fixture
+def uri(s3: S3, tmp_path: Path) -> str:
+    (tmp_path / "PMC1.1").mkdir()
+    (tmp_path / KEY).write_bytes(DATA)
+    return s3.upload(tmp_path)
+
+
+@pytest.mark.parametrize("faults", [["503"], ["503", "500", "503"], ["403"], ["truncate"], ["corrupt"]])
+def test_a_passing_fault_is_tried_again_and_the_bytes_are_whole(s3: S3, uri: str, faults: list[str]) -> None:
+    s3.faults[KEY] = list(faults)
+    assert open_bucket(uri, QUICK).get(KEY, MD5) == DATA
+    assert s3.gets.count(KEY) == len(faults) + 1
+
+
+def test_a_lasting_503_is_transient_and_names_the_object(s3: S3, uri: str) -> None:
+    s3.faults[KEY] = ["503"] * 99
+    with pytest.raises(ObjectError, match=r"a b.jpg: HTTP 503") as caught:
+        open_bucket(uri, QUICK).get(KEY)
+    assert caught.value.reason is Reason.FETCH_FAILED
+    assert caught.value.reason.transient
+    assert s3.gets.count(KEY) == 4
+
+
+def test_a_missing_key_is_final_and_asked_for_once(s3: S3, uri: str) -> None:
+    with pytest.raises(ObjectError) as caught:
+        open_bucket(uri, QUICK).get("PMC1.1/gone.jpg")
+    assert caught.value.reason is Reason.MISSING_OBJECT
+    assert not caught.value.reason.transient
+    assert s3.gets.count("PMC1.1/gone.jpg") == 1
+
+
+def test_a_wrong_md5_is_tried_twice_and_says_what_came(s3: S3, uri: str) -> None:
+    with pytest.raises(ObjectError, match=f"102400 bytes with md5 {MD5}, expected {'0' * 32}") as caught:
+        open_bucket(uri, QUICK).get(KEY, "0" * 32)
+    assert caught.value.reason is Reason.MD5_MISMATCH
+    assert s3.gets.count(KEY) == 2
+
+
+def test_a_read_that_never_ends_stops_at_the_deadline(s3: S3, uri: str) -> None:
+    s3.faults[KEY], s3.stall_s = ["stall"] * 99, 30.0
+    started = time.monotonic()
+    with pytest.raises(ObjectError, match="a b.jpg") as caught:
+        open_bucket(uri, SourceResources(retries=3, deadline_s=1.5)).get(KEY)
+    assert caught.value.reason.transient
+    assert time.monotonic() - started < 6
+
+
+def test_a_bucket_that_does_not_exist_is_an_error_that_names_the_uri(s3: S3) -> None:
+    with pytest.raises(SourceError, match="source.uri=s3://no-such-bucket"):
+        inventory_dates(open_bucket("s3://no-such-bucket", QUICK))
+
+
+def test_an_endpoint_that_is_down_is_an_error_that_names_the_uri(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(SourceError, match="source.uri=s3://down cannot be reached"):
+        inventory_dates(open_bucket("s3://down", SourceResources(retries=0, deadline_s=1)))
+
+
+def test_a_bucket_without_inventory_is_an_error(s3: S3, uri: str) -> None:
+    with pytest.raises(SourceError, match="no inventory below"):
+        inventory_dates(open_bucket(uri, QUICK))
+
+
+def test_hive_and_data_beside_the_dates_are_no_dates(s3: S3, corpus: Path) -> None:
+    uri = s3.upload(corpus / "bucket", keep=lambda key: key.startswith("inventory-reports/"))
+    assert inventory_dates(open_bucket(uri, QUICK)) == ["2026-11-19T01-00Z", "2026-11-20T01-00Z"]
+
+
+def test_a_folder_is_read_like_a_bucket(tmp_path: Path) -> None:
+    (tmp_path / "PMC1.1").mkdir()
+    (tmp_path / KEY).write_bytes(DATA)
+    bucket = open_bucket(str(tmp_path), QUICK)
+    assert bucket.get(KEY, MD5) == DATA
+    assert bucket.folders("") == ["PMC1.1"]
+    for key, reason in {"PMC1.1/x": Reason.MISSING_OBJECT, "PMC1.1": Reason.MISSING_OBJECT}.items():
+        with pytest.raises(ObjectError) as caught:
+            bucket.get(key)
+        assert caught.value.reason is reason
+    with pytest.raises(ObjectError) as caught:
+        bucket.get(KEY, "0" * 32)
+    assert caught.value.reason is Reason.MD5_MISMATCH
+
+
+def test_a_folder_that_is_not_there_is_an_error_that_names_key_and_path(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=f"source.uri={tmp_path}/none: no such folder"):
+        open_bucket(f"{tmp_path}/none", QUICK)
+    with pytest.raises(SourceError, match="source.uri=ftp://x: expected s3://BUCKET or a folder"):
+        open_bucket("ftp://x", QUICK)
