@@ -3,9 +3,11 @@
 import dataclasses
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -17,6 +19,7 @@ from biomedclip_ray.clip.tokenizer import fit_tokenizer
 from biomedclip_ray.config import Config, ConfigError, Model, parse
 from biomedclip_ray.evaluate.evaluate import evaluate
 from biomedclip_ray.evaluate.leakage import LeakageError
+from biomedclip_ray.figures.image import decode, perceptual_hash
 from biomedclip_ray.product import Count, Ledger, Product, ledger_name
 from biomedclip_ray.schema import CORPUS, PAIRS, Reason, hash64
 from biomedclip_ray.search.embed import embed
@@ -52,6 +55,7 @@ def article_rows(number: int, part: int) -> list[dict]:
                 "text": f"a {KINDS[seed % 3]} of sample {seed}",
                 "image": jpeg(seed),
                 "sha256": f"sha{seed}",
+                "phash": perceptual_hash(decode(jpeg(seed))),
                 "figure_kind": KINDS[seed % 3],
                 "year": 2000 + number,
                 "license": "CC BY",
@@ -98,6 +102,20 @@ def trained_on(root: str, pairs: Product, corpus: Product, folder) -> Product:
     return product
 
 
+def labelled_set(folder: Path) -> str:
+    """Two classes; of its six test pictures one is in the train split of the corpus, one in its test split."""
+    about = {"name": "tiny", "task": "classification", "classes": ["gel", "chart"]}
+    about["prompts"] = {"templates": ["a {}"], "class_names": {"gel": ["gel"], "chart": ["chart"]}}
+    (folder / "dataset.json").write_text(json.dumps(about))
+    for name, seeds in (("train", range(1000, 1020)), ("test", [2000, 2001, 2002, 2003, 203, 33])):
+        labels = [about["classes"][seed % 2] for seed in seeds]
+        table = pa.table(
+            {"image": [jpeg(s) for s in seeds], "label": labels, "group": pa.nulls(len(seeds), pa.string())}
+        )
+        pq.write_table(table, folder / f"{name}.parquet")
+    return str(folder)
+
+
 @dataclasses.dataclass
 class Made:
     config: Config
@@ -129,7 +147,8 @@ def made(tmp_path_factory) -> Made:
     folder = tmp_path_factory.mktemp("bundle")
     save_bundle(folder, built.model, built.model_cfg, built.preprocess_cfg, tokenizer, {})
     bundle = trained_on(root, pairs, corpus, folder)
-    config = parse({"root": root, "embed": {"batch": 7, "thumbnail": 40}, "evaluate": {"bootstraps": 50}}, "test")
+    evaluation = {"bootstraps": 50, "sets": [labelled_set(tmp_path_factory.mktemp("set"))]}
+    config = parse({"root": root, "embed": {"batch": 7, "thumbnail": 40}, "evaluate": evaluation}, "test")
     return Made(config, pairs, corpus, bundle, folder, rows)
 
 
@@ -232,6 +251,16 @@ def test_recall_in_the_file_is_that_of_the_encoder_s_vectors(made, evaluated):
         assert figures["low"] <= figures["value"] <= figures["high"]
     assert result["text_to_image"]["median_rank"]["value"] == pytest.approx(np.median(rank))
     assert result["control_shuffled"]["image_to_text"]["recall@5"]["value"] == pytest.approx(5 / 16, rel=0.3)
+
+
+def test_a_labelled_set_is_measured_with_all_that_it_takes_to_repeat_it(made, evaluated):
+    found = json.loads(evaluated.place.read("evaluation.json"))["sets"]["tiny"]
+    assert found["zero_shot"]["n"] == 6
+    assert found["zero_shot"]["templates"] == ["a {}"]
+    assert sorted(found["files"]) == ["dataset.json", "test.parquet", "train.parquet"]
+    assert found["encoder"]["preprocessing"]["size"] == [64, 64]
+    assert found["linear_probe"]["n_train"] == 20
+    assert found["pictures_near_training"] == {"n": 1, "of": 6}
 
 
 def test_the_plots_are_pictures(evaluated):
