@@ -19,7 +19,7 @@ from biomedclip_ray.pmc.jats_xml import JatsError, article_element, replace_enti
 from biomedclip_ray.pmc.licenses import stated_license
 from biomedclip_ray.pmc.media import media_name
 
-__all__ = ["Article", "Figure", "JatsError", "Mention", "parse_article"]
+__all__ = ["Article", "Figure", "JatsError", "Mention", "parse_article", "parse_figures"]
 
 _HREF = "{http://www.w3.org/1999/xlink}href"
 
@@ -71,6 +71,18 @@ class Article:
 def parse_article(xml: bytes) -> Article:
     """Parse one JATS file. Raises JatsError where it is empty, not well-formed, or holds no article."""
     article = article_element(xml)
+    figs, xrefs = _figs_and_xrefs(article)
+    figures = tuple(_figure(fig, cited) for fig, cited in zip(figs, _mentions(figs, xrefs), strict=True))
+    return _with_facts(article, figures)
+
+
+def parse_figures(xml: bytes) -> tuple[Figure, ...]:
+    """The figures alone, without mentions and without the article's facts. Raises JatsError as `parse_article` does."""
+    return tuple(_figure(fig, ()) for fig in _figs_and_xrefs(article_element(xml))[0])
+
+
+def _figs_and_xrefs(article: etree._Element) -> tuple[list[etree._Element], list[tuple[etree._Element, str]]]:
+    """All figs, and all xrefs with what they refer to, in one pass (a tenth of the time that the tree takes)."""
     figs, xrefs, entities = [], [], []
     for element in article.iter("fig", "xref", etree.Entity):
         tag = element.tag
@@ -83,9 +95,7 @@ def parse_article(xml: bytes) -> Article:
             entities.append(element)
     for entity in entities:
         replace_entity(entity)
-    mentions = _mentions(figs, xrefs)
-    figures = tuple(_figure(fig, cited) for fig, cited in zip(figs, mentions, strict=True))
-    return _with_facts(article, figures)
+    return figs, xrefs
 
 
 # -- mentions
@@ -234,6 +244,7 @@ def _own_license(permissions: list[etree._Element]) -> str | None:
 # -- the article's facts
 
 # Dates of a deposit, a preprint or a correction say nothing about when the article came out.
+_YEAR = re.compile(r"\s*[12]\d{3}\s*", re.ASCII)
 _OTHER_DATES = ("pmc-release", "preprint", "corrected", "retract", "nihms", "received", "accepted", "rev-")
 
 
@@ -280,7 +291,6 @@ def _with_facts(article: etree._Element, figures: tuple[Figure, ...]) -> Article
 def _year(pub_date: etree._Element) -> list[int]:
     """The year of one publication date, if it is one: the earliest of them is the article's."""
     kind = f"{pub_date.get('pub-type')} {pub_date.get('date-type')}"
-    text = (pub_date.findtext("year") or "").strip()
-    if any(other in kind for other in _OTHER_DATES) or not re.fullmatch(r"[12]\d{3}", text):
+    if any(other in kind for other in _OTHER_DATES):
         return []
-    return [int(text)]
+    return [int(year.text) for year in pub_date if year.tag == "year" and year.text and _YEAR.fullmatch(year.text)]

@@ -109,37 +109,39 @@ def citing_sentences(block: etree._Element, cited: Mapping[etree._Element, str])
 
 
 def _walk(element: etree._Element, out: list[str], rules: Rules, cited: Mapping[etree._Element, str]) -> None:
-    if element.text:
-        out.append(element.text)
+    # Half of the extraction's time is spent here: lxml makes a new string at each look at .text, so each is read once.
+    append, rule = out.append, rules.get
+    if text := element.text:
+        append(text)
     for child in element:
-        action = rules.get(child.tag)
+        action = rule(child.tag)
         if action is None:
             if len(child):
                 _walk(child, out, rules, cited)
-            elif child.text:
-                out.append(child.text)
+            elif text := child.text:
+                append(text)
         elif action == XREF:
-            if len(child) or child in cited:
+            if child in cited or len(child):
                 _xref(child, out, rules, cited)
-            elif child.text:
-                out.append(child.text)
+            elif text := child.text:
+                append(text)
         elif action == BLOCK:
-            out.append(" ")
+            append(" ")
             _walk(child, out, rules, cited)
-            out.append(" ")
+            append(" ")
         elif action == SUP:
             _superscript(child, out, rules, cited)
         elif action == BREAK:
-            out.append(END)
+            append(END)
         elif action != GONE:
             if action == SKIP:
-                out.append(" ")
+                append(" ")
             else:
-                out.append(_formula(child) if action == FORMULA else _mathml(child))
+                append(_formula(child) if action == FORMULA else _mathml(child))
             if cited and child.tag not in STOPS:
                 out.extend(MARK for xref in child.iter("xref") if xref in cited)
-        if child.tail:
-            out.append(child.tail)
+        if text := child.tail:
+            append(text)
 
 
 def _xref(xref: etree._Element, out: list[str], rules: Rules, cited: Mapping[etree._Element, str]) -> None:

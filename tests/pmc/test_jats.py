@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from lxml import etree
 
-from biomedclip_ray.pmc.jats import Article, Figure, JatsError, Mention, parse_article
+from biomedclip_ray.pmc.jats import Article, Figure, JatsError, Mention, parse_article, parse_figures
 from biomedclip_ray.pmc.media import match_media
 from biomedclip_ray.schema import Reason
 
@@ -157,6 +157,12 @@ def test_licences_of_the_development_articles_are_those_of_their_list(corpus):
             assert parse_article(data).license == expected, name
             compared += 1
     assert compared > 385
+
+
+def test_figures_alone_are_the_articles_without_mentions():
+    xml = (HERE / "article.xml").read_bytes()
+    bare = tuple(dataclasses.replace(figure, mentions=()) for figure in parse_article(xml).figures)
+    assert parse_figures(xml) == bare
 
 
 # -- captions
