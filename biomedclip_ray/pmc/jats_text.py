@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from itertools import pairwise
 
 from lxml import etree
 
@@ -23,9 +22,7 @@ BLOCK, SKIP, GONE, BREAK, FORMULA, MATH, SUP, XREF = range(8)
 _MATHML = "{http://www.w3.org/1998/Math/MathML}"
 _TOKENS = tuple(_MATHML + tag for tag in ("mi", "mo", "mn", "mtext", "ms"))
 
-_INVISIBLE = dict.fromkeys(
-    ("object-id", "inline-graphic", "private-char", "alt-text", "long-desc", "index-term", "target"), GONE
-)
+_INVISIBLE = dict.fromkeys(("object-id", "inline-graphic", "private-char", "alt-text", "long-desc", "index-term"), GONE)
 _FORMULAS = {"alternatives": FORMULA, "tex-math": FORMULA, _MATHML + "math": MATH}
 
 _BLOCKS = """
@@ -138,10 +135,17 @@ def _walk(element: etree._Element, out: list[str], rules: Rules, cited: Mapping[
                 append(" ")
             else:
                 append(_formula(child) if action == FORMULA else _mathml(child))
-            if cited and child.tag not in STOPS:
-                out.extend(MARK for xref in child.iter("xref") if xref in cited)
+            _mark_inside(child, out, cited)
+        elif cited and len(child):
+            _mark_inside(child, out, cited)
         if text := child.tail:
             append(text)
+
+
+def _mark_inside(element: etree._Element, out: list[str], cited: Mapping[etree._Element, str]) -> None:
+    """Mark the xrefs in an element whose text is left out: each of `cited` is met once, or sentences go to wrong figures."""
+    if cited:
+        out.extend(MARK for xref in element.iter("xref") if xref in cited)
 
 
 def _xref(xref: etree._Element, out: list[str], rules: Rules, cited: Mapping[etree._Element, str]) -> None:
@@ -152,6 +156,7 @@ def _xref(xref: etree._Element, out: list[str], rules: Rules, cited: Mapping[etr
             out.append(label)
             return
     elif _only_superscript(xref) and _is_citation(xref):
+        _mark_inside(xref, out, cited)
         return
     _walk(xref, out, rules, cited)
 
@@ -167,8 +172,7 @@ def _only_superscript(xref: etree._Element) -> bool:
 def _superscript(sup: etree._Element, out: list[str], rules: Rules, cited: Mapping[etree._Element, str]) -> None:
     """Citations go, a number over a number becomes an exponent, everything else (Ca2+, 13C) is written as it stands."""
     if len(sup) and any(_is_citation(xref) for xref in sup.iter("xref")):
-        if cited:
-            out.extend(MARK for xref in sup.iter("xref") if xref in cited)
+        _mark_inside(sup, out, cited)
         return
     if sup.text and out and out[-1][-1:].isdigit() and _EXPONENT.fullmatch(sup.text):
         out.append("^")
@@ -216,7 +220,7 @@ _NEXT_WORD = re.compile(r"\w+")
 _ABBREVIATIONS = frozenset(
     "fig figs figure ref refs eq eqs eqn eqns no nos cf vs ca approx dr mr mrs ms prof st sp spp var subsp ssp suppl supp"
     " supplem tab tabs vol pp p ch chap sec sect inc ltd co corp dept univ resp viz ext e.g eg i.e ie n.b a.k.a incl excl"
-    " temp conc avg jan feb mar apr jun jul aug sep sept oct nov dec jr sr".split()
+    " temp conc avg exp expt jan feb mar apr jun jul aug sep sept oct nov dec jr sr".split()
 )
 # After these a stop may or may not end the sentence; the next word tells.
 _UNSURE = frozenset(("al", "etc"))
@@ -228,19 +232,15 @@ _STARTERS = frozenset(
 )
 
 
-def sentences(text: str) -> list[str]:
-    """Text cut into sentences."""
-    bounds = [0, *(stop.end() for stop in _STOP.finditer(text) if _ends_sentence(text, stop)), len(text)]
-    return [text[begin:end].strip() for begin, end in pairwise(bounds)]
-
-
 def _ends_sentence(text: str, stop: re.Match[str]) -> bool:
     """Does this stop end a sentence, and not stand after "Fig", "e.g", "et al" or an initial?"""
     at = stop.start()
+    if text.startswith("(" + MARK, stop.end()):
+        return False  # "... grew. (Fig. 1)": the citation belongs to what it stands after
     if text[at] != "." or not text[at - 1].isalpha():
         return True
     words = text[max(0, at - 24) : at].split()
-    word = words[-1].lstrip(_BEFORE_WORD) if words else ""
+    word = words[-1].rpartition("(")[2].lstrip(_BEFORE_WORD) if words else ""
     if word.lower() in _ABBREVIATIONS:
         return False
     initial = len(word.rpartition(".")[2]) == 1 and word[-1].isupper()

@@ -339,6 +339,7 @@ def test_only_bodies_count_as_body():
         "In No. 5 of ref. 12 (cf. Table 2) and approx. 3 cells, X.",
         "See Dr. Müller in X?",
         'They wrote "this is X."',
+        "By Western blot analysis(Fig. 5 and X).",
     ],
 )
 def test_stops_that_end_no_sentence_do_not_cut_it(sentence):
@@ -349,6 +350,10 @@ def test_stops_that_end_no_sentence_do_not_cut_it(sentence):
 def test_sentences_that_end_in_an_initial_or_al_are_told_by_what_follows():
     assert sentences('<p>We gave vitamin C. The <xref rid="F1">X</xref> grew.</p>') == ["The X grew."]
     assert sentences('<p>As said by Smith et al. However, <xref rid="F1">X</xref> grew.</p>') == ["However, X grew."]
+
+
+def test_a_citation_in_parentheses_after_the_stop_belongs_to_the_sentence_before():
+    assert sentences('<p>One. Cells grew. (<xref rid="F1">Fig. 1</xref>). Two.</p>') == ["Cells grew. (Fig. 1)."]
 
 
 def test_superscript_citations_do_not_hide_the_end_of_a_sentence():

@@ -251,3 +251,36 @@ def test_words_are_never_glued_or_split_by_markup(words, data):
     xml = f"<article><fig><caption><title>{marked}</title><p>{marked}</p></caption></fig></article>"
     (figure,) = parse_article(xml.encode()).figures
     assert figure.caption == figure.spoken == f"{text} {text}"
+
+
+TAGS = st.sampled_from(
+    "p sup italic fig xref index-term alt-text disp-formula inline-formula alternatives list label caption break fn td"
+    " graphic table-wrap supplementary-material title tex-math".split()
+)
+
+
+def wrapped(tag: str, content: list[str]) -> str:
+    kind = ' ref-type="bibr"' if tag == "xref" else ""
+    return f"<{tag}{kind}>{''.join(content)}</{tag}>"
+
+
+CITATION = st.sampled_from(
+    ['<xref rid="F">1</xref>', '<xref rid="F G"/>', '<xref ref-type="bibr" rid="F"><sup>1</sup></xref>']
+)
+NESTED = st.recursive(
+    CITATION | st.just("text. "),
+    lambda inner: st.builds(wrapped, TAGS, st.lists(inner, max_size=3)),
+    max_leaves=10,
+)
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(st.lists(NESTED, max_size=4))
+@example(['<p><xref ref-type="bibr"><sup><xref rid="F"/></sup></xref></p>'])
+@example(['<p><index-term><xref rid="F"/></index-term></p>'])
+def test_xrefs_in_any_place_are_matched_to_their_sentences(content):
+    body = "".join(content)
+    article = parse_article(f'<article><body>{body}<fig id="F"><label>1</label></fig></body></article>'.encode())
+    mentions = article.figures[-1].mentions
+    assert all(mention.sentence for mention in mentions)
+    assert bool(mentions) <= ('rid="F' in body)
