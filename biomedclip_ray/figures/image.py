@@ -112,7 +112,7 @@ def prepare(
         original_height, original_width = whole.shape[:2]
         stored = shrink(whole, *_stored_size(original_width, original_height, short_side))
     # A coarse look settles all but blank pictures, which then get a full one.
-    if _is_flat(stored[::8, ::8]) and _is_flat(stored):
+    if np.ptp(stored[::8, ::8, 1]) <= _BLANK_RANGE and _is_flat(stored):
         raise ImageError(Reason.BLANK, f"{original_width} x {original_height} pixels of one colour")
     return Picture(
         jpeg=simplejpeg.encode_jpeg(stored, quality=quality, colorspace="RGB", colorsubsampling="420"),
@@ -141,7 +141,11 @@ def perceptual_hash(pixels: Pixels) -> int:
     The signs, against their median, of the 8 x 8 lowest DCT coefficients of the 32 x 32 luma (pHash, Zauner 2010), row by row,
     the first in the highest bit. Plain float64 products, so that every machine gives the same bits.
     """
-    luma = cv2.resize(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), (32, 32), interpolation=cv2.INTER_AREA)
+    luma = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    while min(luma.shape) >= 128:  # 2x2 means are vectorised: 0.1 ms instead of 0.5
+        rows, columns = luma.shape[0] // 2, luma.shape[1] // 2
+        luma = cv2.resize(luma[: 2 * rows, : 2 * columns], (columns, rows), interpolation=cv2.INTER_AREA)
+    luma = cv2.resize(luma, (32, 32), interpolation=cv2.INTER_AREA)
     basis = _dct_basis()
     low = (basis @ luma @ basis.T).ravel()
     return int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big")

@@ -86,7 +86,7 @@ def test_every_mojibake_caption_of_the_corpus_is_repaired(corpus: Path) -> None:
         if path.parent.name.startswith("PMC99"):
             continue
         for caption in etree.parse(path).iterfind(".//fig/caption"):
-            text = "".join(caption.itertext())
+            text = "".join(map(str, caption.itertext()))
             if text.isascii():
                 continue
             try:

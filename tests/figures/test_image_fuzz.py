@@ -3,6 +3,7 @@
 import io
 import os
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ SEEDS = ("JPEG", "JPEG CMYK", "JPEG EXIF", "PNG", "PNG 16", "GIF", "TIFF", "TIFF
 def sound(name: str) -> bytes:
     rng = np.random.default_rng(0)
     pixels = np.kron(rng.integers(0, 255, (6, 8, 3)), np.ones((8, 8, 1))).astype(np.uint8)
-    image, kind, options = Image.fromarray(pixels), name.split()[0], {}
+    image, kind = Image.fromarray(pixels), name.split()[0]
+    options: dict[str, Any] = {}
     if name.endswith("CMYK"):
         image = image.convert("CMYK")
     elif name.endswith("EXIF"):
@@ -58,7 +60,7 @@ def damaged(draw: st.DrawFn) -> bytes:
 @pytest.mark.filterwarnings("ignore")
 @seed(20261120)
 @settings(
-    max_examples=int(os.environ.get("BIOMEDCLIP_FUZZ_EXAMPLES", "600")),
+    max_examples=int(os.environ.get("BIOMEDCLIP_FUZZ_EXAMPLES", "400")),
     deadline=5000,
     database=None,
     suppress_health_check=list(HealthCheck),
