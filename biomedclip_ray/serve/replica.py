@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import struct
-import zlib
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +19,7 @@ from ray import serve
 
 from biomedclip_ray.config import ConfigError, ServeResources
 from biomedclip_ray.serve.answers import Classified, Embedded, Facts, Figure, Found, Problem, Vector
-from biomedclip_ray.serve.inputs import TEXT_CHARS, Item
+from biomedclip_ray.serve.inputs import PICTURE_ERRORS, TEXT_CHARS, Item
 
 if TYPE_CHECKING:
     import torch
@@ -143,8 +141,7 @@ class Engine:
         """uint8 (1, 3, size, size), or why the bytes cannot be decoded."""
         try:
             return self.encoder.pixels([data])
-        except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error, zlib.error) as error:
-            # What Pillow's decoders raise for cut and broken files; the header passed before.
+        except PICTURE_ERRORS as error:
             return Problem(f"the picture cannot be decoded ({error})", "broken_image")
 
     async def _run(self, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
