@@ -24,7 +24,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-from ray.data import DataContext, DataIterator, Dataset
+from ray.data import DataContext, DataIterator, Dataset, TaskPoolStrategy
 from ray.train import DataConfig
 
 from biomedclip_ray.clip.tokenizer import Tokenizer
@@ -79,7 +79,7 @@ def batches(feed: ray.ObjectRef, start: int, stop: int, resources: TrainResource
             batch_format="pyarrow",
             fn_args=(feed,),
             num_cpus=min(0.25, resources.feed_cpus),
-            concurrency=2,
+            compute=TaskPoolStrategy(size=2),
         )
         blocks = blocks.repartition(target_num_rows_per_block=spec.micro_rows)
         return blocks.map_batches(
@@ -88,7 +88,7 @@ def batches(feed: ray.ObjectRef, start: int, stop: int, resources: TrainResource
             batch_format="pyarrow",
             fn_args=(feed,),
             num_cpus=resources.feed_cpus,
-            concurrency=resources.feed_concurrency,
+            compute=TaskPoolStrategy(size=resources.feed_concurrency),
         )
 
 

@@ -8,6 +8,7 @@ half-written folder is never resumed from. Feed and workers read the same snapsh
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,9 @@ def newest(product: Place) -> Checkpoint | None:
     """The checkpoint that a run in this product goes on from, or None before the first."""
     if not product.at(RUN).exists(_SNAPSHOT):
         return None
+    logging.getLogger("ray.train.v2._internal.execution.checkpoint").setLevel(
+        logging.WARNING
+    )  # warns of resuming: we do
     return Result.from_path(product.at(RUN).uri).checkpoint
 
 

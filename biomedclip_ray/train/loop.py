@@ -58,6 +58,7 @@ class Job:
 
 def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     """Run a `Job`; returns {step, diverged_at, peak_rss} of this worker."""
+    _quiet()
     job: Job = config["job"]
     recipe, place = job.recipe, Place(job.product)
     rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
@@ -102,6 +103,8 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
         if metrics is not None and logs:
             metrics.line(_line(done, job, result, loss, pace))
         if saves:
+            if metrics is not None:
+                metrics.flush()  # lines up to a checkpoint must not be lost: nobody writes them again
             _save(learner, {"step": done, "seconds": pace["seconds"], "seed": recipe.seed}, rank, loss)
     if metrics is not None:
         metrics.close()
@@ -186,6 +189,13 @@ class _Clock:
         }
         self.line, self.waited, self.steps_read = now, 0.0, done
         return pace
+
+
+def _quiet() -> None:
+    """open_clip and Ray Train tell each step of a start and each report; what matters stands in attempts/ and metrics."""
+    for name in (None, "ray.train"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("biomedclip_ray").setLevel(logging.INFO)
 
 
 def _line(done: int, job: Job, result: StepResult, loss: float, pace: dict[str, float]) -> dict[str, float]:

@@ -40,7 +40,9 @@ class MetricsLog:
         self.lines = [line for line in read(product) if line["step"] <= steps_done]
         self._scratch = None if product.local else tempfile.TemporaryDirectory(prefix="tensorboard-")
         self._events = Path(self._scratch.name) if self._scratch else product.at(TENSORBOARD).local
-        self._writer = SummaryWriter(str(self._events), purge_step=steps_done + 1)
+        self._writer = SummaryWriter(
+            str(self._events), purge_step=steps_done + 1, filename_suffix=f".from-{steps_done}"
+        )
         self._flushed = time.monotonic()
 
     def line(self, values: dict[str, float]) -> None:

@@ -45,7 +45,9 @@ def products(root: Path, articles: int = 24, figures: int = 5, parts: int = 3) -
     for product, schema, which in ((pairs, PAIRS, 0), (corpus, CORPUS, 1)):
         with product.running(parts=parts):
             for part in range(parts):
-                chosen = [row for number, article in enumerate(rows) for row in article[which] if number % parts == part]
+                chosen = [
+                    row for number, article in enumerate(rows) for row in article[which] if number % parts == part
+                ]
                 table = conform(pa.Table.from_pylist(chosen, schema=schema), schema)
                 product.write_part(part, table, LEDGER.empty_table(), {"pair": (len(chosen), len(chosen))})
             product.finish_parts(0.0)
@@ -60,9 +62,24 @@ def _article(number: int, figures: int) -> tuple[list[dict], list[dict]]:
         colour, shape, count = draw.choice(COLOURS), draw.choice(SHAPES), int(draw.integers(1, 4))
         pair_id = f"PMC{number + 1}.1/F{figure + 1}#0"
         text = f"{count} {shape} {colour} cells, field {number} {figure}"
-        pairs.append({"pair_id": pair_id, "article_id": f"PMC{number + 1}.1", "text": text, "image": picture(colour, shape, count)})
+        pairs.append(
+            {
+                "pair_id": pair_id,
+                "article_id": f"PMC{number + 1}.1",
+                "text": text,
+                "image": picture(colour, shape, count),
+            }
+        )
         kept = figure != 0
-        corpus.append({"pair_id": pair_id, "split": split, "group": number * 100 + figure, "kept": kept, "reason": None if kept else "duplicate"})
+        corpus.append(
+            {
+                "pair_id": pair_id,
+                "split": split,
+                "group": number * 100 + figure,
+                "kept": kept,
+                "reason": None if kept else "duplicate",
+            }
+        )
     return pairs, corpus
 
 

@@ -1,0 +1,134 @@
+"""Training on Ray: two workers on two cores get their data, a killed worker costs nothing but time, the bundle loads."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
+import tiny
+
+from biomedclip_ray.clip.encoder import Encoder
+from biomedclip_ray.train.batches import Feed, InOrder, batches
+from biomedclip_ray.train.checkpoint import steps_done
+from biomedclip_ray.train.journal import attempts, trained_pairs
+from biomedclip_ray.train.metrics import read
+from biomedclip_ray.train.order import Order
+from biomedclip_ray.train.rows import find_rows, texts
+from biomedclip_ray.train.train import plan, train
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("train")
+
+
+@pytest.fixture(scope="module")
+def two(root):
+    return tiny.products(root)
+
+
+STEPS = 120
+
+
+def kill_after(place, step: int, rank: int) -> threading.Thread:
+    """Kill a worker hard as soon as there is a checkpoint of `step` or more."""
+
+    def watch() -> None:
+        while steps_done(place) < step:
+            time.sleep(0.1)
+        os.kill(attempts(place)[0]["workers"][rank]["pid"], signal.SIGKILL)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_the_feed_deals_exact_blocks_in_order_from_any_position(two):
+    from biomedclip_ray.clip.tokenizer import fit_tokenizer
+
+    pairs, corpus = two
+    rows = find_rows(pairs, corpus, "train")
+    tokenizer = fit_tokenizer(texts(pairs, corpus, "train"), 200, 16)
+    feed = ray.put(Feed(pairs, rows, Order(rows.chunk_rows, 40, 0), tokenizer, 16, (0.9, 1.0), 0, 8))
+    resources = tiny.config(Path("unused")).train.resources
+    shards = InOrder().configure({"train": batches(feed, 16, 136, resources)}, 2, None, None)
+
+    @ray.remote(num_cpus=0.25)
+    def consume(shard) -> list[np.ndarray]:
+        return [block["position"] for block in shard.iter_batches(batch_size=None, batch_format="numpy")]
+
+    got = ray.get([consume.remote(shard["train"]) for shard in shards])
+    dealt = [block for turn in zip(got[0], got[1] + [None], strict=False) for block in turn if block is not None]
+    assert [len(block) for block in dealt] == [8] * 15
+    assert np.concatenate(dealt).tolist() == list(range(16, 136))
+
+
+@pytest.fixture(scope="module")
+def killed(root, two):
+    """Two workers on two cores; rank 1 is killed hard in the middle, with the feed's prefetch full."""
+    resources = {"workers": 2, "max_failures": 1, "prefetch_batches": 8}
+    config = tiny.config(root, epochs=(STEPS - 0.5) * 32 / 72, log_pairs=True, checkpoint_steps=20, resources=resources)
+    product = plan(config, *two)
+    killer = kill_after(product.place, 20, rank=1)
+    train(config, *two)
+    killer.join()
+    return config, product
+
+
+def test_a_killed_worker_leaves_every_global_batch_as_it_was(killed, two):
+    _, product = killed
+    steps = trained_pairs(product.place)
+    begins = [attempt["first_step"] for attempt in attempts(product.place)]
+    assert begins[0] == 1 and len(begins) == 2 and 20 < begins[1] < STEPS and begins[1] % 20 == 1
+    for (_, step), positions in steps.items():
+        assert positions == list(range((step - 1) * 32, step * 32))
+    assert [step for attempt, step in steps if attempt == 2] == list(range(begins[1], STEPS + 1))
+    assert [line["step"] for line in read(product.place)] == list(range(1, STEPS + 1))
+    assert product.manifest["attempts"] == 2 and product.manifest["steps"] == STEPS
+
+
+def test_a_killed_worker_leaves_the_loss_curve_as_it_was(killed, two, tmp_path):
+    """One undisturbed worker learns what two, one of them killed, have learned."""
+    config, product = killed
+    resources = {**config.train.resources.model_dump(), "workers": 1}
+    alone = config.model_copy(
+        update={
+            "root": str(tmp_path),
+            "train": config.train.model_copy(update={"resources": type(config.train.resources)(**resources)}),
+        }
+    )
+    other = train(alone, *two)
+    assert other.fingerprint == product.fingerprint
+    ours, undisturbed = ([line["loss"] for line in read(one.place)] for one in (product, other))
+    assert ours == pytest.approx(undisturbed, rel=1e-3)
+    assert ours[-1] < ours[0]
+
+
+def test_the_bundle_loads_and_the_manifest_tells_where_it_comes_from(killed, two):
+    _, product = killed
+    encoder = Encoder.load(product.place.at("bundle").uri, device="cpu")
+    vectors = encoder.encode_text(["3 round red cells"])
+    assert vectors.shape == (1, 32) and np.linalg.norm(vectors) == pytest.approx(1, abs=1e-5)
+    manifest = product.manifest
+    assert manifest["starts"] == {"image": "random", "text": "random"}
+    assert manifest["chosen_by"] == "last" and manifest["bundle_id"] == encoder.bundle_id
+    assert manifest["counts"] == [{"unit": "pair", "in": 72, "kept": 72, "dropped": {}}]
+    assert manifest["shuffle"]["articles_per_batch"] > 0.8 * manifest["shuffle"]["articles_per_batch_ideal"]
+
+
+def test_a_finished_product_is_skipped(killed, two):
+    config, _ = killed
+    started = time.monotonic()
+    assert train(config, *two).state == "skipped"
+    assert time.monotonic() - started < 1
