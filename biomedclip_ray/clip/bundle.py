@@ -91,6 +91,7 @@ def save_bundle(
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / PROVENANCE).unlink(missing_ok=True)
     bare = _unwrap(model)
     # Tied tensors are written twice, as open_clip expects each name.
     state = {name: value.detach().cpu().contiguous().clone() for name, value in clean_names(bare.state_dict()).items()}
@@ -106,6 +107,7 @@ def save_bundle(
         config["text_cfg"]["hf_model_pretrained"] = False
     _write_json(folder / CONFIG, {"model_cfg": config, "preprocess_cfg": _plain(preprocess_cfg)})
     relocate(folder)
+    (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)  # safetensors writes for the owner alone
     versions = {name: version(name) for name in _VERSIONS}
     whole = {**provenance, "weights_sha256": _sha256(folder / WEIGHTS), "versions": versions}
     whole["bundle_id"] = _bundle_id(whole["weights_sha256"], config, preprocess_cfg, tokenizer)
@@ -156,7 +158,10 @@ def _load_folder(folder: Path, uri: str) -> Bundle:
     weights = next((folder / name for name in _WEIGHT_FILES if (folder / name).is_file()), None)
     if weights is None:
         raise BundleError(f"{uri}: no weights there (looked for {', '.join(_WEIGHT_FILES)})")
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_cfg"]
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_cfg"]
+    except (ValueError, KeyError) as error:
+        raise BundleError(f"{uri}: {CONFIG} is not JSON with a model_cfg") from error
     text = {_OLD_TEXT_KEYS.get(key, key): value for key, value in config["text_cfg"].items()}
     config = {**config, "text_cfg": text}
     with tempfile.TemporaryDirectory() as scratch:

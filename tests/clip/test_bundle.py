@@ -183,6 +183,11 @@ def test_damaged_bundles_say_what_is_wrong(sample: Built, tokenizer: Tokenizer, 
     with pytest.raises(BundleError, match=r"no open_clip_config\.json there"):
         load_bundle(tmp_path)
     write(tmp_path, sample, tokenizer)
+    config = (tmp_path / "open_clip_config.json").read_text()
+    (tmp_path / "open_clip_config.json").write_text('{"embed_dim": 3}')
+    with pytest.raises(BundleError, match="is not JSON with a model_cfg"):
+        load_bundle(tmp_path)
+    (tmp_path / "open_clip_config.json").write_text(config)
     weights = tmp_path / "open_clip_model.safetensors"
     state = load_file(weights)
     del state["visual.ln_post.bias"]
