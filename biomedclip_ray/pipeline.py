@@ -51,8 +51,7 @@ def run_parts(
     write_cpus = resources.num_cpus  # equal demands let Ray Data fuse tasks and writing into one step
     apply: Any
     if isinstance(worker, type):
-        apply = _PartActor
-        compute["fn_constructor_args"] = (worker, args)
+        apply = _actor(worker, args)
         compute["compute"] = ActorPoolStrategy(min_size=1, max_size=_actors(resources, len(missing)))
         write_cpus = 0.25
     else:
@@ -91,13 +90,18 @@ def _part_task(batch: pa.Table, worker: Callable[..., PartResult], args: tuple[A
     return _as_block(part, worker(part, *args))
 
 
-class _PartActor:
-    def __init__(self, worker: type[Any], args: tuple[Any, ...]) -> None:
-        self.worker = worker(*args)
+def _actor(worker: type[Any], args: tuple[Any, ...]) -> type[Any]:
+    """A class without constructor arguments: those would lie in the object store, from where no actor can restart."""
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        part = batch["part"][0].as_py()
-        return _as_block(part, self.worker(part))
+    class PartActor:
+        def __init__(self) -> None:
+            self.worker = worker(*args)
+
+        def __call__(self, batch: pa.Table) -> pa.Table:
+            part = batch["part"][0].as_py()
+            return _as_block(part, self.worker(part))
+
+    return PartActor
 
 
 def _as_block(part: int, result: PartResult) -> pa.Table:

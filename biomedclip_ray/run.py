@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -124,29 +125,29 @@ class Run:
     def show(self, console: Console) -> None:
         """Print what happened, or would happen, as a table."""
         if self.dry:
-            table = Table("stage", "would", "why", "product", title="Dry run: nothing was started")
+            title = f"Dry run, nothing was started; products below {Place(self.config.root).uri}"
+            table = Table("stage", "would", "why", "product", title=title, box=SIMPLE_HEAD)
             for stage in self.stages:
-                table.add_row(stage["name"], stage["state"], stage["why"], stage["product"])
+                table.add_row(stage["name"], stage["state"], stage["why"], stage["product"].rpartition("/")[2])
         else:
             table = _summary(self.stages, self.config.root)
         console.print(table)
 
 
 def _summary(stages: list[dict[str, Any]], root: str) -> Table:
-    table = Table(title=f"Run in {Place(root).uri}", show_lines=False)
+    table = Table(title=f"Run in {Place(root).uri} (a product is a folder STAGE/PRODUCT there)", box=SIMPLE_HEAD)
     for name in ("stage", "state", "unit"):
         table.add_column(name, no_wrap=True)
     for name in ("in", "kept"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("dropped", overflow="fold")
+    table.add_column("dropped", min_width=20, overflow="fold")
     for name in ("seconds", "peak MB"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("product", overflow="fold")
+    table.add_column("product", no_wrap=True)
     for stage in stages:
-        product = (stage["product"] or "").removeprefix(Place(root).uri).lstrip("/")
-        facts = (f"{stage['seconds']:.1f}", f"{stage['peak_rss'] / 1e6:.0f}" if stage["peak_rss"] else "", product)
-        counts = stage["counts"] or [None]
-        for number, count in enumerate(counts):
+        fingerprint = (stage["product"] or "").rpartition("/")[2]
+        facts = (f"{stage['seconds']:.1f}", f"{stage['peak_rss'] / 1e6:,.0f}" if stage["peak_rss"] else "", fingerprint)
+        for number, count in enumerate(stage["counts"] or [None]):
             head = (stage["name"], stage["state"]) if number == 0 else ("", "")
             tail = facts if number == 0 else ("", "", "")
             if count is None:
@@ -160,7 +161,7 @@ def _summary(stages: list[dict[str, Any]], root: str) -> Table:
 def list_products(root: str, console: Console) -> None:
     """Print every product below a root with its size and what uses it."""
     place = Place(root)
-    table = Table("product", "made", "rows", "MB", "used by", title=f"Products in {place.uri}")
+    table = Table("product", "made", "rows", "MB", "used by", title=f"Products in {place.uri}", box=SIMPLE_HEAD)
     found = sorted(name for name in place.list() if name.endswith("/_MANIFEST.json") and name.count("/") == 2)
     manifests = {name.removesuffix("/_MANIFEST.json"): json.loads(place.read(name)) for name in found}
     for name, manifest in manifests.items():

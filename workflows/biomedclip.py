@@ -36,9 +36,6 @@ log = logging.getLogger("biomedclip")
 
 def story(run: Run, config: Config) -> None:
     """The stages in order; each reads products and leaves one."""
-    from biomedclip_ray.train.train import plan as plan_bundle
-    from biomedclip_ray.train.train import train
-
     from biomedclip_ray.corpus.curate import curate
     from biomedclip_ray.corpus.curate import plan as plan_corpus
     from biomedclip_ray.evaluate.evaluate import evaluate
@@ -51,6 +48,8 @@ def story(run: Run, config: Config) -> None:
     from biomedclip_ray.pmc.ingest import plan as plan_articles
     from biomedclip_ray.search.embed import embed
     from biomedclip_ray.search.embed import plan as plan_index
+    from biomedclip_ray.train.train import plan as plan_bundle
+    from biomedclip_ray.train.train import train
 
     # Which articles there are, and which of them may be used: the newest version of each, judged by its metadata.
     versions = run.stage(plan_catalog, catalog, run.inventory)
@@ -82,14 +81,14 @@ def go_live(run: Run, config: Config, bundle: Product, index: Product) -> None:
     deployed = deploy(config, bundle, index)
     console.print(f"\nServing at [bold]{deployed.url}[/] ({deployed.state}). It was asked:")
     for line in ask(deployed.url, index):
-        console.print(f"  {line}", highlight=False)
+        console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
     run.note("deploy", deployed.state, None, time.monotonic() - started)
 
 
 def main(arguments: list[str]) -> int:
     options = _options(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    for chatty in ("botocore", "boto3", "urllib3", "httpx", "matplotlib", "ray.data", "ray.serve"):
+    for chatty in ("botocore", "boto3", "urllib3", "httpx", "matplotlib"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         config = load(options.config, options.overrides)
@@ -148,7 +147,12 @@ def unfinished_stages(config: Config, run: Run) -> tuple[str, ...]:
 def _connect() -> None:
     """The cluster that RAY_ADDRESS names (a submitted job has it), else a Ray of our own that ends with this process."""
     import ray
+    import ray.data
+    import ray.serve
 
+    for chatty in ("ray.data", "ray.serve"):  # they set their levels when they are imported
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that our bar replaces its own
     address = os.environ.get("RAY_ADDRESS")
     if address:
         ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
@@ -191,7 +195,8 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
-console = Console(soft_wrap=False)
+# A log has no width; the table of a run needs about this much.
+console = Console(width=None if sys.stdout.isatty() else 140)
 
 if __name__ == "__main__":
     raise SystemExit(main(sys.argv[1:]))
