@@ -44,13 +44,13 @@ class PartResources(Section):
     """GPUs of one task; only embed uses them."""
     concurrency: Positive | None = None
     """Tasks at once at most; null lets Ray Data use what the cluster has."""
-    fetch_threads: Positive = 16
-    """Objects fetched at once inside a task: a small object costs a round trip, not a core."""
     no_progress_timeout_s: Positive = 600
     """Seconds without a finished block after which the run stops and names the operator (Ray's own limit is 1800)."""
 
 
 class SourceResources(Section):
+    threads: Positive = 16
+    """Objects fetched at once inside a task: a small object costs a round trip, not a core."""
     retries: Annotated[int, Field(ge=0)] = 5
     """Tries after the first for 5xx, SlowDown, time-outs, and a 403 on a key that the inventory names."""
     deadline_s: Annotated[float, Field(gt=0)] = 120.0
@@ -184,12 +184,18 @@ class Model(Section):
 
 
 class TrainResources(Section):
-    workers: Positive = 1
-    """Training workers (processes in the gradient's group)."""
+    workers: Positive | tuple[Positive, Positive] = 1
+    """Training workers (processes in the gradient's group); [min, max]: as many as the cluster has, which may change."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     """Logical CPUs of a training worker; leave some of the cluster's CPUs to the feed."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
     """GPUs of a training worker."""
+    threads: Positive | None = None
+    """Threads of a training worker's arithmetic on CPUs; null: its CPUs, at least one."""
+    forward_pairs: Positive | None = None
+    """Pairs in one forward pass; a worker with more caches features (one more forward pass). null: all that it has."""
+    grad_checkpointing: bool = False
+    """Keep no activations inside the towers, compute them again: less memory, a third more time."""
     feed_cpus: Annotated[float, Field(gt=0)] = 0.5
     """Logical CPUs of one task that decodes and tokenizes."""
     feed_concurrency: Positive = 2
@@ -198,8 +204,22 @@ class TrainResources(Section):
     """Batches a worker holds ready."""
     max_failures: int = 3
     """Worker losses after which the run ends; each resumes from the last checkpoint."""
-    no_progress_timeout_s: Positive = 120
-    """Seconds the feed may give nothing before the run stops and names the operator."""
+    no_progress_timeout_s: Positive = 600
+    """Seconds without a block moving before the run stops and names the operator; longer than any pause of the workers."""
+
+    @property
+    def min_workers(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @model_validator(mode="after")
+    def _range(self) -> TrainResources:
+        if self.min_workers > self.max_workers:
+            raise ValueError(f"train.resources.workers={[self.min_workers, self.max_workers]} must be [min, max]")
+        return self
 
 
 class Train(Section):
@@ -221,6 +241,10 @@ class Train(Section):
     """AdamW."""
     grad_clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest gradient norm; null: no limit."""
+    loss: Literal["infonce", "sigmoid"] = "infonce"
+    """"infonce": softmax over the global batch, as CLIP; "sigmoid": SigLIP's, for a model config with init_logit_bias."""
+    lock: tuple[Literal["image", "text"], ...] = ()
+    """Towers that stay as they are."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Of the forward pass (autocast); weights and optimiser stay fp32."""
     crop_scale: tuple[float, float] = (0.9, 1.0)
@@ -231,6 +255,10 @@ class Train(Section):
     checkpoint_steps: Positive = 500
     """Optimiser steps between checkpoints."""
     keep_checkpoints: Positive = 2
+    """Checkpoints kept: the newest, and the best by validation recall where validation_pairs asks for it."""
+    validation_pairs: Annotated[int, Field(ge=0)] = 0
+    """Pairs of the validation split that each checkpoint is measured on, apart from the training workers; the best
+    becomes the bundle. 0: the last checkpoint does."""
     log_steps: Positive = 10
     """Optimiser steps between lines of metrics.jsonl."""
     log_pairs: bool = False
@@ -241,10 +269,15 @@ class Train(Section):
     def _divisible(self) -> Train:
         if self.batch % self.micro_batches:
             raise ValueError(f"train.batch={self.batch} must be a multiple of train.micro_batches={self.micro_batches}")
-        if self.micro_batches % self.resources.workers:
+        workers = self.resources.workers
+        if isinstance(workers, int) and self.micro_batches % workers:
             raise ValueError(
-                f"train.micro_batches={self.micro_batches} must be a multiple of "
-                f"train.resources.workers={self.resources.workers}"
+                f"train.micro_batches={self.micro_batches} must be a multiple of train.resources.workers={workers}"
+            )
+        if self.micro_batches < self.resources.max_workers:
+            raise ValueError(
+                f"train.micro_batches={self.micro_batches} must be at least the most of "
+                f"train.resources.workers={workers}: every worker takes a block of each step"
             )
         return self
 

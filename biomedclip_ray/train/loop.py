@@ -63,6 +63,8 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     recipe, place = job.recipe, Place(job.product)
     rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
     device = get_device()
+    if recipe.resources.threads:
+        torch.set_num_threads(recipe.resources.threads)
     bundle = load_bundle(job.start)
     learner = Learner(
         bundle.model,

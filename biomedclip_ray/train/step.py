@@ -1,9 +1,9 @@
 """One optimisation step: the contrastive gradient of a global batch, exact however the batch is cut. Pure torch, no Ray.
 
-A worker holds some micro-blocks of the global batch. With one block its graph is kept; with more, features are cached
-(GradCache, Gao et al. 2021, arXiv 2101.06983): each block goes forward without a graph, the loss gives the gradient on
-every feature, then each block goes forward again, with a graph, and takes its slice of that gradient. This costs one
-more forward pass (about a third of a step) and makes the memory that of one block, so that a batch of 64k fits anywhere.
+A worker's share of the global batch goes forward in passes of at most `forward_pairs`. With one pass its graph is kept;
+with more, features are cached (GradCache, Gao et al. 2021, arXiv 2101.06983): each pass runs without a graph, the loss
+gives the gradient on every feature, then each pass runs again, with a graph, and takes its slice of that gradient. This
+costs one more forward pass (about a third of a step) and makes the memory that of one pass: a batch of 64k fits anywhere.
 
 Features of all workers are gathered, each worker sums the loss of its own rows against all columns, and gradients are
 summed: one batch of 32 as 1x32, 2x16, 1x(4x8) or 2x(2x8) gives one gradient. Averages over workers or blocks appear
@@ -81,8 +81,13 @@ class Learner:
         """`model` is open_clip's; `steps` the length of the schedule; `mean` and `std` of RGB in [0, 1]."""
         self.device = torch.device(device)
         self.model = model.to(self.device)
+        for tower in recipe.lock:
+            for parameter in tower_parameters(model, tower):
+                parameter.requires_grad_(False)
+        if recipe.resources.grad_checkpointing:
+            model.set_grad_checkpointing(True)  # type: ignore[operator]
         self.logit_scale = model.get_parameter("logit_scale")
-        self.logit_bias = dict(model.named_parameters()).get("logit_bias")
+        self.logit_bias = model.get_parameter("logit_bias") if recipe.loss == "sigmoid" else None
         self.recipe = recipe
         self.steps = steps
         self.mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1) * 255
@@ -117,6 +122,7 @@ class Learner:
 
     def backward(self, blocks: Sequence[Block], sizes: Sequence[int] | None = None) -> Tensor:
         """Add this worker's share of the global batch's gradient to the parameters; the loss over the whole batch."""
+        blocks = regroup(blocks, self.recipe.resources.forward_pairs)
         keep_graph = len(blocks) == 1
         features = []
         for block in blocks:
@@ -178,6 +184,23 @@ class Learner:
             moving = [(out, slope) for out, slope in outputs if out.requires_grad]  # a locked tower has no graph
             torch.autograd.backward([out for out, _ in moving], [slope for _, slope in moving])
             first = stop
+
+
+def regroup(blocks: Sequence[Block], pairs: int | None) -> list[Block]:
+    """A worker's blocks as forward passes of at most `pairs` pairs; None: one pass for all."""
+    together = [torch.cat([getattr(block, name) for block in blocks]) for name in ("pixels", "tokens", "group")]
+    size = pairs or len(together[0])
+    cuts = zip(*(tensor.split(size) for tensor in together), strict=True)
+    return [Block(pixels, tokens, group, blocks[0].first + i) for i, (pixels, tokens, group) in enumerate(cuts)]
+
+
+def tower_parameters(model: nn.Module, tower: str) -> list[nn.Parameter]:
+    """All parameters of the "image" or the "text" tower, under the names of either of open_clip's two classes."""
+    other = {"logit_scale", "logit_bias"}
+    image = {name for name, _ in model.named_parameters() if name.startswith("visual.")}
+    names = {name for name, _ in model.named_parameters()} - other
+    chosen = image if tower == "image" else names - image
+    return [parameter for name, parameter in model.named_parameters() if name in chosen]
 
 
 def gather(rows: Tensor, sizes: Sequence[int]) -> Tensor:

@@ -60,25 +60,31 @@ def check(config: Config, cluster_cpus: float, cluster_gpus: float) -> list[str]
     problems = []
     wanted = config.train.resources
     feed = wanted.feed_cpus + min(_READ_CPUS, wanted.feed_cpus)
-    left = cluster_cpus - wanted.workers * wanted.cpus_per_worker
+    workers = wanted.min_workers
+    left = cluster_cpus - workers * wanted.cpus_per_worker
     if left < feed:
-        fits = max(0.0, (cluster_cpus - feed) / wanted.workers)
+        fits = max(0.0, (cluster_cpus - feed) / workers)
         problems.append(
-            f"train.resources.cpus_per_worker={wanted.cpus_per_worker:g} with train.resources.workers={wanted.workers} leaves "
+            f"train.resources.cpus_per_worker={wanted.cpus_per_worker:g} with train.resources.workers={workers} leaves "
             f"{max(left, 0):g} of {cluster_cpus:g} CPUs to the feed, which needs {feed:g}; "
             f"set train.resources.cpus_per_worker={int(fits * 100) / 100:g} or less, or fewer workers"
         )
-    if wanted.workers * wanted.gpus_per_worker > cluster_gpus:
+    if workers * wanted.gpus_per_worker > cluster_gpus:
         problems.append(
-            f"train.resources.gpus_per_worker={wanted.gpus_per_worker:g} with train.resources.workers={wanted.workers} needs "
-            f"{wanted.workers * wanted.gpus_per_worker:g} GPUs, the cluster has {cluster_gpus:g}; "
+            f"train.resources.gpus_per_worker={wanted.gpus_per_worker:g} with train.resources.workers={workers} needs "
+            f"{workers * wanted.gpus_per_worker:g} GPUs, the cluster has {cluster_gpus:g}; "
             "set train.resources.gpus_per_worker=0 to train on CPUs, or fewer workers"
         )
     if config.model.bundle is None:
         try:
-            model_config(config.model.config)
+            towers = model_config(config.model.config)
         except ConfigError as error:
-            problems.append(str(error))
+            return [*problems, str(error)]
+        if config.train.loss == "sigmoid" and "init_logit_bias" not in towers:
+            problems.append(
+                f"train.loss=sigmoid needs init_logit_bias (SigLIP: -10) in model.config={config.model.config}; "
+                "add it there, or set train.loss=infonce"
+            )
     return problems
 
 
@@ -158,7 +164,7 @@ def _fit(
 
     # Ray Train polls its workers every 2 s; what is not polled when a worker dies is lost, and each start and end waits for
     # polls: 11 of 25 s of a short run. Read by the controller, which gets RAY_TRAIN_* from here.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25" if resources.workers <= _FEW_WORKERS else "2")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25" if resources.max_workers <= _FEW_WORKERS else "2")
     worker = {"CPU": resources.cpus_per_worker}
     if resources.gpus_per_worker:
         worker["GPU"] = resources.gpus_per_worker
@@ -168,7 +174,9 @@ def _fit(
         datasets={"train": from_checkpoint},
         dataset_config=InOrder(),
         scaling_config=ScalingConfig(
-            num_workers=resources.workers, use_gpu=bool(resources.gpus_per_worker), resources_per_worker=worker
+            num_workers=resources.workers,
+            use_gpu=bool(resources.gpus_per_worker),
+            resources_per_worker=worker,
         ),
         run_config=RunConfig(
             name=checkpoint.RUN,
