@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -52,8 +53,7 @@ def evaluate(config: Config, bundle: Product, pairs: Product, corpus: Product) -
     labelled = [load_set(uri) for uri in section.sets]
     check_leakage(bundle, pairs, corpus, section.split)
     with product.running(parts=pairs.parts):
-        weights = bundle.place.at("bundle").uri
-        run_parts(product, _HeldOut, section.resources, args=(weights, pairs, corpus, section.split))
+        run_parts(product, _HeldOut, section.resources, args=(bundle.place.at("bundle").uri, pairs, corpus, section))
         pool = pa.concat_tables(product.scan())
         result = measure(pool, section.split, section.bootstraps, section.seed)
         result["bundle_product"] = bundle.fingerprint
@@ -174,21 +174,22 @@ def _pixels(data: bytes) -> np.ndarray:
 class _HeldOut:
     """Encodes the held-out figures of a part; holds the model, so one is made per process."""
 
-    def __init__(self, bundle: str, pairs: Product, corpus: Product, split: str) -> None:
+    def __init__(self, bundle: str, pairs: Product, corpus: Product, section: Evaluate) -> None:
         from biomedclip_ray.clip.encoder import Encoder
 
         self.encoder = Encoder.load(bundle)
-        self.pairs, self.corpus, self.split = pairs, corpus, split
+        self.pairs, self.corpus, self.section = pairs, corpus, section
 
     def __call__(self, part: int) -> PartResult:
         judged = self.corpus.read(part, ["pair_id", "split", "group", "kept"])
         facts = self.pairs.read(part, ["pair_id", "article_id", "figure_id", "panel", "figure_kind"])
-        rows, ledger = held_out(judged, facts, self.split)
+        rows, ledger = held_out(judged, facts, self.section.split)
         schema = _schema(self.encoder.dimensions)
         if not len(rows):
             return PartResult(schema.empty_table(), ledger)
         content = self.pairs.read(part, ["text", "image"]).take(rows)
-        text, image = encode_pairs(self.encoder, content["text"].to_pylist(), content["image"].to_pylist())
+        threads = math.ceil(self.section.resources.num_cpus)
+        text, image = encode_pairs(self.encoder, content["text"].to_pylist(), content["image"].to_pylist(), threads)
         columns = {name: facts[name].take(rows) for name in ("pair_id", "article_id", "figure_kind")}
         columns |= {
             "group": judged["group"].take(rows),

@@ -10,6 +10,7 @@ any later vector too, which t-SNE cannot.
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -21,7 +22,7 @@ import ray
 from numpy.typing import NDArray
 from PIL import Image
 
-from biomedclip_ray.config import Config, ConfigError, PartResources
+from biomedclip_ray.config import Config, ConfigError, Embed, PartResources
 from biomedclip_ray.evaluate.vectors import encode_pairs, to_column, to_matrix
 from biomedclip_ray.pipeline import run_parts
 from biomedclip_ray.product import Ledger, PartResult, Product, conform, ledger_name
@@ -58,8 +59,7 @@ def embed(config: Config, bundle: Product, pairs: Product, corpus: Product) -> P
         return product
     section = config.embed
     with product.running(parts=pairs.parts):
-        arguments = (bundle.place.at("bundle").uri, pairs, corpus, section.splits, section.batch, section.thumbnail)
-        run_parts(product, _Embedder, section.resources, args=arguments)
+        run_parts(product, _Embedder, section.resources, args=(bundle.place.at("bundle").uri, pairs, corpus, section))
         expected = _rows(pairs) - _dropped(product)
         if expected <= 0:
             raise ConfigError(
@@ -120,19 +120,16 @@ def plane(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 class _Embedder:
     """Makes the rows of one part; holds the model, so one is made per process."""
 
-    def __init__(
-        self, bundle: str, pairs: Product, corpus: Product, splits: tuple[str, ...], batch: int, side: int
-    ) -> None:
+    def __init__(self, bundle: str, pairs: Product, corpus: Product, section: Embed) -> None:
         from biomedclip_ray.clip.encoder import Encoder
 
         self.encoder = Encoder.load(bundle)
-        self.encoder.batch = batch
-        self.pairs, self.corpus = pairs, corpus
-        self.splits, self.side = splits, side
+        self.encoder.batch = section.batch
+        self.pairs, self.corpus, self.section = pairs, corpus, section
 
     def __call__(self, part: int) -> PartResult:
         judged = self.corpus.read(part, ["pair_id", "split", "kept"])
-        rows, ledger = select(judged, self.splits)
+        rows, ledger = select(judged, self.section.splits)
         schema = _part_schema(self.encoder.dimensions)
         if not len(rows):
             return PartResult(schema.empty_table(), ledger)
@@ -141,13 +138,14 @@ class _Embedder:
             raise RuntimeError("corpus and pairs are not aligned row by row: curate ran over other pairs")
         facts = facts.take(rows)
         images = facts["image"].to_pylist()
-        text, image = encode_pairs(self.encoder, facts["text"].to_pylist(), images)
+        threads = math.ceil(self.section.resources.num_cpus)
+        text, image = encode_pairs(self.encoder, facts["text"].to_pylist(), images, threads)
         columns = {name: facts[name] for name in _SHOWN}
         columns |= {
             "image_vector": to_column(image),
             "text_vector": to_column(text),
             "split": judged["split"].take(rows),
-            "thumbnail": pa.array([thumbnail(data, self.side) for data in images], pa.binary()),
+            "thumbnail": pa.array([thumbnail(data, self.section.thumbnail) for data in images], pa.binary()),
             "bundle": pa.array([self.encoder.bundle_id] * len(rows)),
         }
         return PartResult(conform(pa.table(columns), schema), ledger)
