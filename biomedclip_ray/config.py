@@ -202,6 +202,8 @@ class TrainResources(Section):
     """Such tasks at once at most; checked against the cluster before anything starts."""
     prefetch_batches: Annotated[int, Field(ge=0)] = 2
     """Batches a worker holds ready."""
+    validation_gpus: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs of the task that measures a checkpoint."""
     max_failures: int = 3
     """Worker losses after which the run ends; each resumes from the last checkpoint."""
     no_progress_timeout_s: Positive = 600

@@ -66,7 +66,8 @@ class Feed:
 def batches(feed: ray.ObjectRef, start: int, stop: int, resources: TrainResources) -> Dataset:
     """The micro-blocks of positions [start, stop), both multiples of a micro-block, in order.
 
-    A block has position and group int64 (n,), pixels uint8 (n, size, size, 3), tokens int32 (n, context).
+    A block has position, group and length (tokens without padding) int64 (n,), pixels uint8 (n, size, size, 3), tokens
+    int32 (n, context).
     """
     spec: Feed = ray.get(feed)
     spans = [{"start": a, "stop": b} for a, b in spec.order.spans(start, stop)]
@@ -146,7 +147,13 @@ def decode_block(feed: Feed, block: pa.Table) -> dict[str, np.ndarray]:
     for row, (jpeg, draw) in enumerate(zip(block["image"], draws, strict=True)):
         pixels[row] = crop(decode(jpeg.as_py()), feed.size, feed.crop_scale, draw)
     tokens = feed.tokenizer(block["text"].to_pylist()).astype(np.int32)
-    return {"position": positions, "group": block["group"].to_numpy(), "pixels": pixels, "tokens": tokens}
+    return {
+        "position": positions,
+        "group": block["group"].to_numpy(),
+        "pixels": pixels,
+        "tokens": tokens,
+        "length": (tokens != feed.tokenizer.pad_id).sum(1).astype(np.int64),
+    }
 
 
 def crop(picture: Pixels, size: int, scale: tuple[float, float], draw: npt.NDArray[np.float64]) -> Pixels:

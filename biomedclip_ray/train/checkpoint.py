@@ -31,6 +31,11 @@ def folder_name(steps_done: int) -> str:
     return f"step-{steps_done:08d}"
 
 
+def step_of(name: str) -> int:
+    """The steps done that a checkpoint's folder name or path tells."""
+    return int(Path(name).name.removeprefix("step-"))
+
+
 def save(folder: Path, learner: Learner, state: dict[str, Any]) -> None:
     """Write a checkpoint into a local folder; `state` is JSON with at least `step`, the optimiser steps done."""
     import torch
@@ -63,18 +68,30 @@ def restore(checkpoint: Checkpoint, learner: Learner) -> dict[str, Any]:
 
 def newest(product: Place) -> Checkpoint | None:
     """The checkpoint that a run in this product goes on from, or None before the first."""
+    result = _result(product)
+    return result.checkpoint if result else None
+
+
+def best(product: Place, score: str) -> Checkpoint | None:
+    """The kept checkpoint of the highest score, the later one of equals; None where none was scored."""
+    result = _result(product)
+    scored = [(m[score], step_of(c.path), c) for c, m in result.best_checkpoints or () if score in m] if result else []
+    return max(scored, key=lambda one: one[:2])[2] if scored else None
+
+
+def _result(product: Place) -> Result | None:
     if not product.at(RUN).exists(_SNAPSHOT):
         return None
     logging.getLogger("ray.train.v2._internal.execution.checkpoint").setLevel(
         logging.WARNING
     )  # warns of resuming: we do
-    return Result.from_path(product.at(RUN).uri).checkpoint
+    return Result.from_path(product.at(RUN).uri)
 
 
 def steps_done(product: Place) -> int:
     """Optimiser steps in the newest checkpoint; 0 without one."""
     checkpoint = newest(product)
-    return 0 if checkpoint is None else int(Path(checkpoint.path).name.removeprefix("step-"))
+    return 0 if checkpoint is None else step_of(checkpoint.path)
 
 
 _SNAPSHOT = "checkpoint_manager_snapshot.json"

@@ -43,6 +43,7 @@ class Job:
 
     Attributes:
         product: URI of the train product.
+        validates: whether checkpoints are measured on the validation split.
         start: URI of the bundle that training starts from.
         recipe: the train section of the config.
         steps: optimiser steps of the whole run.
@@ -54,6 +55,7 @@ class Job:
     recipe: Train
     steps: int
     rows: int
+    validates: bool
 
 
 def train_loop(config: dict[str, Any]) -> dict[str, Any]:
@@ -107,7 +109,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
         if saves:
             if metrics is not None:
                 metrics.flush()  # lines up to a checkpoint must not be lost: nobody writes them again
-            _save(learner, {"step": done, "seconds": pace["seconds"], "seed": recipe.seed}, rank, loss)
+            _save(learner, {"step": done, "seconds": pace["seconds"], "seed": recipe.seed}, rank, loss, job.validates)
     if metrics is not None:
         metrics.close()
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -150,7 +152,13 @@ class _Feed:
                     f"step {self.step}, block {j}: the feed gave positions {block['position'][:1]}.. for {first}.."
                 )
             blocks.append(
-                Block(self._move(block["pixels"]), self._move(block["tokens"]), self._move(block["group"]), first)
+                Block(
+                    self._move(block["pixels"]),
+                    self._move(block["tokens"]),
+                    self._move(block["group"]),
+                    first,
+                    torch.tensor(block["length"]),
+                )
             )
             positions += range(first, first + self.rows)
         self.step += 1
@@ -213,7 +221,7 @@ def _line(done: int, job: Job, result: StepResult, loss: float, pace: dict[str, 
     }
 
 
-def _save(learner: Learner, state: dict[str, Any], rank: int, loss: float) -> None:
+def _save(learner: Learner, state: dict[str, Any], rank: int, loss: float, validates: bool) -> None:
     """Report a checkpoint: rank 0 writes it aside, Ray uploads it while training goes on."""
     metrics = {"step": state["step"], "loss": loss}
     if rank:
@@ -227,6 +235,7 @@ def _save(learner: Learner, state: dict[str, Any], rank: int, loss: float) -> No
         checkpoint_dir_name=checkpoint.folder_name(state["step"]),
         checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
         delete_local_checkpoint_after_upload=True,
+        validation=validates,
     )
 
 

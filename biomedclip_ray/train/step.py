@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from biomedclip_ray.clip.loss import loss_from_features
 from biomedclip_ray.config import Train
+from biomedclip_ray.train.lengths import encode_at_natural_length, masks_padding
 from biomedclip_ray.train.order import mix
 
 MAX_LOGIT_SCALE = math.log(100)
@@ -41,12 +42,14 @@ class Block:
         tokens: int32 (n, context).
         group: int64 (n,), pairs that are not each other's negatives; negative: nobody's.
         first: position of the first pair in the training sequence; seeds dropout.
+        lengths: int64 (n,) on the host, tokens of each text without padding; None: not known.
     """
 
     pixels: Tensor
     tokens: Tensor
     group: Tensor
     first: int
+    lengths: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ class Learner:
             model.set_grad_checkpointing(True)  # type: ignore[operator]
         self.logit_scale = model.get_parameter("logit_scale")
         self.logit_bias = model.get_parameter("logit_bias") if recipe.loss == "sigmoid" else None
+        self.trims = masks_padding(model)
         self.recipe = recipe
         self.steps = steps
         self.mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1) * 255
@@ -154,8 +158,15 @@ class Learner:
         pixels = (block.pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
             image = self.model.encode_image(pixels, normalize=True)  # type: ignore[operator]
-            text = self.model.encode_text(block.tokens.long(), normalize=True)  # type: ignore[operator]
+            if self.trims and block.lengths is not None:
+                text = encode_at_natural_length(self._encode_text, block.tokens.long(), block.lengths.tolist())
+            else:
+                text = self._encode_text(block.tokens.long())
         return image.float(), text.float()
+
+    def _encode_text(self, tokens: Tensor) -> Tensor:
+        text: Tensor = self.model.encode_text(tokens, normalize=True)  # type: ignore[operator]
+        return text
 
     def state_dict(self) -> dict[str, Any]:
         """Weights under open_clip's own names, and the optimiser's moments."""
@@ -188,10 +199,20 @@ class Learner:
 
 def regroup(blocks: Sequence[Block], pairs: int | None) -> list[Block]:
     """A worker's blocks as forward passes of at most `pairs` pairs; None: one pass for all."""
-    together = [torch.cat([getattr(block, name) for block in blocks]) for name in ("pixels", "tokens", "group")]
-    size = pairs or len(together[0])
-    cuts = zip(*(tensor.split(size) for tensor in together), strict=True)
-    return [Block(pixels, tokens, group, blocks[0].first + i) for i, (pixels, tokens, group) in enumerate(cuts)]
+    pixels, tokens, group = (torch.cat([getattr(b, name) for b in blocks]) for name in ("pixels", "tokens", "group"))
+    known = [block.lengths for block in blocks if block.lengths is not None]
+    lengths = torch.cat(known) if len(known) == len(blocks) else None
+    size = pairs or len(pixels)
+    return [
+        Block(
+            pixels[i : i + size],
+            tokens[i : i + size],
+            group[i : i + size],
+            blocks[0].first + i // size,
+            None if lengths is None else lengths[i : i + size],
+        )
+        for i in range(0, len(pixels), size)
+    ]
 
 
 def tower_parameters(model: nn.Module, tower: str) -> list[nn.Parameter]:

@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, ValidationConfig
 from ray.train.torch import TorchTrainer
 
 from biomedclip_ray.config import Config, ConfigError
 from biomedclip_ray.product import Count, Product
 from biomedclip_ray.storage import Place
-from biomedclip_ray.train import checkpoint, journal
+from biomedclip_ray.train import checkpoint, journal, validate
 from biomedclip_ray.train.batches import Feed, InOrder, batches
 from biomedclip_ray.train.metrics import Watch, guessing, read
 from biomedclip_ray.train.order import Order, shuffle_quality, total_steps
@@ -40,6 +40,7 @@ BUNDLE = "bundle"
 _FACTS = "start.json"
 _TASK_CPUS = 0.5
 _READ_CPUS = 0.25
+_VALIDATION_CPUS = 0.25
 _FEW_WORKERS = 16
 
 
@@ -117,10 +118,10 @@ def train(config: Config, pairs: Product, corpus: Product) -> Product:
         extra = {
             **start,
             **exported,
+            "validation": validate.figures(product.place),
             "steps": steps,
             "pairs": len(rows),
             "attempts": len(journal.attempts(product.place)),
-            "chosen_by": "last",
             "loss": read(product.place)[-1]["loss"],
             "guess": guessing(config.train.batch),
             "shuffle": shuffle_quality(order, rows.article, config.train.batch),
@@ -168,9 +169,10 @@ def _fit(
     worker = {"CPU": resources.cpus_per_worker}
     if resources.gpus_per_worker:
         worker["GPU"] = resources.gpus_per_worker
+    validates = place.exists(validate.PAIRS)
     trainer = TorchTrainer(
         train_loop,
-        train_loop_config={"job": Job(place.uri, place.at(START).uri, recipe, steps, len(rows))},
+        train_loop_config={"job": Job(place.uri, place.at(START).uri, recipe, steps, len(rows), validates)},
         datasets={"train": from_checkpoint},
         dataset_config=InOrder(),
         scaling_config=ScalingConfig(
@@ -182,8 +184,17 @@ def _fit(
             name=checkpoint.RUN,
             storage_path=place.uri,
             failure_config=FailureConfig(max_failures=resources.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=recipe.keep_checkpoints),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=recipe.keep_checkpoints,
+                checkpoint_score_attribute=validate.SCORE if validates else None,
+            ),
         ),
+        validation_config=ValidationConfig(
+            fn=validate.Validation(place.uri, place.at(START).uri),
+            ray_remote_kwargs={"num_cpus": _VALIDATION_CPUS, "num_gpus": resources.validation_gpus},
+        )
+        if validates
+        else None,
     )
     with Watch(place, steps, checkpoint.steps_done(place)):
         result: dict[str, Any] = trainer.fit().return_value
@@ -212,6 +223,8 @@ def _build(config: Config, pairs: Product, corpus: Product, uri: str) -> None:
     from biomedclip_ray.clip.model import build_model, build_tokenizer
 
     place = Place(uri)
+    if config.train.validation_pairs:
+        validate.copy_pairs(pairs, corpus, config.train.validation_pairs, place)
     tokenizer = build_tokenizer(config.model, texts(pairs, corpus, SPLIT))
     torch.manual_seed(config.train.seed)
     built = build_model(config.model, tokenizer)
@@ -229,30 +242,33 @@ def _build(config: Config, pairs: Product, corpus: Product, uri: str) -> None:
 
 @ray.remote(num_cpus=_TASK_CPUS)
 def _export(uri: str, provenance: dict[str, Any]) -> dict[str, Any]:
-    """The newest checkpoint as a bundle; returns its id."""
+    """The best checkpoint by validation, else the newest, as a bundle; returns its id and what chose it."""
     from safetensors.torch import load_file
 
     from biomedclip_ray.clip.bundle import PROVENANCE, load_bundle, save_bundle
 
     place = Place(uri)
     bundle = load_bundle(place.at(START).uri)
-    newest = checkpoint.newest(place)
-    if newest is None:
+    best = checkpoint.best(place, validate.SCORE)
+    chosen = best or checkpoint.newest(place)
+    if chosen is None:
         raise FileNotFoundError(f"{uri} has no checkpoint to export")
-    with newest.as_directory() as folder:
+    choice = {"chosen_by": validate.SPLIT if best else "last", "chosen_step": checkpoint.step_of(chosen.path)}
+    with chosen.as_directory() as folder:
         bundle.model.load_state_dict(load_file(Path(folder) / checkpoint.WEIGHTS))
     with _local_folder(place.at(BUNDLE)) as target:
         info = bundle.info
-        save_bundle(target, bundle.model, info["model_cfg"], info["preprocess_cfg"], bundle.tokenizer, provenance)
+        save_bundle(
+            target, bundle.model, info["model_cfg"], info["preprocess_cfg"], bundle.tokenizer, provenance | choice
+        )
     written = json.loads(place.at(BUNDLE).read(PROVENANCE))
-    return {"bundle_id": written["bundle_id"]}
+    return {"bundle_id": written["bundle_id"], **choice}
 
 
 def _provenance(config: Config, corpus: Product, start: dict[str, Any], steps: int, rows: int) -> dict[str, Any]:
     return {
         "name": "biomedclip_ray",
         "starts": start["starts"],
-        "chosen_by": "last",
         "corpus": corpus.fingerprint,
         "steps": steps,
         "pairs": rows,

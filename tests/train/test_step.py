@@ -199,7 +199,7 @@ def test_a_model_with_a_bias_learns_with_either_loss():
         for number in range(1, 6):
             result = one.step(number, cut(batch(), 4))
         assert float(result.loss) < before
-        assert (float(model.logit_bias) != -10.0) == (loss == "sigmoid")
+        assert (model.logit_bias.item() != -10.0) == (loss == "sigmoid")
 
 
 def test_the_rate_warms_up_and_falls_to_nothing():

@@ -1,0 +1,61 @@
+"""Captions at natural length: the text tower is run on groups of captions of about equal length, without their padding.
+
+BERT padded to 256 costs more than the image tower, while figure captions fill a third of that on average. Sorted by length
+and cut into groups that are trimmed to their longest caption, a batch keeps a few per cent of padding. It is exact where
+the tower masks its padding (Hugging Face towers; difference 0.0); open_clip's own text tower attends to it, so it is left
+padded. The loss never sees any of this: features are put back into their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+MIN_TOKENS = {"cpu": 512, "cuda": 8192}
+"""Tokens of a group at least: below that a kernel's start costs more than the padding it saves."""
+
+SLACK = 0.9
+"""A caption joins a group as long as it fills this share of the longest; a multiple of eight tokens is kept for kernels."""
+
+
+def masks_padding(model: nn.Module) -> bool:
+    """Whether the text tower gives the same vector for a row with less padding."""
+    from open_clip.hf_model import HFTextEncoder
+
+    return isinstance(dict(model.named_children()).get("text"), HFTextEncoder)
+
+
+def length_groups(lengths: Sequence[int], context: int, min_tokens: int) -> list[tuple[list[int], int]]:
+    """Cut rows into groups of about equal length.
+
+    Returns:
+        (rows, tokens) of each group, longest first: every row once, `tokens` at least its length, at most `context`.
+    """
+    by_length = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    groups: list[tuple[list[int], int]] = []
+    for row in by_length:
+        rows, tokens = groups[-1] if groups else ([], 0)
+        if rows and (lengths[row] > SLACK * tokens or len(rows) * tokens < min_tokens):
+            rows.append(row)
+        else:
+            groups.append(([row], min(context, -(-lengths[row] // 8) * 8)))
+    return groups
+
+
+def encode_at_natural_length(encode: Callable[[Tensor], Tensor], tokens: Tensor, lengths: Sequence[int]) -> Tensor:
+    """`encode` (n, context) -> (n, d), run on trimmed groups; rows come back in their order.
+
+    Args:
+        tokens: int64 (n, context) on the device.
+        lengths: tokens of each row, padding not counted; on the host, so that nothing waits for the device.
+    """
+    groups = length_groups(lengths, tokens.shape[1], MIN_TOKENS.get(tokens.device.type, MIN_TOKENS["cuda"]))
+    order = torch.tensor([row for rows, _ in groups for row in rows])
+    back = torch.empty_like(order)
+    back[order] = torch.arange(len(order))
+    order, back = (index.to(tokens.device, non_blocking=True) for index in (order, back))
+    ordered = tokens.index_select(0, order)
+    pieces = ordered.split([len(rows) for rows, _ in groups])
+    return torch.cat([encode(piece[:, :size]) for piece, (_, size) in zip(pieces, groups, strict=True)])[back]

@@ -1,0 +1,97 @@
+"""Recall of each checkpoint on the validation split, in a task of its own: the training workers never wait for it.
+
+A failed validation costs its figure, not the run: an evaluation on rank 0 that the others do not take part in has hung
+whole runs elsewhere. The pairs are copied once into the product; a checkpoint's figures go to validation/.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from ray.train import Checkpoint
+
+from biomedclip_ray.product import Product, parquet_bytes
+from biomedclip_ray.storage import Place
+from biomedclip_ray.train import checkpoint as checkpoints
+
+SPLIT = "validation"
+PAIRS = "validation.parquet"
+FIGURES = "validation"
+SCORE = "validation_recall_at_10"
+K = 10
+
+
+def copy_pairs(pairs: Product, corpus: Product, count: int, place: Place) -> int:
+    """Copy the first `count` kept validation pairs (storage order is hash order) to the product; how many there were."""
+    tables: list[pa.Table] = []
+    found = 0
+    for part in range(corpus.parts):
+        if found >= count:
+            break
+        marks = corpus.read(part, ["split", "kept"])
+        wanted = pc.and_(pc.equal(marks["split"], SPLIT), marks["kept"])
+        if pc.any(wanted).as_py():
+            tables.append(pairs.read(part, ["pair_id", "image", "text"]).filter(wanted).slice(0, count - found))
+            found += tables[-1].num_rows
+    if tables:
+        place.write(PAIRS, parquet_bytes(pa.concat_tables(tables)))
+    return found
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What Ray Train calls with each checkpoint, in a task: returns {validation_recall_at_10}.
+
+    Attributes:
+        product: URI of the train product.
+        start: URI of the bundle that training started from.
+    """
+
+    product: str
+    start: str
+
+    def __call__(self, checkpoint: Checkpoint) -> dict[str, float]:
+        from safetensors.torch import load_file
+
+        from biomedclip_ray.clip.bundle import load_bundle
+        from biomedclip_ray.clip.encoder import Encoder
+
+        place = Place(self.product)
+        table = pq.read_table(io.BytesIO(place.read(PAIRS)))
+        bundle = load_bundle(self.start)
+        with checkpoint.as_directory() as folder:
+            bundle.model.load_state_dict(load_file(Path(folder) / checkpoints.WEIGHTS))
+        encoder = Encoder(bundle)
+        image = encoder.encode_images(table["image"].to_pylist())
+        text = encoder.encode_text(table["text"].to_pylist())
+        figures = {
+            "n": len(image),
+            "text_to_image": recall_at(K, text, image),
+            "image_to_text": recall_at(K, image, text),
+        }
+        place.write(f"{FIGURES}/{Path(checkpoint.path).name}.json", json.dumps(figures).encode())
+        return {SCORE: (figures["text_to_image"] + figures["image_to_text"]) / 2}
+
+
+def recall_at(k: int, query: npt.NDArray[np.float32], pool: npt.NDArray[np.float32]) -> float:
+    """Share of queries whose own row of the pool is among the k nearest; ties count at their expected rank."""
+    similarity = query @ pool.T
+    own = np.diagonal(similarity)[:, None]
+    better = (similarity > own).sum(1)
+    tied = (similarity == own).sum(1) - 1
+    return float(np.clip((k - better) / (tied + 1), 0, 1).mean())
+
+
+def figures(place: Place) -> dict[int, dict[str, float]]:
+    """Steps done -> what `Validation` measured there."""
+    return {
+        checkpoints.step_of(name.removesuffix(".json")): json.loads(place.read(name)) for name in place.list(FIGURES)
+    }

@@ -1,0 +1,105 @@
+"""kill -9 of the driver while it trains, then the same command: the same weights, the same curve, each batch as it was."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
+import drive
+import tiny
+
+from biomedclip_ray.product import Product
+from biomedclip_ray.train.checkpoint import steps_done
+from biomedclip_ray.train.journal import attempts, trained_pairs
+from biomedclip_ray.train.metrics import read
+from biomedclip_ray.train.train import plan
+
+TRAIN = Path(drive.__file__)
+ENOUGH_S = 150
+
+
+def start(root: Path, workers: int) -> subprocess.Popen[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    command = [sys.executable, str(TRAIN), str(root), str(workers)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def run(root: Path, workers: int) -> str:
+    driver = start(root, workers)
+    output, _ = driver.communicate(timeout=ENOUGH_S)
+    assert driver.returncode == 0
+    return output.strip().splitlines()[-1]
+
+
+def kill_after(root: Path, workers: int, product: Product, step: int) -> None:
+    """Start a driver and kill it hard as soon as there is a checkpoint of `step` steps or more."""
+    driver = start(root, workers)
+    deadline = time.monotonic() + ENOUGH_S
+    while steps_done(product.place) < step:
+        assert driver.poll() is None, "the driver ended before it was killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+
+
+def product_of(root: Path, workers: int) -> Product:
+    return plan(drive.config(root, workers), *tiny.products(root))
+
+
+def weights(product: Product) -> dict[str, torch.Tensor]:
+    return load_file(Path(product.place.at("bundle").uri) / "open_clip_model.safetensors")
+
+
+def assert_each_batch_as_it_was(product: Product) -> None:
+    assert [line["step"] for line in read(product.place)] == list(range(1, drive.STEPS + 1))
+    used = trained_pairs(product.place)
+    for (_, step), positions in used.items():
+        assert positions == list(range((step - 1) * 32, step * 32))
+    begins = {attempt["attempt"]: attempt["first_step"] for attempt in attempts(product.place)}
+    assert all(min(step for number, step in used if number == attempt) == begins[attempt] for attempt in begins)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Product:
+    root = tmp_path_factory.mktemp("undisturbed")
+    assert run(root, 1) == "ran"
+    return product_of(root, 1)
+
+
+def test_a_killed_driver_goes_on_to_the_same_weights(undisturbed, tmp_path):
+    product = product_of(tmp_path, 1)
+    kill_after(tmp_path, 1, product, 20)
+    half = tmp_path / "train" / product.fingerprint / "checkpoints" / "step-00000110"
+    half.mkdir(exist_ok=True)
+    (half / "model.safetensors").write_bytes(b"half")  # an upload that the kill cut off
+    assert run(tmp_path, 1) == "resumed"
+    assert_each_batch_as_it_was(product)
+    begins = [attempt["first_step"] for attempt in attempts(product.place)]
+    assert len(begins) == 2 and begins[1] % 10 == 1 and begins[1] > 20
+    losses, whole = ([line["loss"] for line in read(one.place)] for one in (product, undisturbed))
+    assert losses == pytest.approx(whole, rel=1e-6)
+    for name, value in weights(undisturbed).items():
+        torch.testing.assert_close(weights(product)[name], value, rtol=1e-6, atol=1e-7)
+    assert product.manifest["bundle_id"] == undisturbed.manifest["bundle_id"]
+
+
+@pytest.mark.slow
+def test_two_then_one_then_two_workers_see_the_same_batches(undisturbed, tmp_path):
+    product = product_of(tmp_path, 2)
+    kill_after(tmp_path, 2, product, 20)
+    kill_after(tmp_path, 1, product, steps_done(product.place) + 20)
+    assert run(tmp_path, 2) == "resumed"
+    assert_each_batch_as_it_was(product)
+    assert [len(attempt["workers"]) for attempt in attempts(product.place)] == [2, 1, 2]
+    losses, whole = ([line["loss"] for line in read(one.place)] for one in (product, undisturbed))
+    assert losses == pytest.approx(whole, rel=1e-2)

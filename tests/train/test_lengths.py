@@ -1,0 +1,74 @@
+"""Captions without their padding give the vectors and gradients of padded ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from open_clip.hf_model import HFTextEncoder
+from transformers import BertConfig
+
+from biomedclip_ray.train import lengths as module
+from biomedclip_ray.train.lengths import encode_at_natural_length, length_groups, masks_padding
+
+CONTEXT = 48
+
+
+@pytest.fixture(scope="module")
+def tower(tmp_path_factory) -> HFTextEncoder:
+    folder = tmp_path_factory.mktemp("bert")
+    BertConfig(
+        vocab_size=60,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    pooling = "cls_last_hidden_state_pooler"
+    return HFTextEncoder(str(folder), output_dim=16, pooler_type=pooling, proj_type="mlp", pretrained=False)
+
+
+def texts() -> tuple[torch.Tensor, list[int]]:
+    lengths = [3, 40, 7, 48, 12, 12, 5, 30, 22, 9]
+    tokens = torch.zeros(len(lengths), CONTEXT, dtype=torch.int64)
+    for row, length in enumerate(lengths):
+        tokens[row, :length] = torch.randint(1, 60, (length,), generator=torch.Generator().manual_seed(row))
+    return tokens, lengths
+
+
+@given(st.lists(st.integers(1, CONTEXT), min_size=1, max_size=80), st.integers(1, 400))
+def test_every_row_is_in_one_group_that_is_long_enough(lengths, min_tokens):
+    groups = length_groups(lengths, CONTEXT, min_tokens)
+    assert sorted(row for rows, _ in groups for row in rows) == list(range(len(lengths)))
+    assert all(lengths[row] <= tokens <= CONTEXT for rows, tokens in groups for row in rows)
+
+
+def test_groups_of_a_large_batch_keep_little_padding():
+    lengths = torch.randint(8, 200, (512,), generator=torch.Generator().manual_seed(1)).tolist()
+    spent = sum(len(rows) * tokens for rows, tokens in length_groups(lengths, 256, 512))
+    assert spent < 1.12 * sum(lengths)
+
+
+def test_vectors_and_gradients_are_those_of_padded_captions(tower, monkeypatch):
+    monkeypatch.setitem(module.MIN_TOKENS, "cpu", 16)
+    tokens, lengths = texts()
+    slope = torch.randn(len(lengths), 16, generator=torch.Generator().manual_seed(2))
+    results = []
+    for natural in (False, True):
+        tower.zero_grad()
+        vectors = encode_at_natural_length(tower, tokens, lengths) if natural else tower(tokens)
+        vectors.backward(slope)
+        results.append((vectors.detach(), [p.grad.clone() for p in tower.parameters() if p.grad is not None]))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5, atol=1e-6)
+    for padded, natural in zip(results[0][1], results[1][1], strict=True):
+        torch.testing.assert_close(padded, natural, rtol=1e-4, atol=1e-5)
+
+
+def test_only_a_tower_that_masks_its_padding_is_trimmed(tower):
+    assert masks_padding(torch.nn.ModuleDict({"text": tower}))
+    assert not masks_padding(torch.nn.ModuleDict({"text": torch.nn.Linear(2, 2)}))
