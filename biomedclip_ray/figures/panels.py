@@ -19,13 +19,25 @@ from biomedclip_ray.figures.letters import Letter, find_letters
 from biomedclip_ray.figures.resample import Pixels
 
 Ink = NDArray[np.uint8]
+Profile = NDArray[np.float64]
 
 # Pixels of the long side that letters and gaps are looked for at.
 _WORKING_SIDE = 1200
+# Levels that part ink from the ground, and neighbours from one another; JPEG's ringing stays below.
 _INK_CONTRAST = 28
+_JUMP = 14
+# Deviation of the figure's outermost pixels above which their colour is no ground, and white is assumed.
+_EVEN_BORDER = 60
+# Share of ink below which a line is blank, share of jumps from which it is a border.
+_BLANK = 0.004
+_BORDER = 0.6
+# Worth of a cut: 1 to 1.6 for a gap, 0.6 to 0.9 for a border, and up to this for standing where the panels' letters stand.
+_NEARNESS = 0.7
+_POOR = 0.6
+_CLEAN = 1.3
+_LEAST_BALANCE = 0.15
 _UNNAMED = tuple("ABCDEFGHIJKL")
 _SURE = 0.88
-_MIN_SIDE = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +63,17 @@ class _Region:
 
 
 @dataclass(frozen=True, slots=True)
+class _Habit:
+    """Where a figure's letters stand in their panels: 0 at the end (right, bottom), 1 at the start, between in the middle."""
+
+    across: float
+    down: float
+
+
+_HABITS = (_Habit(1, 1), _Habit(1, 0), _Habit(0, 1), _Habit(0, 0), _Habit(0.5, 0))
+
+
+@dataclass(frozen=True, slots=True)
 class _Cut:
     """A line through a region, at x where `vertical`, else at y, and how good it is."""
 
@@ -64,6 +87,23 @@ class _Cut:
         return _Region(region.x0, region.y0, region.x1, self.at), _Region(region.x0, self.at, region.x1, region.y1)
 
 
+@dataclass(frozen=True, slots=True)
+class _Layers:
+    """What of the picture the cuts look at; (h, w) uint8 of 0 and 1, working size."""
+
+    ink: Ink
+    """Differs from the figure's ground."""
+    jump_x: Ink
+    """Differs from the pixel to the left: a vertical border is a column of these."""
+    jump_y: Ink
+
+    def profile(self, layer: Ink, region: _Region, vertical: bool) -> Profile:
+        """The layer's share in each column (or row) of the region."""
+        part = layer[region.y0 : region.y1, region.x0 : region.x1]
+        sums = cv2.reduce(part, 0 if vertical else 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S).ravel()
+        return sums / max(1, part.shape[0 if vertical else 1])
+
+
 def split_panels(image: Pixels, labels: tuple[str, ...] = ()) -> list[Panel]:
     """The panels in the order of their labels; one panel without label for a figure that is a single picture.
 
@@ -71,35 +111,41 @@ def split_panels(image: Pixels, labels: tuple[str, ...] = ()) -> list[Panel]:
         image: (h, w, 3) uint8 RGB.
         labels: what the caption calls the panels, in order (the keys of `subcaptions`); () where it names none.
     """
-    luma, ink = _working_copy(image)
+    luma, layers = _working_copy(image)
     letters = find_letters(luma, labels or _UNNAMED)
-    whole = _Region(0, 0, luma.shape[1], luma.shape[0])
     if not labels:
         letters = _beyond_doubt(letters)
-        labels = tuple(letters)
+    whole = _Region(0, 0, luma.shape[1], luma.shape[0])
+    worth, pieces = max(
+        (_by_letters(layers, whole, list(letters.values()), habit) for habit in _HABITS), key=lambda option: option[0]
+    )
+    if not labels:
+        clean = bool(letters) and len(pieces) == len(letters) and worth >= _CLEAN * (len(letters) - 1)
+        labels = tuple(letters) if clean else ()
     if len(labels) < 2:
         return [Panel((0.0, 0.0, 1.0, 1.0), None)]
-    regions = _by_letters(ink, whole, list(letters.values()))
-    pieces = _with_missing(ink, regions, labels)
     panels = []
-    for label, region in pieces:
-        box = _tight(ink, region)
+    for label, region in _with_missing(layers, pieces, labels):
+        box = _tight(layers.ink, region)
         fractions = (box.x0 / whole.x1, box.y0 / whole.y1, box.x1 / whole.x1, box.y1 / whole.y1)
         panels.append(Panel(fractions, label))
     return panels
 
 
-def _working_copy(image: Pixels) -> tuple[Pixels, Ink]:
-    """(luma, ink as 0 or 1): the picture at working size, and what differs from its ground."""
+def _working_copy(image: Pixels) -> tuple[Ink, _Layers]:
+    """The picture's luma and layers at working size."""
     scale = _WORKING_SIDE / max(image.shape[:2])
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     colour = cv2.resize(image, size, interpolation=method)
     border = np.concatenate((colour[0], colour[-1], colour[:, 0], colour[:, -1]))
-    ground = np.median(border, axis=0) if np.median(border.std(axis=0)) < 60 else np.array([255, 255, 255])
+    ground = np.median(border, axis=0) if np.median(border.std(axis=0)) < _EVEN_BORDER else np.full(3, 255)
     contrast = cv2.absdiff(colour, np.broadcast_to(ground.astype(np.uint8), colour.shape).copy()).max(axis=2)
-    ink = (contrast > _INK_CONTRAST).astype(np.uint8)
-    return cv2.cvtColor(colour, cv2.COLOR_RGB2GRAY).astype(np.uint8), ink
+    luma = np.asarray(cv2.cvtColor(colour, cv2.COLOR_RGB2GRAY), np.uint8)
+    jump_x, jump_y = np.zeros_like(luma), np.zeros_like(luma)
+    jump_x[:, 2:] = cv2.absdiff(luma[:, 2:], luma[:, :-2]) > _JUMP
+    jump_y[2:] = cv2.absdiff(luma[2:], luma[:-2]) > _JUMP
+    return luma, _Layers((contrast > _INK_CONTRAST).astype(np.uint8), jump_x, jump_y)
 
 
 def _beyond_doubt(letters: dict[str, Letter]) -> dict[str, Letter]:
@@ -118,100 +164,111 @@ def _beyond_doubt(letters: dict[str, Letter]) -> dict[str, Letter]:
     return sure if max(sizes) < 1.2 * min(sizes) and corner else {}
 
 
-def _by_letters(ink: Ink, region: _Region, letters: list[Letter]) -> list[tuple[Letter | None, _Region]]:
-    """Cut until every piece holds one letter."""
-    if len(letters) <= 1:
-        return [(letters[0] if letters else None, region)]
-    cut = _best_letter_cut(ink, region, letters)
-    pieces: list[tuple[Letter | None, _Region]] = []
-    for half in cut.halves(region):
-        pieces += _by_letters(ink, half, [letter for letter in letters if half.holds(letter)])
-    return pieces
+def _by_letters(
+    layers: _Layers, region: _Region, letters: list[Letter], habit: _Habit
+) -> tuple[float, list[tuple[Letter | None, _Region]]]:
+    """Cut until every piece holds one letter: (sum of the cuts' worth, pieces).
 
-
-def _best_letter_cut(ink: Ink, region: _Region, letters: list[Letter]) -> _Cut:
-    cuts = []
-    for vertical in (True, False):
-        starts = [
-            (letter.x, letter.x + letter.width) if vertical else (letter.y, letter.y + letter.height)
-            for letter in letters
-        ]
-        starts.sort()
-        profile = _profile(ink, region, vertical)
-        origin = region.x0 if vertical else region.y0
-        end = starts[0][1]
-        for (_, previous_end), (start, _) in itertools.pairwise(starts):
-            end = max(end, previous_end)
-            if start > end:
-                cuts.append(_cut_between(profile, vertical, origin, end, start))
-    return max(cuts, key=lambda cut: cut.worth)
-
-
-def _profile(ink: Ink, region: _Region, vertical: bool) -> NDArray[np.float64]:
-    """Ink of each column (or row) of the region, as a share of its length."""
-    part = ink[region.y0 : region.y1, region.x0 : region.x1]
-    return part.mean(axis=0 if vertical else 1)
-
-
-def _cut_between(profile: NDArray[np.float64], vertical: bool, origin: int, low: int, high: int) -> _Cut:
-    """The best line between the end of one letter and the start of the next.
-
-    A letter stands at its panel's upper left: the last wide gap before it is where its panel begins. What counts is how blank
-    the line is, how wide the gap, and how near the letter.
+    A letter that can only be cut off through the middle of a picture is none, and is dropped.
     """
-    span = profile[low - origin : high - origin]
-    gaps = _gaps(span)
-    length = len(profile)
-    best = None
-    for begin, end, blank in gaps:
-        width = min(1.0, (end - begin) / (0.03 * length))
-        near = end / len(span)
-        worth = 1.0 * blank + 0.6 * width + 0.7 * near
-        if best is None or worth > best.worth:
-            best = _Cut(vertical, low + (begin + end + 1) // 2, worth)
-    if best is None:
-        at = len(span) - 1 - int(np.argmin(span[::-1]))
-        best = _Cut(vertical, low + at, 0.3 - 3.0 * float(span[at]))
+    while len(letters) > 1:
+        cut = _best_letter_cut(layers, region, letters, habit)
+        if cut.worth >= _POOR:
+            break
+        fewer = [[other for other in letters if other is not letter] for letter in letters]
+        letters = max(fewer, key=lambda rest: _best_letter_cut(layers, region, rest, habit).worth)
+    if len(letters) <= 1:
+        return 0.0, [(letters[0] if letters else None, region)]
+    worth, pieces = cut.worth, []
+    for half in cut.halves(region):
+        more, some = _by_letters(layers, half, [letter for letter in letters if half.holds(letter)], habit)
+        worth += more
+        pieces += some
+    return worth, pieces
+
+
+def _best_letter_cut(layers: _Layers, region: _Region, letters: list[Letter], habit: _Habit) -> _Cut:
+    """The best of the lines that part the letters; worthless where there is but one."""
+    best = _Cut(True, region.x1, -9.0)
+    for vertical in (True, False):
+        sides = sorted((q.x, q.x + q.width) if vertical else (q.y, q.y + q.height) for q in letters)
+        origin = region.x0 if vertical else region.y0
+        lines = None
+        end = sides[0][1]
+        for (_, previous_end), (start, _) in itertools.pairwise(sides):
+            end = max(end, previous_end)
+            if start <= end:
+                continue
+            lines = lines or _lines(layers, region, vertical)
+            place = habit.across if vertical else habit.down
+            for low, high, worth in lines:
+                at = origin + (low + high + 1) // 2
+                if end <= at <= start:
+                    near = 1 - abs((at - end) / (start - end) - place)
+                    best = max(best, _Cut(vertical, at, worth + _NEARNESS * near), key=lambda cut: cut.worth)
     return best
 
 
-def _gaps(span: NDArray[np.float64]) -> list[tuple[int, int, float]]:
-    """(begin, end, blankness) of the runs with next to no ink."""
-    blank = np.concatenate(([False], span < 0.004, [False]))
+def _lines(layers: _Layers, region: _Region, vertical: bool) -> list[tuple[int, int, float]]:
+    """(begin, end, worth) of the lines along which the region may be cut, from its own origin.
+
+    Blank gaps, the wider the better; and borders, where two pictures meet without a gap.
+    """
+    profile = layers.profile(layers.ink, region, vertical)
+    jumps = layers.profile(layers.jump_x if vertical else layers.jump_y, region, vertical)
+    lines = [(low, high, 1.0 + 0.6 * min(1.0, (high - low) / (0.03 * len(profile)))) for low, high in _gaps(profile)]
+    usual = float(np.median(jumps))
+    for at in np.flatnonzero((jumps > _BORDER) & (jumps > 2 * usual)):
+        lines.append((int(at), int(at), 0.3 + 0.6 * float(jumps[at])))
+    return lines
+
+
+def _gaps(profile: Profile) -> list[tuple[int, int]]:
+    """(begin, end) of the runs with next to no ink."""
+    blank = np.concatenate(([False], profile < _BLANK, [False]))
     edges = np.flatnonzero(blank[1:] != blank[:-1])
-    return [(int(b), int(e), 1.0 - float(span[b:e].mean()) * 100) for b, e in zip(edges[::2], edges[1::2], strict=True)]
+    return [(int(begin), int(end)) for begin, end in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def _with_missing(
-    ink: Ink, regions: list[tuple[Letter | None, _Region]], labels: tuple[str, ...]
+    layers: _Layers, pieces: list[tuple[Letter | None, _Region]], labels: tuple[str, ...]
 ) -> list[tuple[str, _Region]]:
-    """Give each label a piece; those without a letter share the piece of the label before them, cut at its widest gaps."""
-    found = {letter.label: region for letter, region in regions if letter is not None}
+    """Give each label a piece; one without a letter shares the piece of a neighbour in the sequence, cut where it is best."""
+    found = {letter.label: region for letter, region in pieces if letter is not None}
     if not found:
-        return list(zip(labels, _by_gaps(ink, regions[0][1], len(labels)), strict=False))
-    owners: dict[str, list[str]] = {}
-    waiting: list[str] = []
-    owner = None
+        return list(zip(labels, _by_lines(layers, pieces[0][1], len(labels)), strict=False))
+    groups = [[label] for label in labels if label in found]
     for label in labels:
         if label in found:
-            owner = label
-            owners[owner] = [*waiting, label]
-            waiting = []
-        elif owner is None:
-            waiting.append(label)
-        else:
-            owners[owner].append(label)
-    pieces = []
-    for name, group in owners.items():
-        pieces += list(zip(group, _by_gaps(ink, found[name], len(group)), strict=False))
-    return pieces
+            continue
+        later = next(
+            (group for group in groups if (group[-1] > label and group[-1] in found) or max(group) > label), None
+        )
+        earlier = next((group for group in reversed(groups) if min(group) < label), None)
+        options = [group for group in (earlier, later) if group is not None]
+        best = max(
+            options, key=lambda group: _room(layers, found[next(q for q in group if q in found)], len(group) + 1)
+        )
+        best.append(label)
+        best.sort(key=labels.index)
+    placed = []
+    for group in groups:
+        region = found[next(label for label in group if label in found)]
+        placed += list(zip(group, _by_lines(layers, region, len(group)), strict=False))
+    return placed
 
 
-def _by_gaps(ink: Ink, region: _Region, count: int) -> list[_Region]:
-    """Cut a region into so many pieces at its widest gaps, larger pieces first; in reading order, fewer where gaps lack."""
+def _room(layers: _Layers, region: _Region, count: int) -> float:
+    """How well a region can be cut into so many pieces: the worth of the last cut needed, times the region's area."""
+    cut = _widest(layers, region)
+    return 0.0 if cut is None else cut.worth * (region.x1 - region.x0) * (region.y1 - region.y0) / count
+
+
+def _by_lines(layers: _Layers, region: _Region, count: int) -> list[_Region]:
+    """Cut a region into so many pieces, at the best lines; in reading order, fewer where there is no line."""
     pieces = [region]
     while len(pieces) < count:
-        options = [(cut, k) for k, piece in enumerate(pieces) if (cut := _widest_gap(ink, piece)) is not None]
+        options = [(cut, k) for k, piece in enumerate(pieces) if (cut := _widest(layers, piece)) is not None]
         if not options:
             break
         cut, k = max(options, key=lambda option: option[0].worth)
@@ -219,20 +276,19 @@ def _by_gaps(ink: Ink, region: _Region, count: int) -> list[_Region]:
     return pieces
 
 
-def _widest_gap(ink: Ink, region: _Region) -> _Cut | None:
-    box = _tight(ink, region)
+def _widest(layers: _Layers, region: _Region) -> _Cut | None:
+    """The line that parts a region into the most equal halves by the widest gap."""
+    box = _tight(layers.ink, region)
     best = None
     for vertical in (True, False):
-        profile = _profile(ink, box, vertical)
-        origin = box.x0 if vertical else box.y0
-        for begin, end, _ in _gaps(profile):
-            middle = (begin + end) / 2 / len(profile)
-            balance = min(middle, 1 - middle) * 2
-            if balance < 0.15:
+        origin, length = (box.x0, box.x1 - box.x0) if vertical else (box.y0, box.y1 - box.y0)
+        for low, high, worth in _lines(layers, box, vertical):
+            middle = (low + high) / 2 / max(1, length)
+            balance = 2 * min(middle, 1 - middle)
+            if balance < _LEAST_BALANCE:
                 continue
-            worth = (end - begin) * (0.4 + balance)
-            if best is None or worth > best.worth:
-                best = _Cut(vertical, origin + (begin + end + 1) // 2, worth)
+            cut = _Cut(vertical, origin + (low + high + 1) // 2, (worth + balance) * length / _WORKING_SIDE)
+            best = cut if best is None or cut.worth > best.worth else best
     return best
 
 
