@@ -109,6 +109,8 @@ def _as_block(part: int, result: PartResult) -> pa.Table:
         "part": part,
         "ledger": result.ledger.rows,
         "counts": result.ledger.counts,
+        "reused": result.reused,
+        "withdrawn": result.withdrawn,
         "peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
     }
     rows = result.data.append_column(_NOTE, pa.nulls(result.data.num_rows, pa.string()))
@@ -127,5 +129,5 @@ class _PartSink(Datasink):
         for block in blocks:
             note = json.loads(block[_NOTE][block.num_rows - 1].as_py())
             rows = block.slice(0, block.num_rows - 1).drop_columns([_NOTE])
-            ledger = pa.Table.from_pylist(note["ledger"], schema=LEDGER)
-            self.product.write_part(note["part"], rows, ledger, note["counts"], note["peak_rss"])
+            ledger = pa.Table.from_pylist(note.pop("ledger"), schema=LEDGER)
+            self.product.write_part(note.pop("part"), rows, ledger, **note)

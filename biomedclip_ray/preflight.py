@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from pathlib import Path
 
 import ray
@@ -18,6 +19,7 @@ from biomedclip_ray.storage import Place, StorageError, check_writable
 
 READS_SOURCE = ("catalog", "ingest", "preprocess")
 MIN_FREE_BYTES = 1_000_000_000
+CONNECT_S = 5.0
 
 
 class PreflightError(RuntimeError):
@@ -32,6 +34,18 @@ def check_root(config: Config) -> None:
             f"root={config.root} is relative, but this job runs in Ray's unpacked copy of the code, which is deleted "
             "afterwards; give an absolute path on shared storage or a URI (root=/mnt/shared/run or root=s3://bucket/run)"
         )
+
+
+def check_address(address: str) -> None:
+    """Raises PreflightError where no cluster listens at RAY_ADDRESS: Ray itself asks a dead address for over a minute."""
+    try:
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+    except (OSError, ValueError) as error:
+        raise PreflightError(
+            f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}); expected HOST:PORT of a running head, "
+            "usually port 6379; unset RAY_ADDRESS to run on a Ray of its own"
+        ) from error
 
 
 def check_places(config: Config, inventory: Inventory, stages: tuple[str, ...]) -> list[str]:
@@ -73,16 +87,16 @@ def check_cluster(config: Config, stages: tuple[str, ...]) -> list[str]:
     have = ray.cluster_resources()
     cpus, gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
     problems = []
-    for name, section in {
-        "catalog": config.catalog,
-        "ingest": config.ingest,
-        "preprocess": config.preprocess,
-        "evaluate": config.evaluate,
-        "embed": config.embed,
-    }.items():
+    demands = {
+        "catalog": config.catalog.resources,
+        "ingest": config.ingest.resources,
+        "preprocess": config.preprocess.resources,
+        "evaluate": config.evaluate.resources,
+        "embed": config.embed.resources,
+    }
+    for name, need in demands.items():
         if name not in stages:
             continue
-        need = section.resources
         if need.num_cpus > cpus:
             problems.append(f"{name}.resources.num_cpus={need.num_cpus:g}, but the cluster has {cpus:g} CPUs; lower it")
         if need.num_gpus > gpus:

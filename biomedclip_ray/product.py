@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from biomedclip_ray.lease import Lease
+from biomedclip_ray.lease import HeldError, Lease
 from biomedclip_ray.schema import LEDGER, Reason
 from biomedclip_ray.storage import Place
 
@@ -91,6 +91,10 @@ class PartResult:
 
     data: pa.Table
     ledger: Ledger
+    reused: int = 0
+    """Rows taken over from the parent product."""
+    withdrawn: tuple[str, ...] = ()
+    """Ids that the parent has and this product has not."""
 
 
 @dataclass
@@ -107,6 +111,15 @@ class Product:
     seconds: float = 0.0
     peak_rss: int = 0
     running_parts: int | None = None
+    parent: Product | None = None
+
+    @classmethod
+    def load(cls, root: str, stage: str, fingerprint: str) -> Product:
+        """A finished product as its manifest tells it. Raises FileNotFoundError."""
+        text = Place(root).at(f"{stage}/{fingerprint}").read(MANIFEST)
+        manifest = json.loads(text)
+        inputs = tuple((source["stage"], source["fingerprint"]) for source in manifest["inputs"])
+        return cls(root, stage, manifest["version"], manifest["config"], inputs, fingerprint)
 
     @classmethod
     def plan(cls, root: str, stage: str, version: int, config: dict[str, Any], inputs: Sequence[Product]) -> Product:
@@ -154,13 +167,14 @@ class Product:
         for part in range(self.parts):
             yield self.read(part, columns)
 
+    def read_ledger(self, part: int) -> pa.Table:
+        """What one part dropped, sorted by id."""
+        with self.place.open(ledger_name(part)) as file:
+            return pq.ParquetFile(file).read().cast(LEDGER)
+
     def ledger(self) -> pa.Table:
         """Every dropped unit with its reason."""
-        tables = []
-        for part in range(self.parts):
-            with self.place.open(ledger_name(part)) as file:
-                tables.append(pq.ParquetFile(file).read())
-        return pa.concat_tables(tables) if tables else LEDGER.empty_table()
+        return pa.concat_tables([LEDGER.empty_table(), *map(self.read_ledger, range(self.parts))])
 
     # -- running ------------------------------------------------------------------------------------------------------
 
@@ -172,7 +186,10 @@ class Product:
             HeldError: another driver runs this stage on this root.
         """
         with Lease(self.place, f"{self.stage}/{self.fingerprint}"):
+            if self.finished:
+                raise HeldError(f"{self.stage} was finished by another driver just now; start again to go on from it")
             self.running_parts = parts
+            self.place.sweep()
             self.state = "resumed" if any(not name.startswith("_") for name in self.place.list()) else "ran"
             started = time.monotonic()
             yield self
@@ -188,10 +205,18 @@ class Product:
         return sorted(set(range(self.parts)) - self.done_parts())
 
     def write_part(
-        self, part: int, data: pa.Table, ledger: pa.Table, counts: dict[str, tuple[int, int]], peak_rss: int = 0
+        self,
+        part: int,
+        data: pa.Table,
+        ledger: pa.Table,
+        counts: dict[str, tuple[int, int]],
+        peak_rss: int = 0,
+        reused: int = 0,
+        withdrawn: Sequence[str] = (),
     ) -> None:
         """Write both files of a part, the ledger last: it is the mark that the part is done."""
-        note = json.dumps({"counts": counts, "peak_rss": peak_rss}).encode()
+        facts = {"counts": counts, "peak_rss": peak_rss, "reused": reused, "withdrawn": list(withdrawn)}
+        note = json.dumps(facts).encode()
         self.place.write(data_name(part), parquet_bytes(data))
         self.place.write(ledger_name(part), parquet_bytes(ledger.sort_by("id").replace_schema_metadata({_META: note})))
 
@@ -202,7 +227,7 @@ class Product:
             UnfinishedError: more than `transient_limit` of the units were lost to network or disk. Their parts are
                 opened again, so that the next run of the same command tries them once more.
         """
-        counts, transient = self._balance()
+        counts, transient, sync = self._balance()
         lost, units = sum(transient.values()), sum(count.came_in for count in counts)
         if lost > transient_limit * units:
             for part in transient:
@@ -211,6 +236,8 @@ class Product:
                 f"{self.stage}: {lost} of {units} units lost to network or disk, above transient_limit={transient_limit}; "
                 f"run the same command again to try those {len(transient)} parts once more"
             )
+        if self.parent is not None:
+            extra = {"parent": {"stage": self.stage, "fingerprint": self.parent.fingerprint, **sync}, **(extra or {})}
         self.finish(counts, extra)
 
     def finish(self, counts: Iterable[Count], extra: dict[str, Any] | None = None) -> None:
@@ -237,8 +264,8 @@ class Product:
         }
         self.place.write(MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
 
-    def _balance(self) -> tuple[list[Count], dict[int, int]]:
-        """The counts over all parts, and the transient rows of each part that has some."""
+    def _balance(self) -> tuple[list[Count], dict[int, int], dict[str, Any]]:
+        """The counts over all parts, the transient rows of each part that has some, and what came from the parent."""
 
         def load(part: int) -> tuple[int, pa.Table]:
             with self.place.open(ledger_name(part)) as file:
@@ -246,10 +273,13 @@ class Product:
 
         counts: dict[str, Count] = {}
         transient: dict[int, int] = {}
+        reused, withdrawn = 0, []
         with ThreadPoolExecutor(16) as threads:
             for part, table in threads.map(load, range(self.parts)):
                 note = json.loads(table.schema.metadata[_META])
                 self.peak_rss = max(self.peak_rss, note["peak_rss"])
+                reused += note["reused"]
+                withdrawn += note["withdrawn"]
                 for unit, (came_in, kept) in note["counts"].items():
                     count = counts.setdefault(unit, Count(unit))
                     count.came_in += came_in
@@ -260,7 +290,7 @@ class Product:
                 lost = table["transient"].to_pylist().count(True)
                 if lost:
                     transient[part] = lost
-        return list(counts.values()), transient
+        return list(counts.values()), transient, {"reused_rows": reused, "withdrawn": sorted(withdrawn)}
 
     def _rows(self, name: str) -> int | None:
         if not name.endswith(".parquet"):

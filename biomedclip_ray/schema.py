@@ -49,6 +49,7 @@ FIGURE = pa.struct(
         "figure_id": pa.string(),
         "label": pa.string(),
         "caption": pa.string(),
+        "spoken": pa.string(),  # the caption as one would read it aloud: 10^4, no superscript citations
         "mentions": pa.list_(MENTION),
         "license": pa.string(),
         "adapted": pa.bool_(),

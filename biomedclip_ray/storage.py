@@ -87,6 +87,12 @@ class Place:
                 found[info.path.removeprefix(base).lstrip("/")] = info.size
         return dict(sorted(found.items()))
 
+    def folders(self) -> tuple[str, ...]:
+        """Names of the folders directly below this place, sorted."""
+        fs, path = self._file("")
+        found = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+        return tuple(sorted(info.base_name for info in found if info.type == pafs.FileType.Directory))
+
     def delete(self, name: str) -> None:
         """Remove a file; a missing one is no error."""
         fs, path = self._file(name)
@@ -102,6 +108,13 @@ class Place:
             fs.delete_dir(path)
         except FileNotFoundError:
             return
+
+    def sweep(self) -> None:
+        """Remove what writes to data/ and ledger/ have left that were killed halfway; an object store keeps nothing of those."""
+        if self.local is not None:
+            for folder in ("data", "ledger"):
+                for torn in (self.local / folder).glob(".*.tmp"):
+                    torn.unlink(missing_ok=True)
 
     def download(self, folder: Path) -> None:
         """Copy every file of this place into a local folder."""

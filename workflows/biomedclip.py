@@ -26,7 +26,7 @@ from rich.console import Console
 from biomedclip_ray.config import STAGES, Config, ConfigError, load
 from biomedclip_ray.lease import HeldError
 from biomedclip_ray.pmc.bucket import SourceError
-from biomedclip_ray.preflight import PreflightError, check_cluster, check_places, check_root
+from biomedclip_ray.preflight import PreflightError, check_address, check_cluster, check_places, check_root
 from biomedclip_ray.product import Product, UnfinishedError
 from biomedclip_ray.run import Run, list_products, resolve_inventory
 from biomedclip_ray.storage import StorageError
@@ -97,6 +97,9 @@ def main(arguments: list[str]) -> int:
             list_products(config.root, console)
             return 0
         return _run(config, options)
+    except KeyboardInterrupt:
+        print("interrupted: what is done is kept; the same command goes on from there", file=sys.stderr)
+        return 130
     except (ConfigError, SourceError, StorageError, PreflightError, HeldError) as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
@@ -116,6 +119,7 @@ def _run(config: Config, options: argparse.Namespace) -> int:
     if options.dry_run:
         story(run, config)
         run.show(console)
+        run.check_range()
         return 0
     waiting = unfinished_stages(config, run)
     _refuse(check_places(config, inventory, waiting))
@@ -124,7 +128,8 @@ def _run(config: Config, options: argparse.Namespace) -> int:
 
     try:
         _refuse(check_cluster(config, waiting))
-        story(run, config)
+        run.begin()
+        _tell(run, config)
         run.show(console)
         from biomedclip_ray.report import write_report
 
@@ -137,10 +142,20 @@ def _run(config: Config, options: argparse.Namespace) -> int:
     return 0
 
 
+def _tell(run: Run, config: Config) -> None:
+    """The story, with the stage's name beside whatever stops it."""
+    try:
+        story(run, config)
+    except Exception as error:
+        error.add_note(f"{run.working_on} failed; what it has done is kept, and the same command goes on from there.")
+        raise
+
+
 def unfinished_stages(config: Config, run: Run) -> tuple[str, ...]:
     """The chosen stages that have work to do; preflight asks only for what they need."""
     foresight = Run(config, run.inventory, run.chosen[0], run.chosen[-1], dry=True)
     story(foresight, config)
+    foresight.check_range()
     return tuple(stage["name"] for stage in foresight.stages if stage["state"] in ("run", "resume"))
 
 
@@ -153,11 +168,18 @@ def _connect() -> None:
     for chatty in ("ray.data", "ray.serve"):  # they set their levels when they are imported
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that our bar replaces its own
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
-        ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
+    address = os.environ.get("RAY_ADDRESS", "local")
+    if address != "local":
+        if address != "auto":
+            check_address(address)
+        try:
+            ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
+        except ConnectionError as error:
+            raise PreflightError(f"RAY_ADDRESS={address}: {error}".splitlines()[0]) from error
     else:
         ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    # `ray job stop`, Kubernetes and init systems send TERM; Ray's own handler leaves without a word
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _refuse(problems: list[str]) -> None:
@@ -166,7 +188,6 @@ def _refuse(problems: list[str]) -> None:
 
 
 def _until_stopped() -> None:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while True:
             time.sleep(3600)

@@ -25,6 +25,7 @@ from biomedclip_ray.pmc.ingest import fetch_ahead
 from biomedclip_ray.pmc.media import media_name, stem
 from biomedclip_ray.product import Ledger, PartResult, Product
 from biomedclip_ray.schema import PAIRS, Reason, pair_id
+from biomedclip_ray.sync import Previous, finished_or_none, parent_of
 
 VERSION = 1
 UNIT = "picture"
@@ -46,7 +47,10 @@ def preprocess(config: Config, articles: Product) -> Product:
         product.state = "skipped"
         return product
     with product.running(parts=articles.parts):
-        run_parts(product, _part, config.preprocess.resources, (articles, config.source, config.preprocess))
+        earlier = parent_of(articles)
+        product.parent = finished_or_none(plan(config, earlier)) if earlier is not None else None
+        args = (product, articles, earlier, config.source, config.preprocess)
+        run_parts(product, _part, config.preprocess.resources, args)
         product.finish_parts(config.preprocess.transient_limit)
     return product
 
@@ -61,20 +65,34 @@ class _Graphic:
     media: list[dict[str, Any]]
 
 
-def _part(part: int, articles: Product, source: Source, config: Preprocess) -> PartResult:
+def _part(
+    part: int, product: Product, articles: Product, earlier: Product | None, source: Source, config: Preprocess
+) -> PartResult:
     bucket = open_bucket(source.uri, source.resources)
     patterns = [re.compile(pattern, re.IGNORECASE) for pattern in config.select.text]
     ledger = Ledger("preprocess")
-    rows = []
+    rows: list[dict[str, Any]] = []
+    previous = Previous.read(product.parent, part)
+    before = Previous.read(earlier, part).rows if product.parent is not None else {}
+    fresh = []
+    for article in articles.read(part).to_pylist():
+        article_id = article["article_id"]
+        if before.get(article_id) == [article] and previous.knows(article_id):
+            taken = previous.take(article_id, ledger)
+            kept = sum(row["panel"] == 0 for row in taken)
+            ledger.count(UNIT, kept + previous.count(article_id, UNIT), kept)
+            rows += taken
+        else:
+            fresh.append(article)
+    reused = len(rows)
     wanted = []
-    came_in = 0
-    for graphic in _graphics(articles.read(part).to_pylist()):
-        came_in += 1
+    for graphic in _graphics(fresh):
         if patterns and not _matches(graphic.figure, patterns):
             ledger.drop(UNIT, graphic.pair_id, Reason.TEXT_FILTER)
+            ledger.count(UNIT, 1, 0)
         else:
             wanted.append(graphic)
-    threads = config.resources.fetch_threads
+    threads = source.resources.threads
     with ThreadPoolExecutor(threads) as pool:
         for graphic, fetched in fetch_ahead(pool, lambda g: _fetch(bucket, g.media[0]), wanted, ahead=2 * threads):
             try:
@@ -83,9 +101,12 @@ def _part(part: int, articles: Product, source: Source, config: Preprocess) -> P
                 ledger.drop(UNIT, graphic.pair_id, error.reason, error.detail)
             else:
                 rows.append(_pair(graphic, picture, media))
+    ledger.count(UNIT, len(wanted), len(rows) - reused)
     rows.sort(key=lambda row: str(row["pair_id"]))
-    ledger.count(UNIT, came_in, len(rows))
-    return PartResult(pa.Table.from_pylist(rows, schema=PAIRS), ledger)
+    withdrawn = tuple(
+        sorted({row["pair_id"] for taken in previous.rows.values() for row in taken} - {r["pair_id"] for r in rows})
+    )
+    return PartResult(pa.Table.from_pylist(rows, schema=PAIRS), ledger, reused, withdrawn)
 
 
 def _graphics(articles: list[dict[str, Any]]) -> Iterator[_Graphic]:
@@ -145,7 +166,7 @@ def _first_that_decodes(
 
 def _pair(graphic: _Graphic, picture: Picture, media: dict[str, Any]) -> dict[str, Any]:
     article, figure = graphic.article, graphic.figure
-    text = training_text(figure["caption"], figure["label"])
+    text = training_text(figure["spoken"], figure["label"])
     kind, score = figure_kind(decode(picture.jpeg), text)
     return {
         "pair_id": graphic.pair_id,

@@ -19,6 +19,7 @@ from biomedclip_ray.pmc.bucket import Bucket, ObjectError, open_bucket
 from biomedclip_ray.pmc.inventory import Inventory, read_entries, shard_entries
 from biomedclip_ray.product import Ledger, PartResult, Product
 from biomedclip_ray.schema import CATALOG, Reason
+from biomedclip_ray.sync import Previous, earlier_catalog
 
 VERSION = 1
 UNIT = "article_version"
@@ -45,33 +46,39 @@ def catalog(config: Config, inventory: Inventory) -> Product:
         product.state = "skipped"
         return product
     with product.running():
+        # kept with the product: a later inventory is compared with it, and the bucket drops its own after 30 days
         place = product.place.at(_INVENTORY)
+        product.parent = earlier_catalog(product)
         bucket = open_bucket(config.source.uri, config.source.resources)
         if not place.exists("parts.json"):
-            parts = shard_entries(bucket, inventory, config.source, place)
+            inherited = product.parent.parts if product.parent is not None else None
+            parts = shard_entries(bucket, inventory, config.source, place, inherited)
             place.write("parts.json", json.dumps(parts).encode())
         product.running_parts = json.loads(place.read("parts.json"))
-        run_parts(
-            product, _part, config.catalog.resources, (product, config.source, config.catalog.resources.fetch_threads)
-        )
+        run_parts(product, _part, config.catalog.resources, (product, config.source))
         product.finish_parts(config.catalog.transient_limit, {"inventory": inventory.date})
-        place.delete_all()
     return product
 
 
-def _part(part: int, product: Product, source: Source, threads: int) -> PartResult:
+def _part(part: int, product: Product, source: Source) -> PartResult:
     bucket = open_bucket(source.uri, source.resources)
     ledger = Ledger("catalog")
-    entries = read_entries(product.place.at(_INVENTORY), part, product.parts).to_pylist()
-    newest = {entry["pmcid"]: entry for entry in entries}  # entries are sorted by version: the last one stays
-    for entry in entries:
-        if newest[entry["pmcid"]] is not entry:
-            ledger.drop(UNIT, _article_id(entry), Reason.SUPERSEDED, f"by {_article_id(newest[entry['pmcid']])}")
-    rows = []
-    with ThreadPoolExecutor(threads) as pool:
-        for entry, metadata in zip(
-            newest.values(), pool.map(lambda e: _metadata(bucket, e), newest.values()), strict=True
-        ):
+    articles = _by_article(product, part)
+    before = {} if product.parent is None else _by_article(product.parent, part)
+    previous = Previous.read(product.parent, part)
+    rows: list[dict[str, Any]] = []
+    fresh = []
+    for pmcid, versions in articles.items():
+        newest = versions[-1]
+        for entry in versions[:-1]:
+            ledger.drop(UNIT, _article_id(entry), Reason.SUPERSEDED, f"by {_article_id(newest)}")
+        if before.get(pmcid) == versions and previous.knows(_article_id(newest)):
+            rows += previous.take(_article_id(newest), ledger)
+        else:
+            fresh.append(newest)
+    reused = len(rows)
+    with ThreadPoolExecutor(source.resources.threads) as pool:
+        for entry, metadata in zip(fresh, pool.map(lambda e: _metadata(bucket, e), fresh), strict=True):
             if isinstance(metadata, ObjectError):
                 ledger.drop(UNIT, _article_id(entry), metadata.reason, metadata.detail)
             elif reason := judge(metadata, source.select):
@@ -79,8 +86,17 @@ def _part(part: int, product: Product, source: Source, threads: int) -> PartResu
             else:
                 rows.append(metadata | {"part": part})
     rows.sort(key=lambda row: str(row["article_id"]))
-    ledger.count(UNIT, len(entries), len(rows))
-    return PartResult(pa.Table.from_pylist(rows, schema=CATALOG), ledger)
+    ledger.count(UNIT, sum(map(len, articles.values())), len(rows))
+    withdrawn = tuple(sorted(set(previous.rows) - {row["article_id"] for row in rows}))
+    return PartResult(pa.Table.from_pylist(rows, schema=CATALOG), ledger, reused, withdrawn)
+
+
+def _by_article(product: Product, part: int) -> dict[str, list[dict[str, Any]]]:
+    """The inventory's entries of one part by PMCID, each list with the newest version last."""
+    articles: dict[str, list[dict[str, Any]]] = {}
+    for entry in read_entries(product.place.at(_INVENTORY), part, product.parts).to_pylist():
+        articles.setdefault(entry["pmcid"], []).append(entry)
+    return articles
 
 
 def judge(metadata: dict[str, Any], select: SourceSelect) -> Reason | None:

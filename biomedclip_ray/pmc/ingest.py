@@ -19,6 +19,7 @@ from biomedclip_ray.pmc.jats import Article, Figure, JatsError, parse_article
 from biomedclip_ray.pmc.media import match_media
 from biomedclip_ray.product import Ledger, PartResult, Product
 from biomedclip_ray.schema import ARTICLES, Reason, figure_ids
+from biomedclip_ray.sync import Previous, finished_or_none, parent_of
 
 VERSION = 1
 ARTICLE, FIGURE = "article", "figure"
@@ -44,34 +45,58 @@ def ingest(config: Config, catalog: Product) -> Product:
         return product
     with product.running(parts=catalog.parts):
         resources = config.ingest.resources
-        run_parts(product, _part, resources, (catalog, config.source, resources.fetch_threads))
+        earlier = parent_of(catalog)
+        product.parent = finished_or_none(plan(config, earlier)) if earlier is not None else None
+        run_parts(product, _part, resources, (product, catalog, earlier, config.source))
         product.finish_parts(config.ingest.transient_limit)
     return product
 
 
-def _part(part: int, catalog: Product, source: Source, threads: int) -> PartResult:
+def _part(part: int, product: Product, catalog: Product, earlier: Product | None, source: Source) -> PartResult:
     bucket = open_bucket(source.uri, source.resources)
     ledger = Ledger("ingest")
-    rows = []
+    ledger.count(ARTICLE, 0, 0)
+    rows: list[dict[str, Any]] = []
     entries = catalog.read(part).to_pylist()
+    previous = Previous.read(product.parent, part)
+    before = Previous.read(earlier, part).rows if product.parent is not None else {}
+    fresh = []
+    for entry in entries:
+        article_id = entry["article_id"]
+        if before.get(article_id) == [entry] and previous.knows(article_id):
+            taken = previous.take(article_id, ledger)
+            kept = sum(len(row["figures"]) for row in taken)
+            ledger.count(FIGURE, kept + previous.count(article_id, FIGURE), kept)
+            rows += taken
+        else:
+            fresh.append(entry)
+    reused = len(rows)
+    threads = source.resources.threads
     with ThreadPoolExecutor(threads) as pool:
-        for entry, xml in fetch_ahead(pool, lambda e: _fetch(bucket, e), entries, ahead=2 * threads):
-            if isinstance(xml, ObjectError):
-                ledger.drop(ARTICLE, entry["article_id"], xml.reason, xml.detail)
-                continue
-            try:
-                article = parse_article(xml)
-            except JatsError as error:
-                ledger.drop(ARTICLE, entry["article_id"], error.reason, str(error))
-                continue
-            row = article_row(entry, article, ledger)
-            if row["figures"]:
+        for entry, xml in fetch_ahead(pool, lambda e: _fetch(bucket, e), fresh, ahead=2 * threads):
+            if row := _parsed(entry, xml, ledger):
                 rows.append(row)
-            else:
-                ledger.drop(ARTICLE, entry["article_id"], Reason.NO_FIGURES, f"{len(article.figures)} in the XML")
     rows.sort(key=lambda row: str(row["article_id"]))
     ledger.count(ARTICLE, len(entries), len(rows))
-    return PartResult(pa.Table.from_pylist(rows, schema=ARTICLES), ledger)
+    withdrawn = tuple(sorted(set(previous.rows) - {row["article_id"] for row in rows}))
+    return PartResult(pa.Table.from_pylist(rows, schema=ARTICLES), ledger, reused, withdrawn)
+
+
+def _parsed(entry: dict[str, Any], xml: bytes | ObjectError, ledger: Ledger) -> dict[str, Any] | None:
+    """A row of ARTICLES, or None and a row in the ledger."""
+    if isinstance(xml, ObjectError):
+        ledger.drop(ARTICLE, entry["article_id"], xml.reason, xml.detail)
+        return None
+    try:
+        article = parse_article(xml)
+    except JatsError as error:
+        ledger.drop(ARTICLE, entry["article_id"], error.reason, str(error))
+        return None
+    row = article_row(entry, article, ledger)
+    if not row["figures"]:
+        ledger.drop(ARTICLE, entry["article_id"], Reason.NO_FIGURES, f"{len(article.figures)} in the XML")
+        return None
+    return row
 
 
 def fetch_ahead(
@@ -129,6 +154,7 @@ def _figure_row(figure_id: str, figure: Figure, media: list[dict[str, Any]], lic
         "figure_id": figure_id,
         "label": figure.label,
         "caption": figure.caption,
+        "spoken": figure.spoken,
         "mentions": [{"sentence": m.sentence, "in_body": m.in_body} for m in figure.mentions],
         "license": license_code,
         "adapted": figure.adapted,

@@ -166,8 +166,10 @@ def _read_list(uri: str) -> frozenset[str]:
     return frozenset(ids)
 
 
-def shard_entries(bucket: Bucket, inventory: Inventory, source: Source, place: Place) -> int:
+def shard_entries(bucket: Bucket, inventory: Inventory, source: Source, place: Place, parts: int | None = None) -> int:
     """Store the selected entries as `shard-00017.parquet` files in `place`, one row group a part; returns the parts.
+
+    `parts` is given where another catalog has dealt out the articles before.
 
     Raises:
         SourceError: the inventory cannot be read, or nothing in it is selected.
@@ -179,7 +181,7 @@ def shard_entries(bucket: Bucket, inventory: Inventory, source: Source, place: P
         raise SourceError(f"source.uri={bucket.uri}: none of the inventory's articles is selected; check {keys}")
     if selection.listed is not None and (unknown := len(selection.listed - found)):
         log.warning("source.select.pmcids: %d of %d ids are unknown to the inventory", unknown, len(selection.listed))
-    parts = -(-taken // source.articles_per_part)
+    parts = parts or -(-taken // source.articles_per_part)
     shards = min(SHARDS, parts)
     with tempfile.TemporaryDirectory(prefix="biomedclip-inventory-") as folder:
         paths = [Path(folder) / f"{shard}.arrow" for shard in range(shards)]

@@ -1,0 +1,97 @@
+"""A later inventory: only what is new or changed is fetched, and what left leaves."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from tests.conftest import S3
+
+from biomedclip_ray.config import Config, parse
+from biomedclip_ray.figures.preprocess import preprocess
+from biomedclip_ray.pmc.bucket import INVENTORIES
+from biomedclip_ray.pmc.catalog import catalog
+from biomedclip_ray.pmc.ingest import ingest
+from biomedclip_ray.product import Product
+from biomedclip_ray.run import resolve_inventory
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+OLD, NEW = "2026-11-19T01-00Z", "2026-11-20T01-00Z"
+ADDED = {"PMC99000009.1", "PMC12419688.1", "PMC1298938.1"}
+CHANGED = {"PMC99000002.2", "PMC2924383.1", "PMC99000006.1"}
+WITHDRAWN = "PMC99000013.1"
+
+
+def _products(config: Config) -> list[Product]:
+    versions = catalog(config, resolve_inventory(config))
+    articles = ingest(config, versions)
+    return [versions, articles, preprocess(config, articles)]
+
+
+def _rows(product: Product) -> pd.DataFrame:
+    return pd.concat([table.to_pandas() for table in product.scan()], ignore_index=True)
+
+
+def _that_day(corpus: Path, folder: Path) -> Path:
+    """The bucket as it stood on the older date: with the article withdrawn since, and one not yet retracted."""
+    shutil.copytree(corpus / "bucket", folder, copy_function=shutil.copyfile)
+    metadata = folder / "metadata" / "PMC99000006.1.json"
+    metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"is_retracted": False}))
+    gone = json.loads((folder / "metadata" / "PMC99000007.1.json").read_text())
+    text = json.dumps(gone).replace("PMC99000007", "PMC99000013")
+    (folder / "metadata" / f"{WITHDRAWN}.json").write_text(text)
+    shutil.copytree(folder / "PMC99000007.1", folder / WITHDRAWN, copy_function=shutil.copyfile)
+    (folder / WITHDRAWN / "PMC99000007.1.xml").rename(folder / WITHDRAWN / f"{WITHDRAWN}.xml")
+    shutil.rmtree(folder / INVENTORIES / NEW)
+    return folder
+
+
+def test_a_later_inventory_fetches_only_what_is_new_or_changed(corpus: Path, tmp_path: Path, s3: S3) -> None:
+    def config(root: str, uri: str, date: str) -> Config:
+        source = {"uri": uri, "inventory": date, "articles_per_part": 20, "select": {"licenses": "all"}}
+        return parse({"root": str(tmp_path / root), "source": source}, "test")
+
+    before = _products(config("root", str(_that_day(corpus, tmp_path / "old")), OLD))
+    assert {"PMC99000006.1", WITHDRAWN} <= set(_rows(before[0])["article_id"])
+    uri = s3.upload(corpus / "bucket")
+    after = _products(config("root", uri, NEW))
+    touched = {
+        key.removeprefix("metadata/").split("/")[0].removesuffix(".json") for key in s3.gets if "inventory" not in key
+    }
+    assert touched == ADDED | CHANGED
+    scratch = _products(config("scratch", uri, NEW))
+    for synced, whole in zip(after, scratch, strict=True):
+        assert synced.fingerprint == whole.fingerprint
+        pd.testing.assert_frame_equal(
+            _rows(synced).sort_values("article_id", kind="stable", ignore_index=True).drop(columns="part"),
+            _rows(whole).sort_values("article_id", kind="stable", ignore_index=True).drop(columns="part"),
+        )
+        assert {c["unit"]: c for c in synced.manifest["counts"]} == {c["unit"]: c for c in whole.manifest["counts"]}
+    ids = set(_rows(after[2])["article_id"])
+    assert not ids & {"PMC99000006.1", WITHDRAWN}
+    parent = after[0].manifest["parent"]
+    assert parent["fingerprint"] == before[0].fingerprint
+    assert parent["withdrawn"] == ["PMC99000006.1", WITHDRAWN]
+    assert parent["reused_rows"] == after[0].manifest["counts"][0]["kept"] - len(ADDED) - len(
+        CHANGED - {"PMC99000006.1"}
+    )
+    assert (before[0].config["date"], after[0].config["date"]) == (OLD, NEW)
+
+
+def test_the_same_command_stays_with_its_inventory_until_it_is_told_to_sync(corpus: Path, tmp_path: Path) -> None:
+    from biomedclip_ray.run import Run
+
+    bucket = tmp_path / "bucket"
+    shutil.copytree(corpus / "bucket", bucket, copy_function=shutil.copyfile)
+    shutil.rmtree(bucket / INVENTORIES / NEW)
+    config = parse({"root": str(tmp_path / "root"), "source": {"uri": str(bucket)}}, "test")
+    first = resolve_inventory(config)
+    assert first.date == OLD
+    Run(config, first, "catalog", "catalog").note("catalog", "ran", None, 0.0)
+    shutil.copytree(corpus / "bucket" / INVENTORIES / NEW, bucket / INVENTORIES / NEW, copy_function=shutil.copyfile)
+    assert resolve_inventory(config) == first
+    assert resolve_inventory(config, sync=True).date == NEW
