@@ -207,6 +207,7 @@ def _context(resources: TrainResources) -> DataContext:
 @lru_cache(maxsize=2)
 def _load(feed: ray.ObjectRef) -> Feed:
     """The feed, once per process: unpickling a tokenizer costs more than a block's tokens."""
+    cv2.setNumThreads(1)  # a task is one CPU's work; OpenCV would take every core for each picture
     loaded: Feed = ray.get(feed)
     return loaded
 

@@ -32,6 +32,7 @@ from biomedclip_ray.config import Train
 from biomedclip_ray.storage import Place
 from biomedclip_ray.train import checkpoint, journal
 from biomedclip_ray.train.metrics import MetricsLog, guessing
+from biomedclip_ray.train.order import deal
 from biomedclip_ray.train.step import Block, Learner, StepResult
 
 log = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
         if not (logs or saves):
             continue
         loss = float(result.loss)  # waits for the device
-        if not math.isfinite(loss) or not math.isfinite(float(result.grad_norm)):
+        if not (math.isfinite(loss) and math.isfinite(float(result.grad_norm))) or (saves and not learner.is_finite()):
             diverged_at = done
             break
         pace = clock.read(done, recipe.batch)
@@ -130,21 +131,18 @@ class _Feed:
         )
         self.step = first_step
 
-    def shares(self, step: int) -> list[list[int]]:
-        """The micro-blocks of a step, by rank; blocks are dealt in turn from where the feed began."""
-        micro = self.recipe.micro_batches
-        dealt = (step - self.first_step) * micro
-        return [[j for j in range(micro) if (dealt + j) % self.world == rank] for rank in range(self.world)]
+    def _shares(self, step: int) -> list[list[int]]:
+        return deal(step - self.first_step, self.recipe.micro_batches, self.world)
 
     def sizes(self, step: int) -> list[int]:
         """Rows of each worker in a step."""
-        return [len(blocks) * self.rows for blocks in self.shares(step)]
+        return [len(blocks) * self.rows for blocks in self._shares(step)]
 
     def take(self) -> tuple[list[Block], list[int]]:
         """The next step's blocks of this worker, and the positions of their pairs."""
         blocks: list[Block] = []
         positions: list[int] = []
-        for j in self.shares(self.step)[self.rank]:
+        for j in self._shares(self.step)[self.rank]:
             block = next(self._blocks)
             first = self.step * self.recipe.batch + j * self.rows
             if not np.array_equal(block["position"], np.arange(first, first + self.rows)):

@@ -1,4 +1,5 @@
-"""What a run measures: metrics.jsonl and TensorBoard events, written by rank 0; progress lines, printed by the driver.
+"""What a run measures: metrics.jsonl, TensorBoard events and Ray's own metrics (Prometheus), from rank 0; progress lines,
+printed by the driver.
 
 A line of metrics.jsonl: step (optimiser steps done), epoch, loss, guess (the loss of pure guessing, ln of the global batch),
 lr, logit_scale, grad_norm, pairs_per_s, data_wait_share, seconds. The file is written whole each time, as object stores
@@ -16,6 +17,8 @@ import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from ray.util.metrics import Gauge
 
 from biomedclip_ray.progress import rate_and_eta
 from biomedclip_ray.storage import Place
@@ -43,6 +46,7 @@ class MetricsLog:
         self._writer = SummaryWriter(
             str(self._events), purge_step=steps_done + 1, filename_suffix=f".from-{steps_done}"
         )
+        self._gauges: dict[str, Gauge] = {}
         self._flushed = time.monotonic()
 
     def line(self, values: dict[str, float]) -> None:
@@ -51,6 +55,9 @@ class MetricsLog:
         for name, value in values.items():
             if name != "step":
                 self._writer.add_scalar(f"train/{name}", value, step)
+            if name not in self._gauges:
+                self._gauges[name] = Gauge(f"biomedclip_train_{name}", f"{name} of the newest line of {FILE}")
+            self._gauges[name].set(value)
         if time.monotonic() - self._flushed > _FLUSH_S[self.product.local is not None]:
             self.flush()
 

@@ -109,6 +109,16 @@ def mix(*keys: int | npt.NDArray[np.integer]) -> npt.NDArray[np.uint64]:
         return state
 
 
+def deal(steps_fed: int, micro_batches: int, workers: int) -> list[list[int]]:
+    """The micro-blocks of a step, by rank, `steps_fed` steps after the feed began: blocks are dealt in turn from there.
+
+    Where the workers divide the blocks, rank r has the blocks j with j mod workers = r in every step; else its share
+    wanders, and differs by one block at most between ranks.
+    """
+    dealt = steps_fed * micro_batches
+    return [[j for j in range(micro_batches) if (dealt + j) % workers == rank] for rank in range(workers)]
+
+
 def total_steps(rows: int, epochs: float, batch: int) -> int:
     """Optimiser steps that see every row `epochs` times: the last one may reach into the next epoch, none is cut off."""
     return max(1, -(-round(rows * epochs) // batch))

@@ -168,6 +168,10 @@ class Learner:
         text: Tensor = self.model.encode_text(tokens, normalize=True)  # type: ignore[operator]
         return text
 
+    def is_finite(self) -> bool:
+        """Whether every weight is a number: a step whose loss was one may have broken them."""
+        return bool(torch.nn.utils.get_total_norm(list(self.model.parameters())).isfinite())
+
     def state_dict(self) -> dict[str, Any]:
         """Weights under open_clip's own names, and the optimiser's moments."""
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}

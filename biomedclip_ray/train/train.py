@@ -201,7 +201,7 @@ def _fit(
     if result["diverged_at"] is not None:
         good = checkpoint.newest(place)
         raise DivergedError(
-            f"train: the loss of step {result['diverged_at']} is no finite number; the last good checkpoint is "
+            f"train: after step {result['diverged_at']} loss or weights are no finite numbers; the last good checkpoint is "
             f"{good.path if good else 'none'}; lower train.lr, lengthen train.warmup_steps or set train.precision=fp32"
         )
     return result

@@ -23,7 +23,7 @@ from biomedclip_ray.train.journal import attempts, trained_pairs
 from biomedclip_ray.train.metrics import read
 from biomedclip_ray.train.order import Order
 from biomedclip_ray.train.rows import find_rows, texts
-from biomedclip_ray.train.train import plan, train
+from biomedclip_ray.train.train import DivergedError, plan, train
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -142,3 +142,14 @@ def test_a_finished_product_is_skipped(killed, two):
     started = time.monotonic()
     assert train(config, *two).state == "skipped"
     assert time.monotonic() - started < 1
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_names_the_last_good_checkpoint(two, tmp_path):
+    config = tiny.config(tmp_path, lr=1e35, warmup_steps=0, checkpoint_steps=1, resources={"max_failures": 3})
+    with pytest.raises(
+        DivergedError,
+        match=r"after step 1 loss or weights are no finite numbers.*last good checkpoint is none.*train\.lr",
+    ):
+        train(config, *two)
+    product = plan(config, *two)
+    assert len(attempts(product.place)) == 1 and not product.finished

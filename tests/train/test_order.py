@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from biomedclip_ray.train.order import Order, mix, shuffle_quality, total_steps
+from biomedclip_ray.train.order import Order, deal, mix, shuffle_quality, total_steps
 
 orders = st.builds(
     lambda chunks, window, seed: Order(np.array(chunks, np.int64), window, seed),
@@ -36,15 +36,18 @@ def test_any_cut_of_the_sequence_gives_the_same_rows(order, cuts):
     assert np.array_equal(whole, pieces)
 
 
-@settings(max_examples=40, deadline=None)
-@given(orders, st.integers(0, 20), st.sampled_from([1, 2, 4]))
-def test_ranks_put_together_hold_the_global_batch_for_any_world_size(order, step, world):
-    batch, micro = 32, 4
-    blocks = [order.rows(step * batch + j * 8, step * batch + (j + 1) * 8) for j in range(micro)]
-    ranks = [[block for j, block in enumerate(blocks) if j % world == rank] for rank in range(world)]
-    together = np.sort(np.concatenate([np.concatenate(rank) for rank in ranks]))
-    assert np.array_equal(together, np.sort(order.rows(step * batch, (step + 1) * batch)))
-    assert len({len(rank) for rank in ranks}) == 1
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 50), st.integers(1, 12), st.integers(1, 12))
+def test_the_ranks_of_any_world_take_each_block_of_a_step_once_and_in_turn(first, micro, world):
+    world = min(world, micro)
+    stream = [(step, j) for step in range(first, first + 6) for j in range(micro)]
+    for rank in range(world):
+        mine = [(step, j) for step in range(first, first + 6) for j in deal(step - first, micro, world)[rank]]
+        assert mine == stream[rank::world]  # what Ray deals: block k of the feed to rank k mod world
+    shares = [len(blocks) for blocks in deal(3, micro, world)]
+    assert sum(shares) == micro and max(shares) - min(shares) <= 1 and min(shares) >= 1
+    if micro % world == 0:
+        assert deal(3, micro, world) == [list(range(rank, micro, world)) for rank in range(world)]
 
 
 @settings(max_examples=40, deadline=None)

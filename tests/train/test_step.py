@@ -100,6 +100,10 @@ def _worker(rank: int, world: int, folder: str) -> None:
         blocks = cut(batch(), micro)[rank::world]
         losses = [float(one.step(number, blocks, [N // world] * world).loss) for number in range(3)]
         torch.save((losses, one.model.state_dict()), f"{folder}/{micro}-{rank}.pt")
+    one = learner()
+    four = cut(batch(), 4)
+    one.backward(four[:3] if rank == 0 else four[3:], [24, 8])
+    torch.save([p.grad for p in one.model.parameters()], f"{folder}/uneven-{rank}.pt")
     torch.distributed.barrier()  # who leaves first must not pull the rug from under the other
     torch.distributed.destroy_process_group()
 
@@ -116,6 +120,9 @@ def test_two_workers_learn_what_one_learns(tmp_path: Path):
         for name, value in alone.model.state_dict().items():
             assert torch.equal(ranks[0][1][name], ranks[1][1][name]), f"ranks differ in {name}"
             torch.testing.assert_close(ranks[0][1][name], value, rtol=1e-3, atol=1e-5)
+    shares = [torch.load(tmp_path / f"uneven-{rank}.pt") for rank in range(2)]
+    for first, second, plain in zip(*shares, reference()[1], strict=True):
+        torch.testing.assert_close(first + second, plain, rtol=2e-5, atol=1e-6)
 
 
 def test_dropout_is_drawn_again_the_same_way_for_the_second_forward_pass():
