@@ -63,8 +63,10 @@ def weights(product: Product) -> dict[str, torch.Tensor]:
 def assert_each_batch_as_it_was(product: Product) -> None:
     assert [line["step"] for line in read(product.place)] == list(range(1, drive.STEPS + 1))
     used = trained_pairs(product.place)
-    for (_, step), positions in used.items():
-        assert positions == list(range((step - 1) * 32, step * 32))
+    for (attempt, step), positions in used.items():
+        whole = list(range((step - 1) * 32, step * 32))
+        died = (attempt, step + 1) not in used and step < drive.STEPS  # a rank may not have told of its last step
+        assert positions == whole or (died and set(positions) < set(whole))
     begins = {attempt["attempt"]: attempt["first_step"] for attempt in attempts(product.place)}
     assert all(min(step for number, step in used if number == attempt) == begins[attempt] for attempt in begins)
 

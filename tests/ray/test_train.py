@@ -91,8 +91,12 @@ def test_a_killed_worker_leaves_every_global_batch_as_it_was(killed, two):
     steps = trained_pairs(product.place)
     begins = [attempt["first_step"] for attempt in attempts(product.place)]
     assert begins[0] == 1 and len(begins) == 2 and 20 < begins[1] < STEPS and begins[1] % 20 == 1
-    for (_, step), positions in steps.items():
-        assert positions == list(range((step - 1) * 32, step * 32))
+    for (attempt, step), positions in steps.items():
+        whole = list(range((step - 1) * 32, step * 32))
+        died = (
+            attempt == 1 and (1, step + 1) not in steps
+        )  # the rank that was killed may not have told of its last step
+        assert positions == whole or (died and set(positions) < set(whole))
     assert [step for attempt, step in steps if attempt == 2] == list(range(begins[1], STEPS + 1))
     assert [line["step"] for line in read(product.place)] == list(range(1, STEPS + 1))
     assert product.manifest["attempts"] == 2 and product.manifest["steps"] == STEPS
@@ -144,6 +148,7 @@ def test_a_finished_product_is_skipped(killed, two):
     assert time.monotonic() - started < 1
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_ends_the_run_and_names_the_last_good_checkpoint(two, tmp_path):
     config = tiny.config(tmp_path, lr=1e35, warmup_steps=0, checkpoint_steps=1, resources={"max_failures": 3})
     with pytest.raises(
