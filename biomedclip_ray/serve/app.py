@@ -34,7 +34,7 @@ INGRESS_CPUS = 0.25
 CHEAP_REQUESTS = 64
 """Requests an ingress takes besides those that wait for the model: page, health, refusals."""
 
-START_TRIES = 3
+START_TRIES = 2
 """A wrong URI does not get right by trying it twenty times, which is Serve's default."""
 
 

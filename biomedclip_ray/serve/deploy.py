@@ -115,8 +115,9 @@ def _wait(url: str, args: Arguments) -> None:
     while time.monotonic() < deadline:
         status = serve.status().applications[args.name]
         if status.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-            details = "; ".join(d.message for d in status.deployments.values() if d.message) or status.message
-            raise DeployError(f"the application {args.name} failed: {details}")
+            messages = [d.message for d in status.deployments.values() if d.message] or [status.message]
+            reasons = "; ".join(_last_line(message) for message in messages)
+            raise DeployError(f"the application {args.name} did not start: {reasons}")
         if status.status == "RUNNING" and running(url) == args.fingerprint:
             return
         time.sleep(0.2)
@@ -125,6 +126,12 @@ def _wait(url: str, args: Arguments) -> None:
         f"{args.name}: {status.status} {status.message}. If Serve was started on this cluster with another port before, "
         "end it first (serve shutdown)"
     )
+
+
+def _last_line(message: str) -> str:
+    """Of a traceback, the line that says what happened."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return lines[-1] if lines else "Serve gives no reason"
 
 
 def ask(url: str, index: Product) -> Iterator[str]:
