@@ -7,6 +7,7 @@ this very machine is known at once by its process id, so that a restarted run do
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import threading
@@ -17,6 +18,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from biomedclip_ray.storage import Place
+
+log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 2.0
 _NAME = "_LEASE.json"
@@ -89,7 +92,10 @@ class Lease:
     def _keep_alive(self) -> None:
         while not self._stop.wait(self.heartbeat_s):
             self.beat += 1
-            self.place.write(_NAME, self._content())
+            try:
+                self.place.write(_NAME, self._content())
+            except OSError as error:  # a full disk or a slow store for a while: the holder lives, so the heart goes on
+                log.warning("%s: heartbeat not written: %s", self.what, error)
 
     def _content(self) -> bytes:
         holder = {

@@ -55,11 +55,8 @@ def check_places(config: Config, inventory: Inventory, stages: tuple[str, ...]) 
         check_writable(config.root)
     except StorageError as error:
         problems.append(f"root: {error}; give a place that this user may write")
-    local = Place(config.root).local
-    if local is not None and local.exists() and (free := shutil.disk_usage(local).free) < MIN_FREE_BYTES:
-        problems.append(
-            f"root={config.root}: only {free / 1e9:.1f} GB are free; at least {MIN_FREE_BYTES / 1e9:.0f} GB are needed"
-        )
+    else:
+        problems += _space(config.root)
     if any(stage in READS_SOURCE for stage in stages):
         try:
             bucket = open_bucket(config.source.uri, config.source.resources)
@@ -80,6 +77,13 @@ def check_places(config: Config, inventory: Inventory, stages: tuple[str, ...]) 
                 f"model.tokenizer={config.model.tokenizer} cannot be loaded: {reason}; give a folder with tokenizer.json"
             )
     return problems
+
+
+def _space(root: str) -> list[str]:
+    local = Place(root).local
+    if local is None or (free := shutil.disk_usage(local).free) >= MIN_FREE_BYTES:
+        return []
+    return [f"root={root}: only {free / 1e9:.1f} GB are free; at least {MIN_FREE_BYTES / 1e9:.0f} GB are needed"]
 
 
 def check_cluster(config: Config, stages: tuple[str, ...]) -> list[str]:

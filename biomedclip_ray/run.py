@@ -20,7 +20,7 @@ from biomedclip_ray.config import STAGES, Config, ConfigError
 from biomedclip_ray.pmc.bucket import open_bucket
 from biomedclip_ray.pmc.inventory import Inventory, find_inventory
 from biomedclip_ray.product import Product
-from biomedclip_ray.storage import Place
+from biomedclip_ray.storage import Place, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -28,11 +28,13 @@ RUN_FILE = "run.json"
 
 
 def load_run(root: str) -> dict[str, Any]:
-    """root/run.json, or an empty record where nothing ran yet."""
+    """root/run.json, or an empty record where nothing ran yet. Raises StorageError where the root cannot be reached."""
     try:
         record: dict[str, Any] = json.loads(Place(root).read(RUN_FILE))
     except FileNotFoundError:
         return {"inventories": {}, "stages": []}
+    except OSError as error:
+        raise StorageError(f"root={root} cannot be read: {error}; give a place that this user may use") from error
     return record
 
 
@@ -62,29 +64,37 @@ class Run:
         self.dry = dry
         self.record = load_run(config.root)
         self.stages: list[dict[str, Any]] = []
+        self.working_on = ""
         self.started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
     def wants(self, name: str) -> bool:
         return name in self.chosen
 
+    def begin(self) -> None:
+        """Settle on the inventory: killed before the first stage ends, the same command goes on with the same date."""
+        self._write()
+
     def stage(self, plan: Callable[..., Product], verb: Callable[..., Product], *inputs: Any) -> Product:
-        """Run one stage, or find it finished. Raises ConfigError where a stage outside the range is not finished."""
+        """Run one stage, or find it finished; a stage outside the range is left alone."""
         product = plan(self.config, *inputs)
         if self.dry:
             self._foresee(product)
-            return product
-        if not self.wants(product.stage):
-            before_the_range = STAGES.index(product.stage) < STAGES.index(self.chosen[0])
-            if before_the_range and not product.finished:
-                raise ConfigError(
-                    f"{product.stage} is not finished for this configuration ({product.uri}); run without --only/--from"
-                )
-            return product
-        log.info("%s: %s", product.stage, product.uri)
-        started = time.monotonic()
-        product = verb(self.config, *inputs)
-        self.note(product.stage, product.state, product, time.monotonic() - started)
+        elif self.wants(product.stage):
+            self.working_on = product.stage
+            log.info("%s: %s", product.stage, product.uri)
+            started = time.monotonic()
+            product = verb(self.config, *inputs)
+            self.note(product.stage, product.state, product, time.monotonic() - started)
         return product
+
+    def check_range(self) -> None:
+        """After a dry pass: raises ConfigError where the range builds on a stage before it that is not finished."""
+        for stage in self.stages:
+            if stage["state"] == "missing":
+                raise ConfigError(
+                    f"{stage['name']} is not finished for this configuration ({stage['product']}), and "
+                    f"{self.chosen[0]} builds on it; run without --only and --from, or with --from {stage['name']}"
+                )
 
     def note(self, name: str, state: str, product: Product | None, seconds: float) -> None:
         """Write a stage into root/run.json."""
@@ -99,6 +109,9 @@ class Run:
                 "counts": manifest.get("counts", []),
             }
         )
+        self._write()
+
+    def _write(self) -> None:
         kept = [stage for stage in self.record["stages"] if stage["name"] not in {s["name"] for s in self.stages}]
         order = {stage: number for number, stage in enumerate(STAGES)}
         inventories = self.record["inventories"] | {self.config.source.uri: self.inventory.__dict__}
@@ -114,6 +127,8 @@ class Run:
     def _foresee(self, product: Product) -> None:
         if product.finished:
             state, why = "skip", f"finished {product.manifest['created']}"
+        elif STAGES.index(product.stage) < STAGES.index(self.chosen[0]):
+            state, why = "missing", f"not finished, and {self.chosen[0]} builds on it"
         elif not self.wants(product.stage):
             state, why = "leave", "not asked for"
         elif parts := len(product.done_parts()):

@@ -42,13 +42,17 @@ class S3:
     """A real S3 endpoint over HTTP on loopback, with faults to order: `faults["a/key"] = ["503", "truncate"]`.
 
     Each GET of the key takes the next fault; when they are used up it is answered well. "stall" sends half of the body and
-    then nothing for `stall_s`.
+    then nothing for `stall_s`. Every GET takes `delay_s` longer; those that `hold` names wait for `release`.
     """
 
     def __init__(self) -> None:
         self.faults: dict[str, list[str]] = {}
         self.stall_s = 5.0
+        self.delay_s = 0.0
         self.gets: list[str] = []
+        self._lock = threading.Lock()
+        self._gate = threading.Event()
+        self.release()
         self._app = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -56,6 +60,7 @@ class S3:
         self._thread.start()
 
     def close(self) -> None:
+        self.release()
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -70,10 +75,29 @@ class S3:
                 client.put_object(Bucket=bucket, Key=key, Body=path.read_bytes())
         return f"s3://{bucket}"
 
+    def hold(self, wanted: Callable[[str], bool], after: int) -> None:
+        """Answer the first `after` GETs of the keys that are wanted; the others wait: a source slow where a test looks."""
+        self._wanted, self._free, self._gate = wanted, after, threading.Event()
+
+    def release(self) -> None:
+        """Let everything go that waits, and hold nothing any more."""
+        self._gate.set()
+        self.hold(lambda key: False, 0)
+
+    def _wait_at_the_gate(self, key: str) -> None:
+        with self._lock:
+            gate, wanted = self._gate, self._wanted(key)
+            self._free -= wanted
+            held = wanted and self._free < 0
+        if held:
+            gate.wait(60)
+
     def _answer(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         key = environ["PATH_INFO"].strip("/").partition("/")[2]
         if environ["REQUEST_METHOD"] == "GET" and key:
             self.gets.append(key)
+            self._wait_at_the_gate(key)
+            time.sleep(self.delay_s)
             fault = self.faults.get(key, []).pop(0) if self.faults.get(key) else ""
             if fault in ("403", "500", "503"):
                 start(f"{fault} Fault", [("Content-Type", "application/xml")])
@@ -107,5 +131,6 @@ def s3_server() -> Iterator[S3]:
 @pytest.fixture
 def s3(s3_server: S3) -> S3:
     """The session's S3 endpoint without faults; boto3, pyarrow and Ray find it by AWS_ENDPOINT_URL."""
-    s3_server.faults, s3_server.gets, s3_server.stall_s = {}, [], 5.0
+    s3_server.faults, s3_server.gets, s3_server.stall_s, s3_server.delay_s = {}, [], 5.0, 0.0
+    s3_server.release()
     return s3_server
