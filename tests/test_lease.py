@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,28 @@ def test_of_many_that_start_at_once_only_one_works(tmp_path: Path) -> None:
         thread.join()
     assert most == 1
     assert len(refused) == 5
+
+
+def test_a_heart_goes_on_after_beats_that_could_not_be_written(tmp_path: Path) -> None:
+    folder = tmp_path / "product"
+
+    def beat() -> int:
+        return int(json.loads((folder / "_LEASE.json").read_text())["beat"])
+
+    def wait_for(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 20
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    with Lease(Place(str(folder)), "ingest", heartbeat_s=0.05) as lease:
+        wait_for(lambda: beat() >= 1)
+        folder.rename(tmp_path / "away")
+        folder.write_text("no folder, so nothing can be written below it")
+        missed = lease.beat + 3
+        wait_for(lambda: lease.beat >= missed)
+        folder.unlink()
+        (tmp_path / "away").rename(folder)
+        wait_for(lambda: beat() > missed)
+        with pytest.raises(HeldError), Lease(Place(str(folder)), "ingest", heartbeat_s=0.2):
+            pass

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from biomedclip_ray.lease import HeldError
 from biomedclip_ray.product import (
     Count,
     Ledger,
@@ -59,6 +60,28 @@ def test_a_part_is_done_when_both_its_files_are_there(tmp_path: Path) -> None:
         _write(product, 2, ["b"], {})
         product.place.delete(ledger_name(2))
         assert product.missing_parts() == [1, 2]
+
+
+def test_files_of_a_write_that_was_killed_are_swept_away_when_the_stage_resumes(tmp_path: Path) -> None:
+    product = _plan(tmp_path)
+    with product.running(parts=2):
+        _write(product, 0, ["a"], {})
+    torn = product.place.local / "data" / ".part-00001.parquet.0a1b.tmp"
+    torn.write_bytes(b"half")
+    with product.running(parts=2):
+        assert product.state == "resumed"
+        assert not torn.exists()
+        assert product.missing_parts() == [1]
+
+
+def test_a_product_that_was_finished_while_a_driver_waited_for_it_is_not_made_again(tmp_path: Path) -> None:
+    product, late = _plan(tmp_path), _plan(tmp_path)
+    with product.running(parts=1):
+        _write(product, 0, ["a"], {})
+        product.finish_parts(transient_limit=0)
+    with pytest.raises(HeldError, match="curate was finished by another driver just now"), late.running(parts=1):
+        pass
+    assert not product.place.exists("_LEASE.json")
 
 
 def test_the_manifest_balances_every_unit_and_makes_the_product_finished(tmp_path: Path) -> None:
