@@ -104,11 +104,13 @@ def create_app(engine: Engine, settings: Serve, application: str) -> FastAPI:
     started = int(time.time())
     loaded: str | None = None
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> dict[str, str]:
         """Alive: this process answers."""
         return {"status": "alive"}
 
+    @app.head("/ready", include_in_schema=False)
     @app.get("/ready")
     async def ready() -> dict[str, str]:
         """Ready: model and index are loaded (503 before)."""
@@ -301,6 +303,7 @@ def _page(app: FastAPI) -> None:
     def show(name: str) -> Response:
         return Response(files[name], media_type=PAGE[name], headers=headers)
 
+    @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def index() -> Response:
         return show("index.html")

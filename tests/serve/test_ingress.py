@@ -231,6 +231,11 @@ def test_ready_is_503_until_the_model_answers_and_health_is_200():
     assert waiting.headers["retry-after"] == "1" and ready.json() == {"status": "ready", "bundle": "b1"}
 
 
+@pytest.mark.parametrize("path", ["/", "/health", "/ready"])
+def test_a_monitor_may_ask_with_head(path):
+    assert asyncio.run(send(Table(), ("HEAD", path, None)))[0].status_code == 200
+
+
 def test_models_tells_bundle_dimensions_limits_and_what_can_be_filtered_by():
     model = get("/v1/models").json()["data"][0]
     assert (model["id"], model["object"], model["bundle"], model["dimensions"]) == ("biomedclip", "model", "b1", 8)
