@@ -27,13 +27,13 @@ TRAIN = Path(drive.__file__)
 ENOUGH_S = 150
 
 
-def start(root: Path, workers: int) -> subprocess.Popen[str]:
+def start(root: Path | str, workers: int) -> subprocess.Popen[str]:
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     command = [sys.executable, str(TRAIN), str(root), str(workers)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
-def run(root: Path, workers: int) -> str:
+def run(root: Path | str, workers: int) -> str:
     driver = start(root, workers)
     output, _ = driver.communicate(timeout=ENOUGH_S)
     assert driver.returncode == 0
@@ -52,7 +52,7 @@ def kill_after(root: Path, workers: int, product: Product, step: int) -> None:
     driver.wait()
 
 
-def product_of(root: Path, workers: int) -> Product:
+def product_of(root: Path | str, workers: int) -> Product:
     return plan(drive.config(root, workers), *tiny.products(root))
 
 
@@ -105,3 +105,14 @@ def test_two_then_one_then_two_workers_see_the_same_batches(undisturbed, tmp_pat
     assert [len(attempt["workers"]) for attempt in attempts(product.place)] == [2, 1, 2]
     losses, whole = ([line["loss"] for line in read(one.place)] for one in (product, undisturbed))
     assert losses == pytest.approx(whole, rel=1e-2)
+
+
+@pytest.mark.slow
+def test_an_object_store_holds_all_that_a_local_disk_does(undisturbed, s3, tmp_path):
+    root = s3.upload(tmp_path, "train") + "/root"
+    assert run(root, 1) == "ran"
+    product = product_of(root, 1)
+    assert_each_batch_as_it_was(product)
+    assert product.manifest["bundle_id"] == undisturbed.manifest["bundle_id"]
+    folders = ({name.split("/")[0] for name in one.place.list()} for one in (product, undisturbed))
+    assert next(folders) == next(folders)

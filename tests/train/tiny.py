@@ -17,7 +17,7 @@ COLOURS = ["red", "green", "blue", "white", "yellow", "purple"]
 SHAPES = ["round", "square", "striped"]
 
 
-def config(root: Path, **train: object) -> Config:
+def config(root: Path | str, **train: object) -> Config:
     """A config that trains in seconds: 16-px towers, batch 32."""
     resources = {"cpus_per_worker": 0.5, "feed_cpus": 0.25, "no_progress_timeout_s": 90, **train.pop("resources", {})}
     section = {
@@ -37,7 +37,7 @@ def config(root: Path, **train: object) -> Config:
     return parse({"root": str(root), "model": model, "train": section}, "test")
 
 
-def products(root: Path, articles: int = 24, figures: int = 5, parts: int = 3) -> tuple[Product, Product]:
+def products(root: Path | str, articles: int = 24, figures: int = 5, parts: int = 3) -> tuple[Product, Product]:
     """Finished pairs and corpus; of each article one figure is dropped, every eighth article is a test article."""
     pairs = Product.plan(str(root), "preprocess", 1, {"articles": articles}, [])
     corpus = Product.plan(str(root), "curate", 1, {}, [pairs])
