@@ -139,6 +139,35 @@ class Preprocess(StageSection):
     """Also cut compound figures into panels (a derivative work: never done under a no-derivatives licence)."""
 
 
+class Own(StageSection):
+    """Image-caption pairs of a hospital or laboratory, taken in at curate like PMC's."""
+
+    uri: str | None = None
+    """A folder (or one file) of Parquet, WebDataset shards or CSV with pictures beside it; `corpus/own_files.py` names the
+    columns. null: PubMed Central only."""
+    alone: bool = False
+    """Train on these pairs only; PubMed Central is not read."""
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")] = "own"
+    """What ids begin with, and what stands where PMC's pairs name their journal."""
+    license: str = "unknown"
+    """Licence of pairs that name none; curate.select.licenses judges it like any other."""
+    pairs_per_part: Positive = 2000
+    """Rows in one part, the unit of work, retry and resume (a WebDataset shard is a part of its own)."""
+
+    @field_validator("license")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in LICENSES:
+            raise ValueError(f"{value!r} is no licence code; known: {', '.join(LICENSES)}")
+        return value
+
+    @model_validator(mode="after")
+    def _has_pairs(self) -> Own:
+        if self.alone and self.uri is None:
+            raise ValueError("own.alone=true needs own.uri: the pairs to train on")
+        return self
+
+
 class CurateSelect(Section):
     licenses: tuple[str, ...] | Literal["commercial", "non_commercial", "all"] = "all"
     """Licences trained on; source.select says which are fetched."""
@@ -358,6 +387,7 @@ class Config(Section):
     catalog: Catalog = Catalog()
     ingest: Ingest = Ingest()
     preprocess: Preprocess = Preprocess()
+    own: Own = Own()
     curate: Curate = Curate()
     model: Model = Model()
     train: Train = Train()

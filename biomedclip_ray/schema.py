@@ -112,6 +112,7 @@ PAIRS = pa.schema(
         "keywords": _STRINGS,
         "doi": pa.string(),
         "pmid": pa.string(),
+        "source_split": pa.string(),  # own data may say it; null: by hash of the PMCID
     }
 )
 
@@ -194,6 +195,9 @@ class Reason(StrEnum):
     TOO_SMALL = "too_small"
     BAD_ASPECT = "bad_aspect"
     BLANK = "blank"
+    # own data: picture
+    BROKEN_FILE = "broken_file"
+    BAD_SPLIT = "bad_split"
     # curate: pair
     DUPLICATE = "duplicate"
     SPLIT_CONFLICT = "split_conflict"
@@ -245,6 +249,8 @@ _SENTENCES = {
     Reason.TOO_SMALL: "a side is shorter than preprocess.min_side",
     Reason.BAD_ASPECT: "the sides' ratio is above preprocess.max_aspect",
     Reason.BLANK: "the picture is one colour",
+    Reason.BROKEN_FILE: "the file that holds the pair cannot be read to its end",
+    Reason.BAD_SPLIT: "the split is none of train, validation (val, valid, dev) and test",
     Reason.DUPLICATE: "the same picture with the same text is kept once already",
     Reason.SPLIT_CONFLICT: "the same picture is in a higher split (test > validation > train)",
     Reason.GROUP_TOO_LARGE: "over curate.max_group pairs share this picture: blank plots, not one figure",

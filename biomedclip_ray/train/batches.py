@@ -30,7 +30,7 @@ from ray.train import DataConfig
 from biomedclip_ray.clip.tokenizer import Tokenizer
 from biomedclip_ray.config import TrainResources
 from biomedclip_ray.figures.image import decode
-from biomedclip_ray.product import Product, data_name
+from biomedclip_ray.product import Product
 from biomedclip_ray.train.order import Order, mix
 from biomedclip_ray.train.rows import SplitRows
 
@@ -128,7 +128,7 @@ def read_span(feed: Feed, start: int, stop: int) -> pa.Table:
 
     def read_part(item: tuple[int, list[int]]) -> list[tuple[int, pa.Table]]:
         part, its_chunks = item
-        with feed.pairs.place.open(data_name(part)) as source:
+        with feed.pairs.open_data(part) as source:
             file = pq.ParquetFile(source)
             return [(chunk, _rows_of(feed, file, chunk, wanted[wanted_chunks == chunk])) for chunk in its_chunks]
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from biomedclip_ray.product import Product, data_name
+from biomedclip_ray.product import Product
 from biomedclip_ray.train.order import Rows
 
 _THREADS = 16
@@ -92,7 +92,7 @@ class _PartRows:
 
 def _part_rows(pairs: Product, corpus: Product, part: int, split: str) -> _PartRows:
     marks = corpus.read(part, ["pair_id", "split", "group", "kept"])
-    with pairs.place.open(data_name(part)) as file:
+    with pairs.open_data(part) as file:
         footer = pq.read_metadata(file)
     sizes = np.array([footer.row_group(i).num_rows for i in range(footer.num_row_groups)], np.int64)
     if sizes.sum() != marks.num_rows:
