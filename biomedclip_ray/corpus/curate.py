@@ -1,7 +1,7 @@
 """Stage curate: pairs without their images -> which of them are trained on, in which split and group.
 
 Runs over the whole corpus at once, because a duplicate can lie anywhere; it reads ids and hashes, never pictures. Each
-pair costs 42 bytes here and a node in one sparse graph: 25 million pairs fit into the memory of one machine.
+pair costs 50 bytes here and a node in one sparse graph: 25 million pairs fit into the memory of one machine.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from biomedclip_ray.schema import CORPUS, Reason, hash64
 VERSION = 1
 UNIT = "pair"
 SPLITS = ("train", "validation", "test")  # a higher index wins where a group spans splits
-_COLUMNS = ["pair_id", "pmcid", "figure_id", "panel", "text", "sha256", "text_sha256", "license", "figure_kind"]
+_COLUMNS = "pair_id pmcid source_split figure_id panel text sha256 text_sha256 license figure_kind".split()
 
 
 def plan(config: Config, pairs: Product) -> Product:
@@ -66,6 +66,7 @@ class Facts:
     """What is decided on, one entry a pair: 64-bit hashes of ids and contents, split, and why it is not selected."""
 
     pair: np.ndarray  # uint64
+    article: np.ndarray  # uint64
     figure: np.ndarray  # uint64
     picture: np.ndarray  # uint64
     text: np.ndarray  # uint64
@@ -74,7 +75,7 @@ class Facts:
 
     @staticmethod
     def join(parts: list[Facts]) -> Facts:
-        names = ("pair", "figure", "picture", "text", "split", "reason")
+        names = ("pair", "article", "figure", "picture", "text", "split", "reason")
         return Facts(*(np.concatenate([part.__dict__[name] for part in parts]) for name in names))
 
 
@@ -106,7 +107,10 @@ def _facts(table: pa.Table, config: Curate) -> Facts:
         return np.fromiter((hash64(value) for value in table[name].to_pylist()), np.uint64, table.num_rows)
 
     allowed = SourceSelect(licenses=config.select.licenses).allowed()
-    split = [split_of(pmcid, config.splits) for pmcid in table["pmcid"].to_pylist()]
+    split = [
+        split_of(pmcid, config.splits) if said is None else SPLITS.index(said)
+        for pmcid, said in zip(table["pmcid"].to_pylist(), table["source_split"].to_pylist(), strict=True)
+    ]
     reason = [
         -1 if found is None else _REASONS.index(found)
         for found in (
@@ -122,6 +126,7 @@ def _facts(table: pa.Table, config: Curate) -> Facts:
     ]
     return Facts(
         hashes("pair_id"),
+        hashes("pmcid"),
         hashes("figure_id"),
         hashes("sha256"),
         hashes("text_sha256"),
@@ -147,23 +152,23 @@ def _unwanted(
 def decide(facts: Facts, config: Curate) -> Verdict:
     """Groups, splits and what is kept, for the whole corpus.
 
-    A group is a connected component of pairs that share a picture or a figure. Inside it only the highest split that holds
-    a selected pair is kept (test > validation > train), and of the same picture with the same text only one.
+    An article has one split: where own data say several of a patient, only the highest is kept. A group is a connected
+    component of pairs that share a picture or a figure. Inside it only the highest split that holds a selected pair is kept
+    (test > validation > train), and of the same picture with the same text only one.
     """
     n = len(facts.pair)
     reason = facts.reason.copy()
     if n == 0:
         return Verdict(facts.split, np.zeros(0, np.int64), reason)
+    articles, article = np.unique(facts.article, return_inverse=True)
+    _drop_lower_splits(reason, facts.split, article, len(articles))
     component = _components(facts)
     # named by its smallest hash, so that a group keeps its name when the corpus grows
     smallest = np.full(component.max() + 1, np.iinfo(np.uint64).max, np.uint64)
     np.minimum.at(smallest, component, facts.pair)
     group = (smallest >> np.uint64(1)).astype(np.int64)[component]
     _drop(reason, np.bincount(component)[component] > config.max_group, Reason.GROUP_TOO_LARGE)
-    highest = np.full(component.max() + 1, -1, np.int8)
-    selected = reason < 0
-    np.maximum.at(highest, component[selected], facts.split[selected])
-    _drop(reason, facts.split < highest[component], Reason.SPLIT_CONFLICT)
+    _drop_lower_splits(reason, facts.split, component, len(smallest))
     left = np.flatnonzero(reason < 0)
     order = left[np.lexsort((facts.pair[left], facts.text[left], facts.picture[left]))]
     same = (facts.picture[order][1:] == facts.picture[order][:-1]) & (facts.text[order][1:] == facts.text[order][:-1])
@@ -184,6 +189,14 @@ def _components(facts: Facts) -> np.ndarray:
     graph = coo_array((np.ones(2 * n, np.int8), (rows, columns)), shape=(size, size))
     labels: np.ndarray = connected_components(graph, directed=False)[1][:n]
     return np.unique(labels, return_inverse=True)[1]
+
+
+def _drop_lower_splits(reason: np.ndarray, split: np.ndarray, member_of: np.ndarray, n: int) -> None:
+    """Keep each set of pairs (numbered 0..n-1) only in the highest split that holds a selected one."""
+    highest = np.full(n, -1, np.int8)
+    selected = reason < 0
+    np.maximum.at(highest, member_of[selected], split[selected])
+    _drop(reason, split < highest[member_of], Reason.SPLIT_CONFLICT)
 
 
 def _drop(reason: np.ndarray, where: np.ndarray, why: Reason) -> None:

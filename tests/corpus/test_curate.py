@@ -13,12 +13,15 @@ from biomedclip_ray.schema import Reason
 TRAIN, VALIDATION, TEST = 0, 1, 2
 
 
-def _decide(rows: list[tuple[int, int, int, int]], **config: int) -> tuple[Verdict, list[str]]:
-    """Rows of (figure, picture, text, split); pair n has hash n."""
+def _decide(
+    rows: list[tuple[int, int, int, int]], articles: list[int] | None = None, **config: int
+) -> tuple[Verdict, list[str]]:
+    """Rows of (figure, picture, text, split); pair n has hash 2n. Each figure is an article, unless `articles` says else."""
     figure, picture, text, split = (np.array(column) for column in zip(*rows, strict=True))
     n = len(rows)
     facts = Facts(
         np.arange(n, dtype=np.uint64) * 2,
+        figure.astype(np.uint64) if articles is None else np.array(articles, np.uint64),
         figure.astype(np.uint64),
         picture.astype(np.uint64),
         text.astype(np.uint64),
@@ -46,6 +49,11 @@ def test_a_group_that_spans_splits_is_kept_in_the_highest_only() -> None:
     assert _decide(rows)[1] == ["split_conflict", "split_conflict", "kept", "kept"]
 
 
+def test_an_article_that_its_source_puts_into_two_splits_is_kept_in_the_higher() -> None:
+    rows = [(1, 7, 5, TRAIN), (2, 8, 6, TEST), (3, 9, 7, TRAIN)]
+    assert _decide(rows, articles=[4, 4, 5])[1] == ["split_conflict", "kept", "kept"]
+
+
 def test_groups_chain_through_figures_with_several_pictures() -> None:
     verdict, fate = _decide([(1, 7, 5, TRAIN), (1, 8, 5, TRAIN), (2, 8, 6, TEST)])
     assert len(set(verdict.group.tolist())) == 1
@@ -59,7 +67,7 @@ def test_a_component_that_is_too_large_is_dropped_whole() -> None:
 
 def test_a_pair_that_is_not_selected_does_not_take_the_split_from_others() -> None:
     facts = Facts(
-        *(np.array(column, np.uint64) for column in ([0, 2], [1, 2], [7, 7], [5, 6])),
+        *(np.array(column, np.uint64) for column in ([0, 2], [1, 2], [1, 2], [7, 7], [5, 6])),
         split=np.array([TRAIN, TEST], np.int8),
         reason=np.array([-1, _REASONS.index(Reason.CURATE_LICENSE)], np.int8),
     )
@@ -101,5 +109,5 @@ def test_splits_have_their_shares_and_never_move() -> None:
 
 def test_an_empty_corpus_has_no_verdict() -> None:
     nothing = np.zeros(0, np.uint64)
-    facts = Facts(nothing, nothing, nothing, nothing, np.zeros(0, np.int8), np.zeros(0, np.int8))
+    facts = Facts(nothing, nothing, nothing, nothing, nothing, np.zeros(0, np.int8), np.zeros(0, np.int8))
     assert len(decide(facts, Curate()).group) == 0
