@@ -15,15 +15,15 @@ serve: setup  ## put the demo's model up again and keep it up until Ctrl-C
 
 # Tests that start Ray clusters of their own need a process of their own: one driver cannot be in two clusters.
 test: lint  ## lint, types and every test but the long loops of faults
-	$(PY) -m pytest tests --ignore=tests/cluster -m "not slow"
-	$(PY) -m pytest tests/cluster -m "not slow"
-
-test-full: lint  ## the long loops too
 	$(PY) -m pytest tests --ignore=tests/cluster
 	$(PY) -m pytest tests/cluster
 
+test-full: lint  ## the long loops too
+	$(PY) -m pytest tests --ignore=tests/cluster -m ""
+	$(PY) -m pytest tests/cluster -m ""
+
 quick: lint  ## lint, types and the tests that need no Ray
-	$(PY) -m pytest tests --ignore=tests/cluster --ignore=tests/ray -m "not slow"
+	$(PY) -m pytest tests --ignore=tests/cluster --ignore=tests/ray
 
 lint: setup
 	$(PY) -m ruff check .
