@@ -23,6 +23,9 @@ _GLYPH_HEIGHT = (7, 64)
 _SIDE = 24
 _OTHERS = "0123456789+*#%&()=?"
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+# (white on black, level): levels below which a pixel of the picture, or of its negative, is ink.
+_LEVELS = ((False, 130), (False, 60), (True, 130), (True, 45))
+_ROWS = 64
 _BEAM = 40
 _PER_LETTER = 8
 _LOOKS_LIKE = 0.70
@@ -82,49 +85,54 @@ class _Glyph:
 
 
 def _glyphs(luma: Grey) -> list[_Glyph]:
-    """Connected pieces of a letter's size and shape with nothing of their kind beside them."""
+    """Connected pieces of a letter's size and shape with nothing of their kind beside them.
+
+    Letters are black or white as a rule, so each is looked for at a strict level too, where it parts from texture under it.
+    """
     found = []
-    for light in (False, True):
+    for light, level in _LEVELS:
         picture = 255 - luma if light else luma
-        mask = (picture < 130).astype(np.uint8)
-        _, _, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+        _, _, stats, _ = cv2.connectedComponentsWithStats((picture < level).astype(np.uint8), connectivity=8)
         stats = stats[1:]
         w, h, area = stats[:, 2], stats[:, 3], stats[:, 4]
         fits = (h >= _GLYPH_HEIGHT[0]) & (h <= _GLYPH_HEIGHT[1]) & (w >= 2) & (w <= 1.5 * h) & (area >= 0.12 * w * h)
-        solid = stats[(h >= 3) & (w >= 2)]
-        for k in np.flatnonzero(fits):
-            if _has_neighbour(stats[k], solid) or (light and not _on_dark(luma, stats[k])):
-                continue
-            left, top, width, height = (int(value) for value in stats[k][:4])
-            crop = picture[top : top + height, left : left + width]
-            found.append(_Glyph(left, top, width, height, _vector(255 - crop)))
+        pieces = stats[fits]
+        for left, top, width, height, _ in pieces[_alone(pieces, stats[(h >= 3) & (w >= 2)])].tolist():
+            if not light or _on_dark(luma, left, top, width, height):
+                ink = 255 - picture[top : top + height, left : left + width]
+                found.append(_Glyph(left, top, width, height, _vector(ink)))
     return found
 
 
-def _has_neighbour(piece: NDArray[np.int32], others: NDArray[np.int32]) -> bool:
-    """Whether the glyph is part of a word or number; brackets around it and stops after it do not count."""
-    x, y, w, h = (int(value) for value in piece[:4])
-    reach = max(2, round(0.4 * h))
-    ox, oy, ow, oh = others[:, 0], others[:, 1], others[:, 2], others[:, 3]
-    level = (np.minimum(oy + oh, y + h) - np.maximum(oy, y)) > 0.4 * np.minimum(oh, h)
-    like = level & (oh > 0.4 * h) & (oh < 2.5 * h)
-    left = like & (ox + ow > x - reach) & (ox + ow <= x + 1) & (ox < x)
-    right = like & (ox < x + w + reach) & (ox >= x + w - 1)
-    bracket = (ow <= 0.5 * h) & (oh >= 1.1 * h)
-    if not left.any() and not right.any():
-        return False
-    if (left & ~bracket).any() or (right & ~bracket).any() or not right.any():
-        return True
-    end = int((ox + ow)[right].max())
-    return bool((like & (ox < end + reach) & (ox >= end - 1)).any())
+def _alone(pieces: NDArray[np.int32], others: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """(n,): which glyphs are no part of a word or number; brackets around one and stops after it do not count.
+
+    Args:
+        pieces: (n, 5) left, top, width, height, area.
+        others: (m, 5) what may stand beside them.
+    """
+    alone = np.zeros(len(pieces), bool)
+    ox, oy, ow, oh = (others[:, k][None, :] for k in range(4))
+    for begin in range(0, len(pieces), _ROWS):
+        x, y, w, h = (pieces[begin : begin + _ROWS, k][:, None] for k in range(4))
+        reach = np.maximum(2, np.rint(0.4 * h).astype(np.int32))
+        level = (np.minimum(oy + oh, y + h) - np.maximum(oy, y)) > 0.4 * np.minimum(oh, h)
+        like = level & (oh > 0.4 * h) & (oh < 2.5 * h)
+        left = like & (ox + ow > x - reach) & (ox + ow <= x + 1) & (ox < x)
+        right = like & (ox < x + w + reach) & (ox >= x + w - 1)
+        word = ~((ow <= 0.5 * h) & (oh >= 1.1 * h))
+        bracketed = right.any(axis=1) & ~((left | right) & word).any(axis=1)
+        end = np.where(right, ox + ow, 0).max(axis=1, keepdims=True)
+        goes_on = (like & (ox < end + reach) & (ox >= end - 1)).any(axis=1)
+        alone[begin : begin + _ROWS] = ~(left | right).any(axis=1) | (bracketed & ~goes_on)
+    return alone
 
 
-def _on_dark(luma: Grey, piece: NDArray[np.int32]) -> bool:
-    x, y, w, h = (int(value) for value in piece[:4])
-    ring = luma[max(0, y - 2) : y + h + 2, max(0, x - 2) : x + w + 2].astype(np.float32)
-    inner = luma[y : y + h, x : x + w].astype(np.float32)
-    border = (ring.sum() - inner.sum()) / max(1, ring.size - inner.size)
-    return bool(border < 110)
+def _on_dark(luma: Grey, x: int, y: int, w: int, h: int) -> bool:
+    ring = luma[max(0, y - 2) : y + h + 2, max(0, x - 2) : x + w + 2]
+    inner = luma[y : y + h, x : x + w]
+    border = (float(ring.sum()) - float(inner.sum())) / max(1, ring.size - inner.size)
+    return border < 110
 
 
 def _vector(ink: Grey) -> NDArray[np.float32]:
@@ -133,7 +141,8 @@ def _vector(ink: Grey) -> NDArray[np.float32]:
     scale = (_SIDE - 4) / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     small = cv2.resize(ink, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR).astype(np.float32)
-    low, high = float(np.percentile(small, 5)), float(np.percentile(small, 95))
+    ordered = np.sort(small, axis=None)
+    low, high = float(ordered[len(ordered) // 20]), float(ordered[-1 - len(ordered) // 20])
     small = np.clip((small - low) / max(1.0, high - low), 0, 1)
     square = np.zeros((_SIDE, _SIDE), np.float32)
     top, left = (_SIDE - size[1]) // 2, (_SIDE - size[0]) // 2

@@ -37,7 +37,7 @@ _POOR = 0.6
 _CLEAN = 1.3
 _LEAST_BALANCE = 0.15
 _UNNAMED = tuple("ABCDEFGHIJKL")
-_SURE = 0.88
+_SURE = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +68,6 @@ class _Habit:
 
     across: float
     down: float
-
-
-_HABITS = (_Habit(1, 1), _Habit(1, 0), _Habit(0, 1), _Habit(0, 0), _Habit(0.5, 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +114,8 @@ def split_panels(image: Pixels, labels: tuple[str, ...] = ()) -> list[Panel]:
         letters = _beyond_doubt(letters)
     whole = _Region(0, 0, luma.shape[1], luma.shape[0])
     worth, pieces = max(
-        (_by_letters(layers, whole, list(letters.values()), habit) for habit in _HABITS), key=lambda option: option[0]
+        (_by_letters(layers, whole, list(letters.values()), habit) for habit in _habits(letters, whole)),
+        key=lambda option: option[0],
     )
     if not labels:
         clean = bool(letters) and len(pieces) == len(letters) and worth >= _CLEAN * (len(letters) - 1)
@@ -148,8 +146,19 @@ def _working_copy(image: Pixels) -> tuple[Ink, _Layers]:
     return luma, _Layers((contrast > _INK_CONTRAST).astype(np.uint8), jump_x, jump_y)
 
 
+def _habits(letters: dict[str, Letter], whole: _Region) -> list[_Habit]:
+    """Upper left, and those other places that the letters' distances from the figure's sides allow."""
+    if not letters:
+        return [_Habit(1, 1)]
+    left, right = min(q.x for q in letters.values()), whole.x1 - max(q.x + q.width for q in letters.values())
+    top, bottom = min(q.y for q in letters.values()), whole.y1 - max(q.y + q.height for q in letters.values())
+    across = [1.0] + [0.0] * (right < left) + [0.5] * (min(left, right) > 0.05 * whole.x1)
+    down = [1.0] + [0.0] * (bottom < top)
+    return [_Habit(x, y) for x in across for y in down]
+
+
 def _beyond_doubt(letters: dict[str, Letter]) -> dict[str, Letter]:
-    """Letters that run on from A, each clearly read, all of one size, A the uppermost or leftmost."""
+    """Letters that run on from A, each clearly read, all of one size, A at the upper left and B in its row or column."""
     sure: dict[str, Letter] = {}
     for label in _UNNAMED:
         letter = letters.get(label)
@@ -158,10 +167,12 @@ def _beyond_doubt(letters: dict[str, Letter]) -> dict[str, Letter]:
         sure[label] = letter
     if len(sure) < 2:
         return {}
+    first, *others = sure.values()
     sizes = [letter.capital for letter in sure.values()]
-    first = sure["A"]
-    corner = all(first.x <= other.x + first.capital or first.y <= other.y - first.capital for other in sure.values())
-    return sure if max(sizes) < 1.2 * min(sizes) and corner else {}
+    unit = first.capital
+    aligned = all(min(abs(first.x - q.x), abs(first.y - q.y)) < unit / 2 for q in others[:1])
+    leads = all(first.x <= q.x + unit and first.y <= q.y + unit for q in others)
+    return sure if max(sizes) < 1.2 * min(sizes) and aligned and leads else {}
 
 
 def _by_letters(
