@@ -145,6 +145,11 @@ class Product:
     def finished(self) -> bool:
         return self.place.exists(MANIFEST)
 
+    @property
+    def begun(self) -> bool:
+        """Whether an earlier run has left something to go on from."""
+        return any(not name.startswith("_") for name in self.place.list())
+
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """The manifest of a finished product. Raises FileNotFoundError before that."""
@@ -205,7 +210,7 @@ class Product:
                 raise HeldError(f"{self.stage} was finished by another driver just now; start again to go on from it")
             self.running_parts = parts
             self.place.sweep()
-            self.state = "resumed" if any(not name.startswith("_") for name in self.place.list()) else "ran"
+            self.state = "resumed" if self.begun else "ran"
             started = time.monotonic()
             yield self
             self.seconds = time.monotonic() - started

@@ -133,6 +133,8 @@ class Run:
             state, why = "leave", "not asked for"
         elif parts := len(product.done_parts()):
             state, why = "resume", f"{parts} parts are done"
+        elif product.begun:
+            state, why = "resume", "begun, not finished"
         else:
             state, why = "run", "no product of this configuration and these inputs yet"
         self.stages.append({"name": product.stage, "state": state, "why": why, "product": product.uri})
@@ -168,7 +170,7 @@ def _summary(stages: list[dict[str, Any]], root: str) -> Table:
             if count is None:
                 table.add_row(*head, "", "", "", "", *tail)
                 continue
-            dropped = ", ".join(f"{reason} {n:,}" for reason, n in count["dropped"].items())
+            dropped = "\n".join(f"{reason} {n:,}" for reason, n in count["dropped"].items())
             table.add_row(*head, count["unit"], f"{count['in']:,}", f"{count['kept']:,}", dropped, *tail)
     return table
 

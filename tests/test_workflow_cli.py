@@ -294,6 +294,15 @@ def test_a_dry_run_says_what_is_skipped_resumed_and_left_and_why(cli: Cli, begun
     assert table["curate"][:4] == ["leave", "not", "asked", "for"]
 
 
+def test_a_stage_without_parts_that_has_begun_is_resumed(
+    cli: Cli, begun: tuple[Product, Product], tmp_path: Path
+) -> None:
+    train = _table(cli("--dry-run").out)["train"][-1]
+    (tmp_path / "root" / "train" / train / "checkpoints").mkdir(parents=True)
+    (tmp_path / "root" / "train" / train / "metrics.jsonl").write_text("{}")
+    assert _table(cli("--dry-run").out)["train"] == ["resume", "begun,", "not", "finished", train]
+
+
 def test_a_changed_setting_makes_a_new_product_and_speed_does_not(cli: Cli, begun: tuple[Product, Product]) -> None:
     changed = _table(cli("--dry-run", "source.select.retracted=true").out)
     assert changed["catalog"][0] == "run"
