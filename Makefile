@@ -6,12 +6,19 @@ SAMPLE := workflows/configs/sample.yaml
 .PHONY: demo serve test test-full quick lint setup clean
 .DEFAULT_GOAL := demo
 
+# What the demo's programs write beside their products lies below .demo/ as well; where its path is too long for the
+# sockets of Ray (107 characters), that part stays in the system's folder for temporary files.
+TMP := $(CURDIR)/.demo/tmp
+HERE := MPLCONFIGDIR=$(TMP) HF_HOME=$(TMP) XDG_CACHE_HOME=$(TMP) $(shell t="$(TMP)"; [ $${#t} -le 38 ] && echo RAY_TMPDIR=$$t)
+
 demo: setup  ## the whole workflow on generated articles: pictures and captions to a server that answers
+	mkdir -p $(TMP)
 	$(PY) -m biomedclip_ray.sample .demo/bucket
-	$(PY) workflows/biomedclip.py $(SAMPLE)
+	$(HERE) $(PY) workflows/biomedclip.py $(SAMPLE)
 
 serve: setup  ## put the demo's model up again and keep it up until Ctrl-C
-	$(PY) workflows/biomedclip.py $(SAMPLE) --only deploy --hold
+	mkdir -p $(TMP)
+	$(HERE) $(PY) workflows/biomedclip.py $(SAMPLE) --only deploy --hold
 
 # Tests that start Ray clusters of their own need a process of their own: one driver cannot be in two clusters.
 test: lint  ## lint, types and every test but the long loops of faults

@@ -88,7 +88,7 @@ def _space(root: str) -> list[str]:
 
 def check_cluster(config: Config, stages: tuple[str, ...]) -> list[str]:
     """What the connected Ray cluster lacks, and nodes that do not see the root."""
-    have = ray.cluster_resources()
+    have = _most_resources()
     cpus, gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
     problems = []
     demands = {
@@ -118,6 +118,13 @@ def check_cluster(config: Config, stages: tuple[str, ...]) -> list[str]:
             )
     problems += _check_nodes(config.root)
     return problems
+
+
+def _most_resources() -> dict[str, float]:
+    """What the cluster can have: an autoscaling one starts with no worker, and its configuration says how far it goes."""
+    now: dict[str, float] = ray.cluster_resources()
+    most = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    return {name: max(now.get(name, 0.0), float(most.get(name, 0.0))) for name in {*now, *most}}
 
 
 def _check_nodes(root: str) -> list[str]:

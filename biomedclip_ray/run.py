@@ -57,13 +57,14 @@ class Run:
     With `dry` nothing is started: `stage` only says what would happen.
     """
 
-    def __init__(self, config: Config, inventory: Inventory, first: str, last: str, dry: bool = False) -> None:
+    def __init__(self, config: Config, inventory: Inventory | None, first: str, last: str, dry: bool = False) -> None:
         self.config = config
         self.inventory = inventory
         self.chosen = STAGES[STAGES.index(first) : STAGES.index(last) + 1]
         self.dry = dry
         self.record = load_run(config.root)
         self.stages: list[dict[str, Any]] = []
+        self.missing: list[tuple[str, Product]] = []
         self.working_on = ""
         self.started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
@@ -79,6 +80,7 @@ class Run:
         product = plan(self.config, *inputs)
         if self.dry:
             self._foresee(product)
+            self.build_on(product.stage, *inputs)
         elif self.wants(product.stage):
             self.working_on = product.stage
             log.info("%s: %s", product.stage, product.uri)
@@ -87,14 +89,24 @@ class Run:
             self.note(product.stage, product.state, product, time.monotonic() - started)
         return product
 
+    def build_on(self, name: str, *inputs: Any) -> None:
+        """In a dry pass: notes the products that a chosen stage reads and that will not be there."""
+        for source in inputs:
+            if (
+                isinstance(source, Product)
+                and self.wants(name)
+                and not self.wants(source.stage)
+                and not source.finished
+            ):
+                self.missing.append((name, source))
+
     def check_range(self) -> None:
-        """After a dry pass: raises ConfigError where the range builds on a stage before it that is not finished."""
-        for stage in self.stages:
-            if stage["state"] == "missing":
-                raise ConfigError(
-                    f"{stage['name']} is not finished for this configuration ({stage['product']}), and "
-                    f"{self.chosen[0]} builds on it; run without --only and --from, or with --from {stage['name']}"
-                )
+        """After a dry pass: raises ConfigError where a stage builds on one that is neither finished nor in the range."""
+        for name, source in self.missing:
+            raise ConfigError(
+                f"{source.stage} is not finished for this configuration ({source.uri}), and {name} builds on it; "
+                f"run without --only and --from, or with --from {source.stage}"
+            )
 
     def note(self, name: str, state: str, product: Product | None, seconds: float) -> None:
         """Write a stage into root/run.json."""
@@ -114,7 +126,9 @@ class Run:
     def _write(self) -> None:
         kept = [stage for stage in self.record["stages"] if stage["name"] not in {s["name"] for s in self.stages}]
         order = {stage: number for number, stage in enumerate(STAGES)}
-        inventories = self.record["inventories"] | {self.config.source.uri: self.inventory.__dict__}
+        inventories = dict(self.record["inventories"])
+        if self.inventory is not None:
+            inventories[self.config.source.uri] = self.inventory.__dict__
         record = {
             "started": self.started,
             "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -127,8 +141,6 @@ class Run:
     def _foresee(self, product: Product) -> None:
         if product.finished:
             state, why = "skip", f"finished {product.manifest['created']}"
-        elif STAGES.index(product.stage) < STAGES.index(self.chosen[0]):
-            state, why = "missing", f"not finished, and {self.chosen[0]} builds on it"
         elif not self.wants(product.stage):
             state, why = "leave", "not asked for"
         elif parts := len(product.done_parts()):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import secrets
 import signal
 import sys
 import time
@@ -73,6 +74,7 @@ def story(run: Run, config: Config) -> None:
 def go_live(run: Run, config: Config, bundle: Product, index: Product) -> None:
     """Deploy, unless the same bundle and index are running already, and ask the live endpoint real questions."""
     if run.dry:
+        run.build_on("deploy", bundle, index)
         run.stages.append({"name": "deploy", "state": "run", "why": "asked for", "product": ""})
         return
     from biomedclip_ray.serve.deploy import ask, deploy
@@ -134,9 +136,8 @@ def _run(config: Config, options: argparse.Namespace) -> int:
         from biomedclip_ray.report import write_report
 
         console.print(f"Report: {write_report(config.root)}", soft_wrap=True)
-        if options.hold and run.wants("deploy"):
-            console.print("The server stays up until Ctrl-C.")
-            _until_stopped()
+        if run.wants("deploy"):
+            _stay(options.hold)
     finally:
         ray.shutdown()
     return 0
@@ -177,6 +178,9 @@ def _connect() -> None:
         except ConnectionError as error:
             raise PreflightError(f"RAY_ADDRESS={address}: {error}".splitlines()[0]) from error
     else:
+        # only this process and its workers know the token: nothing is written to the home folder for it
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     # `ray job stop`, Kubernetes and init systems send TERM; Ray's own handler leaves without a word
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -187,7 +191,15 @@ def _refuse(problems: list[str]) -> None:
         raise PreflightError("\n".join(problems))
 
 
-def _until_stopped() -> None:
+def _stay(hold: bool) -> None:
+    """Keep a server of our own Ray up, or say how to; on a cluster it stays up by itself."""
+    if not hold:
+        if os.environ.get("RAY_ADDRESS", "local") == "local":
+            console.print(
+                "The server ends here. To keep it up: the same command with --only deploy --hold (make serve)"
+            )
+        return
+    console.print("The server stays up until Ctrl-C.")
     try:
         while True:
             time.sleep(3600)
