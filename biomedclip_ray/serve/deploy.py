@@ -151,13 +151,13 @@ def ask(url: str, index: Product) -> Iterator[str]:
         row = samples[0]
         picture = "data:image/jpeg;base64," + base64.b64encode(row["thumbnail"]).decode()
         yield from _shown(f"the picture of {row['pair_id']}", row, post("/v1/search", {"query": picture, "k": 3}))
-        kinds = sorted(client.get("/v1/models").raise_for_status().json()["data"][0]["index"]["kinds"])
-        if len(kinds) > 1:
-            (guess,) = post("/v1/classify", {"input": picture, "labels": [kind.replace("_", " ") for kind in kinds]})[
-                "data"
-            ]
-            share = guess["probabilities"][guess["label"]]
-            yield f"what is {row['pair_id']} (a {row['figure_kind']})? -> {guess['label']}, {share:.0%} of {len(kinds)} kinds"
+        captions = [_short(other["caption"]) for other in samples]
+        if len(set(captions)) == len(captions) > 1:
+            body = {"input": picture, "labels": captions, "templates": ["{}"]}
+            (guess,) = post("/v1/classify", body)["data"]
+            verdict = "right" if guess["label"] == captions[0] else f'wrong, it is "{captions[0]}"'
+            yield f"which of the {len(captions)} captions above belongs to that picture? ->"
+            yield f'    {guess["probabilities"][guess["label"]]:.3f} "{guess["label"]}" ({verdict})'
         answer = post("/v1/embeddings", {"input": row["caption"]})
         tokens, vector = answer["usage"]["prompt_tokens"], answer["data"][0]["embedding"]
         yield f"its caption embedded: {tokens} tokens -> {len(vector)} numbers, {vector[0]:.4f}, {vector[1]:.4f}, ..."
