@@ -28,11 +28,21 @@ class PreflightError(RuntimeError):
 
 def check_root(config: Config) -> None:
     """Raises ConfigError for a relative root inside a submitted job: it would lie in Ray's unpacked package and vanish."""
+    _check_lasting("root=", config.root)
+
+
+def check_out(out: str) -> None:
+    """As `check_root`, for the place that an export goes to; it must be writable too. Raises StorageError for that."""
+    _check_lasting("--out ", out)
+    check_writable(out)
+
+
+def _check_lasting(key: str, uri: str) -> None:
     unpacked = "runtime_resources/working_dir_files" in str(Path.cwd())
-    if "://" not in config.root and not Path(config.root).expanduser().is_absolute() and unpacked:
+    if "://" not in uri and not Path(uri).expanduser().is_absolute() and unpacked:
         raise ConfigError(
-            f"root={config.root} is relative, but this job runs in Ray's unpacked copy of the code, which is deleted "
-            "afterwards; give an absolute path on shared storage or a URI (root=/mnt/shared/run or root=s3://bucket/run)"
+            f"{key}{uri} is relative, but this job runs in Ray's unpacked copy of the code, which is deleted afterwards; "
+            f"give an absolute path on shared storage or a URI ({key}/mnt/shared/run or {key}s3://bucket/run)"
         )
 
 
@@ -48,7 +58,7 @@ def check_address(address: str) -> None:
         ) from error
 
 
-def check_places(config: Config, inventory: Inventory, stages: tuple[str, ...]) -> list[str]:
+def check_places(config: Config, inventory: Inventory | None, stages: tuple[str, ...]) -> list[str]:
     """What is wrong with source and root; needs no cluster."""
     problems = []
     try:
@@ -57,7 +67,7 @@ def check_places(config: Config, inventory: Inventory, stages: tuple[str, ...]) 
         problems.append(f"root: {error}; give a place that this user may write")
     else:
         problems += _space(config.root)
-    if any(stage in READS_SOURCE for stage in stages):
+    if inventory is not None and any(stage in READS_SOURCE for stage in stages):
         try:
             bucket = open_bucket(config.source.uri, config.source.resources)
             if "catalog" in stages:

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from biomedclip_ray.config import STAGES, Config, ConfigError
+from biomedclip_ray.corpus.own_files import OwnFiles
 from biomedclip_ray.pmc.bucket import open_bucket
 from biomedclip_ray.pmc.inventory import Inventory, find_inventory
 from biomedclip_ray.product import Product
@@ -57,9 +58,18 @@ class Run:
     With `dry` nothing is started: `stage` only says what would happen.
     """
 
-    def __init__(self, config: Config, inventory: Inventory | None, first: str, last: str, dry: bool = False) -> None:
+    def __init__(
+        self,
+        config: Config,
+        inventory: Inventory | None,
+        first: str,
+        last: str,
+        dry: bool = False,
+        own: OwnFiles | None = None,
+    ) -> None:
         self.config = config
-        self.inventory = inventory
+        self.inventory = inventory  # None where PubMed Central is not read
+        self.own = own  # None where there are no own pairs
         self.chosen = STAGES[STAGES.index(first) : STAGES.index(last) + 1]
         self.dry = dry
         self.record = load_run(config.root)

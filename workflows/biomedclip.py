@@ -25,39 +25,36 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rich.console import Console
 
 from biomedclip_ray.config import STAGES, Config, ConfigError, load
+from biomedclip_ray.corpus.own_files import find_files
 from biomedclip_ray.lease import HeldError
 from biomedclip_ray.pmc.bucket import SourceError
-from biomedclip_ray.preflight import PreflightError, check_address, check_cluster, check_places, check_root
+from biomedclip_ray.preflight import PreflightError, check_address, check_cluster, check_out, check_places, check_root
 from biomedclip_ray.product import Product, UnfinishedError
+from biomedclip_ray.prune import prune
 from biomedclip_ray.run import Run, list_products, resolve_inventory
 from biomedclip_ray.storage import StorageError
 
 log = logging.getLogger("biomedclip")
 
 
-def story(run: Run, config: Config) -> None:
-    """The stages in order; each reads products and leaves one."""
+def story(run: Run, config: Config) -> tuple[Product, Product]:
+    """The stages in order; each reads products and leaves one. Returns the pairs and the corpus, which others may want."""
     from biomedclip_ray.corpus.curate import curate
     from biomedclip_ray.corpus.curate import plan as plan_corpus
     from biomedclip_ray.evaluate.evaluate import evaluate
     from biomedclip_ray.evaluate.evaluate import plan as plan_evaluation
-    from biomedclip_ray.figures.preprocess import plan as plan_pairs
-    from biomedclip_ray.figures.preprocess import preprocess
-    from biomedclip_ray.pmc.catalog import catalog
-    from biomedclip_ray.pmc.catalog import plan as plan_catalog
-    from biomedclip_ray.pmc.ingest import ingest
-    from biomedclip_ray.pmc.ingest import plan as plan_articles
     from biomedclip_ray.search.embed import embed
     from biomedclip_ray.search.embed import plan as plan_index
     from biomedclip_ray.train.train import plan as plan_bundle
     from biomedclip_ray.train.train import train
 
-    # Which articles there are, and which of them may be used: the newest version of each, judged by its metadata.
-    versions = run.stage(plan_catalog, catalog, run.inventory)
-    # What their figures say: labels, captions, mentions. No picture yet.
-    articles = run.stage(plan_articles, ingest, versions)
-    # What they show: each picture fetched once, checked, resized, and put beside its text.
-    pairs = run.stage(plan_pairs, preprocess, articles)
+    # Pictures with their texts: out of articles, out of one's own files, or both side by side.
+    if run.own is None:
+        pairs = pairs_of_pmc(run)
+    elif config.own.alone:
+        pairs = own_pairs(run)
+    else:
+        pairs = side_by_side(run, pairs_of_pmc(run), own_pairs(run))
     # What is trained on: duplicates out, groups never on both sides of a split.
     corpus = run.stage(plan_corpus, curate, pairs)
     # Two towers that learn which picture belongs to which caption.
@@ -69,6 +66,47 @@ def story(run: Run, config: Config) -> None:
     # The encoder and the index behind HTTP.
     if run.wants("deploy"):
         go_live(run, config, bundle, index)
+    return pairs, corpus
+
+
+def pairs_of_pmc(run: Run) -> Product:
+    """PubMed Central's figures."""
+    from biomedclip_ray.figures.preprocess import plan as plan_pairs
+    from biomedclip_ray.figures.preprocess import preprocess
+    from biomedclip_ray.pmc.catalog import catalog
+    from biomedclip_ray.pmc.catalog import plan as plan_catalog
+    from biomedclip_ray.pmc.ingest import ingest
+    from biomedclip_ray.pmc.ingest import plan as plan_articles
+
+    # Which articles there are, and which of them may be used: the newest version of each, judged by its metadata.
+    versions = run.stage(plan_catalog, catalog, run.inventory)
+    # What their figures say: labels, captions, mentions. No picture yet.
+    articles = run.stage(plan_articles, ingest, versions)
+    # What they show: each picture fetched once, checked, resized, and put beside its text.
+    return run.stage(plan_pairs, preprocess, articles)
+
+
+def own_pairs(run: Run) -> Product:
+    """What own.uri holds, checked and shrunk like PMC's figures."""
+    from biomedclip_ray.corpus.own import plan, take_in
+
+    return run.stage(plan, take_in, run.own)
+
+
+def side_by_side(run: Run, pairs: Product, own: Product) -> Product:
+    """Both as one product; nothing is copied."""
+    from biomedclip_ray.corpus.own import plan_beside, put_beside
+
+    return run.stage(plan_beside, put_beside, pairs, own)
+
+
+def hand_over(config: Config, pairs: Product, corpus: Product, options: argparse.Namespace) -> None:
+    """The kept pairs as files for others."""
+    from biomedclip_ray.corpus.export import export
+
+    note = export(config, pairs, corpus, options.out, options.export)
+    counts = ", ".join(f"{split} {n:,}" for split, n in note["counts"]["split"].items())
+    console.print(f"Exported to {options.out}: {counts} pairs in {len(note['shards']):,} shards", soft_wrap=True)
 
 
 def go_live(run: Run, config: Config, bundle: Product, index: Product) -> None:
@@ -116,13 +154,22 @@ def _run(config: Config, options: argparse.Namespace) -> int:
     last = options.only or options.until or STAGES[-1]
     if STAGES.index(first) > STAGES.index(last):
         raise ConfigError(f"--from {first} comes after --until {last}")
-    inventory = resolve_inventory(config, options.sync)
-    run = Run(config, inventory, first, last, dry=options.dry_run)
+    if options.export:
+        last = "curate"
+    inventory = None if config.own.alone else resolve_inventory(config, options.sync)
+    own = find_files(config.own.uri, config.own.pairs_per_part) if config.own.uri else None
+    run = Run(config, inventory, first, last, options.dry_run or options.prune, own)
+    if options.prune:
+        story(run, config)
+        prune(config.root, [stage["product"] for stage in run.stages if stage["product"]], options.yes, console)
+        return 0
     if options.dry_run:
         story(run, config)
         run.show(console)
         run.check_range()
         return 0
+    if options.export:
+        check_out(options.out)
     waiting = unfinished_stages(config, run)
     _refuse(check_places(config, inventory, waiting))
     _connect()
@@ -131,8 +178,10 @@ def _run(config: Config, options: argparse.Namespace) -> int:
     try:
         _refuse(check_cluster(config, waiting))
         run.begin()
-        _tell(run, config)
+        pairs, corpus = _tell(run, config)
         run.show(console)
+        if options.export:
+            hand_over(config, pairs, corpus, options)
         from biomedclip_ray.report import write_report
 
         console.print(f"Report: {write_report(config.root)}", soft_wrap=True)
@@ -143,10 +192,10 @@ def _run(config: Config, options: argparse.Namespace) -> int:
     return 0
 
 
-def _tell(run: Run, config: Config) -> None:
+def _tell(run: Run, config: Config) -> tuple[Product, Product]:
     """The story, with the stage's name beside whatever stops it."""
     try:
-        story(run, config)
+        return story(run, config)
     except Exception as error:
         error.add_note(f"{run.working_on} failed; what it has done is kept, and the same command goes on from there.")
         raise
@@ -154,7 +203,7 @@ def _tell(run: Run, config: Config) -> None:
 
 def unfinished_stages(config: Config, run: Run) -> tuple[str, ...]:
     """The chosen stages that have work to do; preflight asks only for what they need."""
-    foresight = Run(config, run.inventory, run.chosen[0], run.chosen[-1], dry=True)
+    foresight = Run(config, run.inventory, run.chosen[0], run.chosen[-1], dry=True, own=run.own)
     story(foresight, config)
     foresight.check_range()
     return tuple(stage["name"] for stage in foresight.stages if stage["state"] in ("run", "resume"))
@@ -222,7 +271,21 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="list the products in the root, their size and their users")
     parser.add_argument("--sync", action="store_true", help="move on to the source's newest inventory")
     parser.add_argument("--hold", action="store_true", help="keep the server up after deploying, until Ctrl-C")
+    parser.add_argument(
+        "--export",
+        choices=("webdataset", "datasets"),
+        help="write the kept pairs to --out for others, and train nothing",
+    )
+    parser.add_argument("--out", metavar="URI", help="an empty folder, or the same export begun before")
+    parser.add_argument(
+        "--prune", action="store_true", help="show the products that nothing refers to, and remove them if told so"
+    )
+    parser.add_argument("--yes", action="store_true", help="with --prune: remove without asking")
     options = parser.parse_intermixed_args(arguments)
+    if bool(options.export) != bool(options.out):
+        parser.error("--export and --out go together")
+    if options.export and (options.only or options.until):
+        parser.error("--export ends after curate; it goes without --only and --until")
     if options.only and (options.start or options.until):
         parser.error("--only goes without --from and --until")
     return options

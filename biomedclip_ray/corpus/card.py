@@ -1,0 +1,194 @@
+"""What an export says about itself: README.md, the dataset card that Hugging Face shows, and croissant.json. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from biomedclip_ray.product import Product
+from biomedclip_ray.schema import PAIRS
+
+PMC = "PubMed Central (PMC Cloud Service, s3://pmc-oa-opendata)"
+_PMC_PAGE = "https://pmc.ncbi.nlm.nih.gov/tools/pmcaws/"
+_ACKNOWLEDGEMENT = (
+    "Articles and figures come from PubMed Central, courtesy of the U.S. National Library of Medicine (NLM). This is a copy made "
+    "on a certain day: it does not show the most current and accurate data available from NLM, and NLM has not endorsed it. Who "
+    "passes it on owes the same acknowledgement."
+)
+_TERMS = (
+    "Each picture and caption is under the licence of its article or figure, column `license`; `doi` names whom to credit. "
+    "`unknown` means that no licence could be read: ask the publisher. A no-derivatives licence (ND) forbids cropping and "
+    "other changes. What fits your use is for you to select."
+)
+_OWN_TERMS = (
+    "Pairs of own data (`journal` names the source) are under its owner's terms, which this card does not know."
+)
+_SIZES = (
+    (1_000, "n<1K"),
+    (10_000, "1K<n<10K"),
+    (100_000, "10K<n<100K"),
+    (1_000_000, "100K<n<1M"),
+    (10_000_000, "1M<n<10M"),
+)
+
+_COLUMNS = {
+    "image": "JPEG, upright, short side at most preprocess.short_side pixels",
+    "text": "what trains: the caption, cleaned",
+    "caption": "the caption as published, lossless",
+    "mentions": "sentences of the article that cite the figure",
+    "pair_id": "article/figure#panel, unique",
+    "article_id": "article and version; pmcid without the version",
+    "panel": "0: the whole figure; 1..: a panel of it, cut at box",
+    "sha256": "of the original file; phash: 64-bit perceptual hash of the picture",
+    "group": "the same number: the same picture or figure, never in two splits",
+    "figure_kind": "guessed from pixels and words, with a score",
+    "license": "licence code",
+}
+
+
+def sources(pairs: Product) -> list[dict[str, str]]:
+    """Where pairs come from, by the chain of manifests: {name, date}; the date is that of PMC's inventory."""
+    if "own" in pairs.manifest["config"]:
+        return [{"name": f"own data ({pairs.manifest['config']['own']['name']})", "date": pairs.manifest["created"]}]
+    if pairs.stage == "catalog":
+        return [{"name": PMC, "date": pairs.manifest["config"]["date"]}]
+    found: list[dict[str, str]] = []
+    for item in pairs.manifest["inputs"]:
+        try:
+            found += sources(Product.load(pairs.root, item["stage"], item["fingerprint"]))
+        except FileNotFoundError:
+            found.append({"name": f"{item['stage']}/{item['fingerprint']}, which was removed", "date": "unknown"})
+    return found
+
+
+def readme(note: dict[str, Any]) -> str:
+    """The dataset card, Markdown with the front matter that `datasets` and the hub read."""
+    counts, splits = note["counts"], _splits(note)
+    total = sum(counts["split"].values())
+    paths = {split: f"data/{split}-*.parquet" if _is_parquet(note) else f"{split}-*.tar" for split in splits}
+    head = ["---", "pretty_name: Biomedical figures and captions", "license: other", "license_name: of-each-pair"]
+    head += ["license_link: README.md", "task_categories:", "- zero-shot-image-classification", "- image-to-text"]
+    head += ["tags:", "- biology", "- medical", "size_categories:"]
+    head += [f"- {next((name for limit, name in _SIZES if total < limit), 'n>10M')}", "configs:"]
+    head += ["- config_name: default", "  data_files:"]
+    head += [line for split in splits for line in (f"  - split: {split}", f"    path: {paths[split]}")]
+    names = " and ".join(source["name"] for source in note["sources"])
+    lines = [*head, "---", "", "# Biomedical figures and captions", ""]
+    lines += [f"{total:,} pairs of a picture and its text from {names}, made with biomedclip_ray.", ""]
+    lines += ["## Sources", "", "| source | as of |", "|---|---|"]
+    lines += [f"| {source['name']} | {source['date']} |" for source in note["sources"]]
+    lines += ["", "## Counts", ""]
+    for by, title in (
+        ("split", "split"),
+        ("license", "licence"),
+        ("figure_kind", "kind of figure"),
+        ("language", "language"),
+    ):
+        lines += [f"| {title} | pairs |", "|---|---|", *(f"| {name} | {n:,} |" for name, n in counts[by].items()), ""]
+    lines += ["An article, and a group of equal pictures, is in one split only.", "", "## Reading it", "", "```python"]
+    lines += [*_example(note, splits[0]), "```", "", "## Columns", ""]
+    lines += [f"- `{name}`: {text}" for name, text in _COLUMNS.items()]
+    lines += ["", "## Terms", "", *_terms(note), ""]
+    return "\n".join(lines)
+
+
+def croissant(note: dict[str, Any], uri: str) -> dict[str, Any]:
+    """Croissant 1.0 metadata (mlcommons.org/croissant/1.0); fields are described where the form is Parquet."""
+    parquet = _is_parquet(note)
+    total = sum(note["counts"]["split"].values())
+    files = {
+        "@type": "cr:FileSet",
+        "@id": "shards",
+        "name": "shards",
+        "description": "One file holds pairs of one split, which its name begins with.",
+        "encodingFormat": "application/x-parquet" if parquet else "application/x-tar",
+        "includes": "data/*.parquet" if parquet else "*.tar",
+    }
+    records = {
+        "@type": "cr:RecordSet",
+        "@id": "pairs",
+        "name": "pairs",
+        "description": "A picture and its text.",
+        "field": [
+            _field(name) for name in ("image", "pair_id", "split", "text", "caption", "license", "figure_kind", "doi")
+        ],
+    }
+    return {
+        "@context": _CONTEXT,
+        "@type": "sc:Dataset",
+        "name": "biomedical-figures-and-captions",
+        "description": f"{total:,} pairs of a biomedical picture and its text. " + " ".join(_terms(note)),
+        "conformsTo": "http://mlcommons.org/croissant/1.0",
+        "url": _PMC_PAGE if any(source["name"] == PMC for source in note["sources"]) else uri,
+        "license": sorted(note["counts"]["license"]),
+        "citeAs": "The articles that the column doi names; " + "; ".join(s["name"] for s in note["sources"]),
+        "datePublished": note["created"][:10],
+        "version": "1.0.0",
+        "distribution": [files],
+        "recordSet": [records] if parquet else [],
+    }
+
+
+def _terms(note: dict[str, Any]) -> list[str]:
+    pmc = [_ACKNOWLEDGEMENT, _TERMS] if any(source["name"] == PMC for source in note["sources"]) else []
+    own = [_OWN_TERMS] if any(source["name"].startswith("own data") for source in note["sources"]) else []
+    return [*pmc, *own]
+
+
+def _is_parquet(note: dict[str, Any]) -> bool:
+    return bool(note["form"] == "datasets")
+
+
+def _splits(note: dict[str, Any]) -> list[str]:
+    return [split for split in note["splits"] if split in note["counts"]["split"]]
+
+
+def _example(note: dict[str, Any], split: str) -> list[str]:
+    if _is_parquet(note):
+        return [
+            "from datasets import load_dataset",
+            "",
+            f'pairs = load_dataset("FOLDER", split="{split}")',
+            'print(pairs[0]["image"], pairs[0]["text"])  # a picture and its caption',
+        ]
+    last = sum(shard["split"] == split for shard in note["shards"]) - 1
+    return [
+        "import webdataset",
+        "",
+        f'shards = "FOLDER/{split}-{{000000..{last:06d}}}.tar"',
+        'for picture, text, facts in webdataset.WebDataset(shards).decode("pil").to_tuple("jpg", "txt", "json"):',
+        '    print(picture.size, text, facts["pair_id"])',
+    ]
+
+
+def _field(name: str) -> dict[str, Any]:
+    source: dict[str, Any] = {"fileSet": {"@id": "shards"}, "extract": {"column": name}}
+    if name == "image":
+        source["transform"] = {"jsonPath": "bytes"}
+    described = {"description": _COLUMNS[name]} if name in _COLUMNS else {}
+    kind = "sc:ImageObject" if name == "image" else "sc:Text"
+    return {"@type": "cr:Field", "@id": f"pairs/{name}", "name": name, "dataType": kind, "source": source, **described}
+
+
+def _terms_of_croissant() -> dict[str, Any]:
+    plain = (
+        "citeAs column extract field fileProperty fileObject fileSet format includes isLiveDataset jsonPath key md5 parentField path "
+        "recordSet references regex repeated replace samplingRate separator source subField transform equivalentProperty"
+    )
+    return {name: f"cr:{name}" for name in plain.split()}
+
+
+# The JSON-LD context that Croissant 1.0 prescribes.
+_CONTEXT = {
+    "@language": "en",
+    "@vocab": "https://schema.org/",
+    "sc": "https://schema.org/",
+    "cr": "http://mlcommons.org/croissant/",
+    "rai": "http://mlcommons.org/croissant/RAI/",
+    "dct": "http://purl.org/dc/terms/",
+    "conformsTo": "dct:conformsTo",
+    "data": {"@id": "cr:data", "@type": "@json"},
+    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
+    "examples": {"@id": "cr:examples", "@type": "@json"},
+    **_terms_of_croissant(),
+}
+assert set(_COLUMNS) <= {*PAIRS.names, "group"}

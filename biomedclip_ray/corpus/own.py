@@ -1,0 +1,176 @@
+"""One's own image-caption pairs, taken in as PubMed Central's are: the same checks, the same columns, the same ledger.
+
+Their product is of the shape, and lies beside those, of stage preprocess, so that everything behind it takes either. Beside
+PMC's pairs nothing is copied: a product whose manifest refers to the files of both costs one small file, not 1.5 TB.
+
+`article_id` and `pmcid` hold a hash of the group (patient) if it is given, else of the record's id, else of the picture: what
+splits by article splits by patient. A hash keeps plain patient numbers out of products; it does not make data anonymous.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+
+from biomedclip_ray.config import LICENSES, Config, Own, Preprocess
+from biomedclip_ray.corpus.own_files import OwnFiles, Record, records
+from biomedclip_ray.figures.captions import language, training_text
+from biomedclip_ray.figures.image import ImageError, Picture, decode, prepare
+from biomedclip_ray.figures.kinds import figure_kind
+from biomedclip_ray.pipeline import run_parts
+from biomedclip_ray.pmc.ingest import fetch_ahead
+from biomedclip_ray.product import Count, Ledger, PartResult, Product, data_name, ledger_name
+from biomedclip_ray.schema import PAIRS, Reason, hash64, pair_id
+from biomedclip_ray.storage import Place
+
+VERSION = 1
+UNIT = "picture"
+_SPLITS = {"train": "train", "training": "train", "test": "test"}
+_SPLITS |= dict.fromkeys(("validation", "val", "valid", "dev"), "validation")
+_PLAIN_ID = re.compile(r"[A-Za-z0-9._-]{1,80}")
+_AHEAD = 32  # pictures in memory at once
+
+
+def plan(config: Config, files: OwnFiles) -> Product:
+    """The pairs that one's own files lead to."""
+    content = config.own.model_dump(mode="json", include={"name", "license", "pairs_per_part"})
+    content |= {"files": files.checksum, "pictures": _checks(config.preprocess)}
+    return Product.plan(config.root, "preprocess", VERSION, {"own": content}, [])
+
+
+def take_in(config: Config, files: OwnFiles) -> Product:
+    """Make the pairs of one's own files, or find that done.
+
+    Raises:
+        UnfinishedError: too many pictures were lost to the network.
+    """
+    product = plan(config, files)
+    if product.finished:
+        product.state = "skipped"
+        return product
+    with product.running(parts=len(files.pieces)):
+        args = (files, config.own, config.preprocess, config.source.resources.threads)
+        run_parts(product, _part, config.own.resources, args)
+        product.finish_parts(config.own.transient_limit)
+    return product
+
+
+def plan_beside(config: Config, pairs: Product, own: Product) -> Product:
+    """PMC's pairs and one's own as one product."""
+    return Product.plan(config.root, "preprocess", VERSION, {"beside": config.own.name}, [pairs, own])
+
+
+def put_beside(config: Config, pairs: Product, own: Product) -> Product:
+    """Refer to the files of both, PMC's parts first, or find that done."""
+    product = plan_beside(config, pairs, own)
+    if product.finished:
+        product.state = "skipped"
+        return product
+    with product.running():
+        files: list[dict[str, Any]] = []
+        for source in (pairs, own):
+            first = len(files) // 2
+            there = {file["name"]: file for file in source.manifest["files"]}
+            for part in range(source.parts):
+                for named in (data_name, ledger_name):
+                    at = f"{source.stage}/{source.fingerprint}/{named(part)}"
+                    files.append(there[named(part)] | {"name": named(first + part), "at": at})
+        rows = sum(file["rows"] for file in files if file["name"].startswith("data/"))
+        product.finish([Count("pair", rows, rows)], {"parts": len(files) // 2, "files": files})
+    return product
+
+
+def _checks(config: Preprocess) -> dict[str, Any]:
+    """What is asked of every picture, wherever it is from."""
+    return config.model_dump(include={"short_side", "quality", "min_side", "max_pixels", "max_aspect"})
+
+
+def _part(part: int, files: OwnFiles, own: Own, config: Preprocess, threads: int) -> PartResult:
+    ledger = Ledger("preprocess")
+    rows: dict[str, dict[str, Any]] = {}
+    came_in = 0
+    with ThreadPoolExecutor(threads) as pool:
+        found = records(files, files.pieces[part])
+        for record, image in fetch_ahead(pool, lambda r: _picture(files.place, r), found, ahead=_AHEAD):
+            came_in += 1
+            try:
+                row = _pair(record, image, part, own, config)
+            except ImageError as error:
+                ledger.drop(UNIT, record.where, error.reason, error.detail)
+                continue
+            if row["pair_id"] in rows:
+                ledger.drop(UNIT, record.where, Reason.DUPLICATE, row["pair_id"])
+            rows.setdefault(row["pair_id"], row)
+    ledger.count(UNIT, came_in, len(rows))
+    return PartResult(pa.Table.from_pylist([rows[name] for name in sorted(rows)], schema=PAIRS), ledger)
+
+
+def _picture(place: Place, record: Record) -> bytes | ImageError:
+    """The picture's bytes, or why there are none."""
+    if record.broken is not None:
+        return ImageError(*record.broken)
+    if isinstance(record.image, bytes):
+        return record.image
+    if record.image is None:
+        return ImageError(Reason.MISSING_OBJECT, "the record has no picture, or names one outside own.uri")
+    try:
+        return place.read(record.image)
+    except (FileNotFoundError, IsADirectoryError):
+        return ImageError(Reason.MISSING_OBJECT, record.image)
+    except OSError as error:
+        return ImageError(Reason.FETCH_FAILED, f"{record.image}: {error}")
+
+
+def _pair(record: Record, image: bytes | ImageError, part: int, own: Own, config: Preprocess) -> dict[str, Any]:
+    """A row of PAIRS. Raises ImageError with the reason where there is none."""
+    if isinstance(image, ImageError):
+        raise image
+    split = _SPLITS.get((record.split or "").lower())
+    if record.split is not None and split is None:
+        raise ImageError(Reason.BAD_SPLIT, record.split)
+    text = training_text(record.text)
+    if not text:
+        raise ImageError(Reason.NO_CAPTION)
+    picture = prepare(image, **_checks(config))
+    kind, score = figure_kind(decode(picture.jpeg), text)
+    text_sha256 = hashlib.sha256(" ".join(text.lower().split()).encode()).hexdigest()
+    ids = _ids(record, picture, text_sha256, own.name)
+    return dict.fromkeys(PAIRS.names) | {
+        **ids,
+        "part": part,
+        "panel": 0,
+        "caption": record.text,
+        "text": text,
+        "mentions": [],
+        "language": language(text),
+        "adapted": False,
+        "image": picture.jpeg,
+        "width": picture.width,
+        "height": picture.height,
+        "original_width": picture.original_width,
+        "original_height": picture.original_height,
+        "original_format": picture.original_format,
+        "media_name": record.image if isinstance(record.image, str) else record.where,
+        "sha256": picture.sha256,
+        "text_sha256": text_sha256,
+        "phash": picture.phash,
+        "figure_kind": kind,
+        "figure_kind_score": score,
+        "license": record.license if record.license in LICENSES else own.license,
+        "journal": own.name,
+        "keywords": [],
+        "source_split": split,
+    }
+
+
+def _ids(record: Record, picture: Picture, text_sha256: str, name: str) -> dict[str, str]:
+    """`own-<hash of the group>/<id>/<hash of the content>#0`: one id with several pictures or texts is one figure."""
+    figure = record.id or picture.sha256[:16]
+    article = f"{name}-{hash64(f'group {record.group}' if record.group else figure):016x}"
+    figure_id = f"{article}/{figure if _PLAIN_ID.fullmatch(figure) else f'{hash64(figure):016x}'}"
+    content = hashlib.sha256(f"{picture.sha256} {text_sha256}".encode()).hexdigest()[:12]
+    return {"pair_id": pair_id(figure_id, content, 0), "article_id": article, "pmcid": article, "figure_id": figure_id}
