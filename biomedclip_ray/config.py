@@ -197,6 +197,11 @@ class Curate(Section):
     splits: Splits = Splits()
     max_group: Positive = 1000
     """Pairs; a larger component of equal pictures is blank plots chained, and is dropped."""
+    near_bits: Annotated[int, Field(ge=0, le=8)] | None = 4
+    """Bits of 64 in which the perceptual hashes of two copies of a picture may differ (recompressed or shrunk to a third: 97% of
+    figures at 4); such pairs are then compared pixel by pixel. null: equal bytes only."""
+    balance: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """Figure kind -> share (up to 1) or number (above 1) of its pairs that is kept, drawn by hash; other kinds stay whole."""
 
 
 class Model(Section):

@@ -206,6 +206,7 @@ class Reason(StrEnum):
     CURATE_LICENSE = "curate_license"
     CURATE_KIND = "curate_kind"
     CURATE_PANEL = "curate_panel"
+    BALANCE = "balance"
     # evaluate: held-out pair
     NOT_WHOLE_FIGURE = "not_whole_figure"
     SECOND_PICTURE = "second_picture"
@@ -258,6 +259,7 @@ _SENTENCES = {
     Reason.CURATE_LICENSE: "curate.select.licenses does not allow the pair's licence",
     Reason.CURATE_KIND: "curate.select.kinds does not name the figure's kind",
     Reason.CURATE_PANEL: "curate.select.panels is off",
+    Reason.BALANCE: "curate.balance keeps a part of this figure kind only",
     Reason.NOT_WHOLE_FIGURE: "a panel: the retrieval pool holds whole figures",
     Reason.SECOND_PICTURE: "the retrieval pool holds one picture of each figure",
     Reason.NOT_IN_CORPUS: "curate did not keep the pair",

@@ -1,47 +1,71 @@
 """Stage curate: pairs without their images -> which of them are trained on, in which split and group.
 
-Runs over the whole corpus at once, because a duplicate can lie anywhere; it reads ids and hashes, never pictures. Each
-pair costs 50 bytes here and a node in one sparse graph: 25 million pairs fit into the memory of one machine.
+Runs over the whole corpus at once, because a duplicate can lie anywhere. It reads ids and hashes; pictures are read only where
+the hashes of two are near, in which case their pixels decide.
 """
 
 from __future__ import annotations
 
+import logging
 import resource
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from biomedclip_ray.config import Config, Curate, SourceSelect, Splits
+from biomedclip_ray.config import Config, ConfigError, Curate, SourceSelect
+from biomedclip_ray.corpus.groups import NO_EDGES, REASONS, SPLITS, Edges, Facts, Verdict, decide, leaks, split_of
+from biomedclip_ray.corpus.near import SIGNATURE_SIDE, look_alike, near_pairs, signature
+from biomedclip_ray.figures.image import decode
+from biomedclip_ray.figures.kinds import KINDS
 from biomedclip_ray.product import Ledger, Product
 from biomedclip_ray.schema import CORPUS, Reason, hash64
 
-VERSION = 1
+log = logging.getLogger(__name__)
+
+VERSION = 2
 UNIT = "pair"
-SPLITS = ("train", "validation", "test")  # a higher index wins where a group spans splits
-_COLUMNS = "pair_id pmcid source_split figure_id panel text sha256 text_sha256 license figure_kind".split()
+_COLUMNS = "pair_id pmcid source_split figure_id panel text sha256 text_sha256 phash license figure_kind".split()
+_THREADS = 8  # reading; decoding leaves the interpreter's lock alone too
+_PAIRS_AT_ONCE = 1 << 16  # in the second look: 64 MB of signatures a side
 
 
 def plan(config: Config, pairs: Product) -> Product:
-    """The corpus that a set of pairs leads to."""
+    """The corpus that a set of pairs leads to. Raises ConfigError for a figure kind that nothing is of."""
+    for key, named in (("select.kinds", config.curate.select.kinds or ()), ("balance", config.curate.balance)):
+        for kind in named:
+            if kind not in KINDS:
+                raise ConfigError(f"curate.{key}: {kind!r} is no figure kind; known: {', '.join(KINDS)}")
     return Product.plan(config.root, "curate", VERSION, config.curate.model_dump(mode="json"), [pairs])
 
 
 def curate(config: Config, pairs: Product) -> Product:
-    """Decide on every pair, or find that done. Each corpus file has the rows of the pairs file of the same name."""
+    """Decide on every pair, or find that done. Each corpus file has the rows of the pairs file of the same name.
+
+    The manifest's `near` says how many near pairs were looked at and confirmed, `leakage` what spans splits among the kept.
+
+    Raises:
+        RuntimeError: something spans splits, which no data can bring about.
+    """
     product = plan(config, pairs)
     if product.finished:
         product.state = "skipped"
         return product
     with product.running(parts=pairs.parts):
-        with ThreadPoolExecutor(8) as threads:
-            facts = list(
+        with ThreadPoolExecutor(_THREADS) as threads:
+            parts = list(
                 threads.map(lambda part: _facts(pairs.read(part, _COLUMNS), config.curate), range(pairs.parts))
             )
-        verdict = decide(Facts.join(facts), config.curate)
+        facts = Facts.join(parts)
+        near, search = _near(pairs, facts, [len(part.pair) for part in parts], config.curate.near_bits)
+        verdict = decide(facts, config.curate, near)
+        leakage = leaks(facts, verdict, near)
+        if any(leakage.values()):
+            raise RuntimeError(f"curate: kept in more than one split: {leakage}")
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         first = 0
         for part in range(pairs.parts):
@@ -49,90 +73,51 @@ def curate(config: Config, pairs: Product) -> Product:
             rows, ledger = _corpus_rows(ids, verdict.slice(first, first + len(ids)))
             product.write_part(part, rows, ledger.table(), ledger.counts, peak)
             first += len(ids)
-        product.finish_parts(transient_limit=0.0)
+        product.finish_parts(transient_limit=0.0, extra={"near": search, "leakage": leakage})
     return product
 
 
-def split_of(pmcid: str, splits: Splits) -> int:
-    """The split of an article as an index of SPLITS; all its figures and versions share it, and it never changes."""
-    place = hash64(f"split {pmcid}") / 2**64
-    if place < splits.test:
-        return 2
-    return 1 if place < splits.test + splits.validation else 0
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What is decided on, one entry a pair: 64-bit hashes of ids and contents, split, and why it is not selected."""
-
-    pair: np.ndarray  # uint64
-    article: np.ndarray  # uint64
-    figure: np.ndarray  # uint64
-    picture: np.ndarray  # uint64
-    text: np.ndarray  # uint64
-    split: np.ndarray  # int8, index of SPLITS
-    reason: np.ndarray  # int8, index of _REASONS, or -1
-
-    @staticmethod
-    def join(parts: list[Facts]) -> Facts:
-        names = ("pair", "article", "figure", "picture", "text", "split", "reason")
-        return Facts(*(np.concatenate([part.__dict__[name] for part in parts]) for name in names))
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The decision on each pair."""
-
-    split: np.ndarray  # int8, index of SPLITS
-    group: np.ndarray  # int64
-    reason: np.ndarray  # int8, index of _REASONS, or -1 where the pair is kept
-
-    def slice(self, first: int, last: int) -> Verdict:
-        return Verdict(self.split[first:last], self.group[first:last], self.reason[first:last])
-
-
-_REASONS = (
-    Reason.CURATE_PANEL,
-    Reason.SHORT_TEXT,
-    Reason.CURATE_LICENSE,
-    Reason.CURATE_KIND,
-    Reason.GROUP_TOO_LARGE,
-    Reason.SPLIT_CONFLICT,
-    Reason.DUPLICATE,
-)
-
-
 def _facts(table: pa.Table, config: Curate) -> Facts:
-    def hashes(name: str) -> np.ndarray:
+    def hashes(name: str) -> NDArray[np.uint64]:
         return np.fromiter((hash64(value) for value in table[name].to_pylist()), np.uint64, table.num_rows)
 
     allowed = SourceSelect(licenses=config.select.licenses).allowed()
+    places = {kind: number for number, kind in enumerate(config.balance)}
+    kinds = table["figure_kind"].to_pylist()
     split = [
         split_of(pmcid, config.splits) if said is None else SPLITS.index(said)
         for pmcid, said in zip(table["pmcid"].to_pylist(), table["source_split"].to_pylist(), strict=True)
     ]
     reason = [
-        -1 if found is None else _REASONS.index(found)
+        -1 if found is None else REASONS.index(found)
         for found in (
             _unwanted(panel, text, license_code, kind, config, allowed)
             for panel, text, license_code, kind in zip(
                 table["panel"].to_pylist(),
                 table["text"].to_pylist(),
                 table["license"].to_pylist(),
-                table["figure_kind"].to_pylist(),
+                kinds,
                 strict=True,
             )
         )
     ]
     return Facts(
-        hashes("pair_id"),
-        hashes("pmcid"),
-        hashes("figure_id"),
-        hashes("sha256"),
-        hashes("text_sha256"),
-        np.array(split, np.int8),
-        np.array(reason, np.int8),
+        pair=hashes("pair_id"),
+        article=hashes("pmcid"),
+        figure=hashes("figure_id"),
+        picture=_picture(table),
+        text=hashes("text_sha256"),
+        phash=table["phash"].to_numpy(),
+        kind=np.array([places.get(kind, -1) for kind in kinds], np.int8),
+        split=np.array(split, np.int8),
+        reason=np.array(reason, np.int8),
     )
+
+
+def _picture(table: pa.Table) -> NDArray[np.uint64]:
+    """Hashes of the pictures; panels of one file are different pictures."""
+    keys = zip(table["sha256"].to_pylist(), table["panel"].to_pylist(), strict=True)
+    return np.fromiter((hash64(f"{sha} {panel}") for sha, panel in keys), np.uint64, table.num_rows)
 
 
 def _unwanted(
@@ -149,62 +134,63 @@ def _unwanted(
     return None
 
 
-def decide(facts: Facts, config: Curate) -> Verdict:
-    """Groups, splits and what is kept, for the whole corpus.
-
-    An article has one split: where own data say several of a patient, only the highest is kept. A group is a connected
-    component of pairs that share a picture or a figure. Inside it only the highest split that holds a selected pair is kept
-    (test > validation > train), and of the same picture with the same text only one.
-    """
-    n = len(facts.pair)
-    reason = facts.reason.copy()
-    if n == 0:
-        return Verdict(facts.split, np.zeros(0, np.int64), reason)
-    articles, article = np.unique(facts.article, return_inverse=True)
-    _drop_lower_splits(reason, facts.split, article, len(articles))
-    component = _components(facts)
-    # named by its smallest hash, so that a group keeps its name when the corpus grows
-    smallest = np.full(component.max() + 1, np.iinfo(np.uint64).max, np.uint64)
-    np.minimum.at(smallest, component, facts.pair)
-    group = (smallest >> np.uint64(1)).astype(np.int64)[component]
-    _drop(reason, np.bincount(component)[component] > config.max_group, Reason.GROUP_TOO_LARGE)
-    _drop_lower_splits(reason, facts.split, component, len(smallest))
-    left = np.flatnonzero(reason < 0)
-    order = left[np.lexsort((facts.pair[left], facts.text[left], facts.picture[left]))]
-    same = (facts.picture[order][1:] == facts.picture[order][:-1]) & (facts.text[order][1:] == facts.text[order][:-1])
-    duplicate = np.zeros(n, bool)
-    duplicate[order[1:][same]] = True
-    _drop(reason, duplicate, Reason.DUPLICATE)
-    return Verdict(facts.split, group, reason)
+def _near(pairs: Product, facts: Facts, sizes: list[int], bits: int | None) -> tuple[Edges, dict[str, Any]]:
+    """Rows that show the same picture in other bytes, by hash and then by pixels; and what the search did."""
+    if bits is None:
+        return NO_EDGES, {"bits": None}
+    _, row = np.unique(facts.picture, return_index=True)  # one row for each picture
+    found = near_pairs(facts.phash[row], bits)
+    left, right = row[found.left], row[found.right]
+    candidates = np.unique(np.concatenate([left, right]))
+    signatures = _signatures(pairs, sizes, candidates)
+    first, second = np.searchsorted(candidates, left), np.searchsorted(candidates, right)
+    same = np.zeros(len(left), bool)
+    for at in range(0, len(left), _PAIRS_AT_ONCE):
+        here = slice(at, at + _PAIRS_AT_ONCE)
+        same[here] = look_alike(signatures[first[here]], signatures[second[here]])
+    search = {
+        "bits": bits,
+        "pictures": len(row),
+        "near_hashes": len(left),
+        "pictures_read": len(candidates),
+        "confirmed": int(same.sum()),
+        "crowded": found.crowded,
+    }
+    log.info("near duplicates: %s", search)
+    return (left[same], right[same]), search
 
 
-def _components(facts: Facts) -> np.ndarray:
-    """The connected component of each pair; pictures and figures are the other nodes of the graph."""
-    n = len(facts.pair)
-    pictures, picture = np.unique(facts.picture, return_inverse=True)
-    figures, figure = np.unique(facts.figure, return_inverse=True)
-    rows = np.concatenate([np.arange(n), np.arange(n)])
-    columns = np.concatenate([n + picture, n + len(pictures) + figure])
-    size = n + len(pictures) + len(figures)
-    graph = coo_array((np.ones(2 * n, np.int8), (rows, columns)), shape=(size, size))
-    labels: np.ndarray = connected_components(graph, directed=False)[1][:n]
-    return np.unique(labels, return_inverse=True)[1]
+def _signatures(pairs: Product, sizes: list[int], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """The (len(rows), 1024) uint8 signatures of some rows' pictures; reads the row groups that hold them and no others."""
+    result = np.zeros((len(rows), SIGNATURE_SIDE**2), np.uint8)
+    bounds = np.cumsum([0, *sizes])
 
+    def read(part: int) -> None:
+        first, last = np.searchsorted(rows, bounds[part : part + 2])
+        if first == last:
+            return
+        wanted = rows[first:last] - bounds[part]
+        with pairs.open_data(part) as source:
+            file = pq.ParquetFile(source)
+            start = 0
+            for group in range(file.num_row_groups):
+                stop = start + file.metadata.row_group(group).num_rows
+                low, high = np.searchsorted(wanted, [start, stop])
+                if low < high:
+                    images = file.read_row_group(group, columns=["image"])["image"].take(
+                        pa.array(wanted[low:high] - start)
+                    )
+                    for number, image in enumerate(images, start=first + low):
+                        result[number] = signature(cv2.cvtColor(decode(image.as_py()), cv2.COLOR_RGB2GRAY))
+                start = stop
 
-def _drop_lower_splits(reason: np.ndarray, split: np.ndarray, member_of: np.ndarray, n: int) -> None:
-    """Keep each set of pairs (numbered 0..n-1) only in the highest split that holds a selected one."""
-    highest = np.full(n, -1, np.int8)
-    selected = reason < 0
-    np.maximum.at(highest, member_of[selected], split[selected])
-    _drop(reason, split < highest[member_of], Reason.SPLIT_CONFLICT)
-
-
-def _drop(reason: np.ndarray, where: np.ndarray, why: Reason) -> None:
-    reason[where & (reason < 0)] = _REASONS.index(why)
+    with ThreadPoolExecutor(_THREADS) as threads:
+        list(threads.map(read, range(pairs.parts)))
+    return result
 
 
 def _corpus_rows(ids: pa.ChunkedArray, verdict: Verdict) -> tuple[pa.Table, Ledger]:
-    reasons = [None if r < 0 else _REASONS[r] for r in verdict.reason]
+    reasons = [None if r < 0 else REASONS[r] for r in verdict.reason]
     ledger = Ledger("curate")
     for pair, reason in zip(ids.to_pylist(), reasons, strict=True):
         if reason is not None:

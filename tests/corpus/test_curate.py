@@ -3,33 +3,51 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from biomedclip_ray.config import Curate, Splits
-from biomedclip_ray.corpus.curate import _REASONS, Facts, Verdict, decide, split_of
+from biomedclip_ray.config import ConfigError, Curate, Splits, parse
+from biomedclip_ray.corpus.curate import plan
+from biomedclip_ray.corpus.groups import NO_EDGES, REASONS, Edges, Facts, Verdict, decide, leaks, split_of
+from biomedclip_ray.product import Product
 from biomedclip_ray.schema import Reason
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
 
 
-def _decide(
-    rows: list[tuple[int, int, int, int]], articles: list[int] | None = None, **config: int
-) -> tuple[Verdict, list[str]]:
+def _facts(
+    rows: list[tuple[int, int, int, int]], articles: list[int] | None = None, kinds: list[int] | None = None
+) -> Facts:
     """Rows of (figure, picture, text, split); pair n has hash 2n. Each figure is an article, unless `articles` says else."""
-    figure, picture, text, split = (np.array(column) for column in zip(*rows, strict=True))
+    figure, picture, text, split = (np.array(column, np.uint64) for column in zip(*rows, strict=True))
     n = len(rows)
-    facts = Facts(
-        np.arange(n, dtype=np.uint64) * 2,
-        figure.astype(np.uint64) if articles is None else np.array(articles, np.uint64),
-        figure.astype(np.uint64),
-        picture.astype(np.uint64),
-        text.astype(np.uint64),
-        split.astype(np.int8),
-        np.full(n, -1, np.int8),
+    return Facts(
+        pair=np.arange(n, dtype=np.uint64) * np.uint64(2),
+        article=figure if articles is None else np.array(articles, np.uint64),
+        figure=figure,
+        picture=picture,
+        text=text,
+        phash=picture,
+        kind=np.full(n, -1, np.int8) if kinds is None else np.array(kinds, np.int8),
+        split=split.astype(np.int8),
+        reason=np.full(n, -1, np.int8),
     )
-    verdict = decide(facts, Curate(**config))
-    return verdict, ["kept" if r < 0 else _REASONS[r].value for r in verdict.reason]
+
+
+def _fates(verdict: Verdict) -> list[str]:
+    return ["kept" if r < 0 else REASONS[r].value for r in verdict.reason]
+
+
+def _near(*pairs: tuple[int, int]) -> Edges:
+    return np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs])
+
+
+def _decide(
+    rows: list[tuple[int, int, int, int]], articles: list[int] | None = None, max_group: int = 1000
+) -> tuple[Verdict, list[str]]:
+    verdict = decide(_facts(rows, articles), Curate(max_group=max_group))
+    return verdict, _fates(verdict)
 
 
 def test_the_same_picture_with_the_same_text_is_kept_once() -> None:
@@ -66,12 +84,9 @@ def test_a_component_that_is_too_large_is_dropped_whole() -> None:
 
 
 def test_a_pair_that_is_not_selected_does_not_take_the_split_from_others() -> None:
-    facts = Facts(
-        *(np.array(column, np.uint64) for column in ([0, 2], [1, 2], [1, 2], [7, 7], [5, 6])),
-        split=np.array([TRAIN, TEST], np.int8),
-        reason=np.array([-1, _REASONS.index(Reason.CURATE_LICENSE)], np.int8),
-    )
-    assert decide(facts, Curate()).reason.tolist() == [-1, _REASONS.index(Reason.CURATE_LICENSE)]
+    facts = _facts([(1, 7, 5, TRAIN), (2, 7, 6, TEST)])
+    facts.reason[1] = REASONS.index(Reason.CURATE_LICENSE)
+    assert decide(facts, Curate()).reason.tolist() == [-1, REASONS.index(Reason.CURATE_LICENSE)]
 
 
 @settings(deadline=None, max_examples=150)
@@ -107,7 +122,67 @@ def test_splits_have_their_shares_and_never_move() -> None:
     assert all(split_of(f"PMC{n}", larger) == TEST for n in range(20_000) if drawn[n] == TEST)
 
 
-def test_an_empty_corpus_has_no_verdict() -> None:
+def test_an_empty_corpus_has_no_verdict_and_no_leak() -> None:
     nothing = np.zeros(0, np.uint64)
-    facts = Facts(nothing, nothing, nothing, nothing, nothing, np.zeros(0, np.int8), np.zeros(0, np.int8))
-    assert len(decide(facts, Curate()).group) == 0
+    small = np.zeros(0, np.int8)
+    facts = Facts(nothing, nothing, nothing, nothing, nothing, nothing, small, small, small)
+    verdict = decide(facts, Curate())
+    assert len(verdict.group) == 0
+    assert set(leaks(facts, verdict, NO_EDGES).values()) == {0}
+
+
+def test_near_pictures_are_one_group_and_with_one_text_kept_once() -> None:
+    facts = _facts([(1, 7, 5, TRAIN), (2, 8, 5, TRAIN), (3, 9, 6, TRAIN), (4, 10, 5, TRAIN)])
+    verdict = decide(facts, Curate(), _near((0, 1), (1, 2)))
+    assert _fates(verdict) == ["kept", "duplicate", "kept", "kept"]
+    assert verdict.group.tolist() == [0, 0, 0, 3]
+
+
+def test_near_pictures_in_two_splits_are_kept_in_the_higher() -> None:
+    facts = _facts([(1, 7, 5, TRAIN), (2, 8, 6, TEST)])
+    assert _fates(decide(facts, Curate(), _near((0, 1)))) == ["split_conflict", "kept"]
+
+
+def test_a_leak_of_each_kind_is_counted() -> None:
+    facts = _facts([(1, 7, 5, TRAIN), (2, 7, 6, TEST), (3, 8, 6, TRAIN), (4, 9, 6, TEST)], articles=[1, 2, 3, 3])
+    everything = Verdict(facts.split, np.array([1, 2, 3, 3]), facts.reason)
+    assert leaks(facts, everything, _near((0, 1), (1, 3), (0, 3))) == {
+        "articles": 1,
+        "groups": 1,
+        "pictures": 1,
+        "near_pairs": 2,
+    }
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 15), st.integers(0, 15), st.integers(0, 4), st.integers(0, 2)), min_size=2, max_size=40
+    ),
+    st.lists(st.tuples(st.integers(0, 39), st.integers(0, 39)), max_size=15),
+)
+def test_whatever_is_near_nothing_leaks(rows: list[tuple[int, int, int, int]], pairs: list[tuple[int, int]]) -> None:
+    near = _near(*((a % len(rows), b % len(rows)) for a, b in pairs)) if pairs else NO_EDGES
+    facts = _facts(rows)
+    verdict = decide(facts, Curate(), near)
+    assert leaks(facts, verdict, near) == {"articles": 0, "groups": 0, "pictures": 0, "near_pairs": 0}
+    assert (verdict.group[near[0]] == verdict.group[near[1]]).all()
+
+
+def test_balance_keeps_a_number_or_a_share_of_a_kind_and_more_is_a_superset() -> None:
+    rows = [(n, n, n, TRAIN) for n in range(3000)]
+    facts = _facts(rows, kinds=[n % 3 - 1 for n in range(3000)])  # -1, chart, gel
+    few = decide(facts, Curate(balance={"chart": 100, "gel": 0.25})).reason < 0
+    more = decide(facts, Curate(balance={"chart": 200, "gel": 0.5})).reason < 0
+    counts = [int(few[facts.kind == kind].sum()) for kind in (-1, 0, 1)]
+    assert counts[:2] == [1000, 100]
+    assert 210 <= counts[2] <= 290
+    assert not (few & ~more).any()
+    assert (decide(facts, Curate(balance={"chart": 1, "gel": 0})).reason < 0).sum() == 2000
+
+
+def test_a_kind_that_does_not_exist_is_a_wrong_configuration() -> None:
+    config = parse({"root": "x", "curate": {"balance": {"charts": 0.5}}}, "test")
+    pairs = Product.plan("x", "preprocess", 1, {}, [])
+    with pytest.raises(ConfigError, match=r"curate.balance: 'charts' is no figure kind; known: .*chart"):
+        plan(config, pairs)

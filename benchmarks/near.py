@@ -1,0 +1,74 @@
+"""The search for near hashes at growing sizes: seconds and peak memory, and whether it finds what was planted.
+
+    python benchmarks/near.py [--most N] [--bits R]
+
+Each size runs in a process of its own. Four in five hashes are random, one in five lies within R bits of another, and one in
+fifty belongs to a few crowded families, as plots on white do. Prints `near_n=N seconds=S peak_mb=M found=F` for each size and
+`near_growth ratio=X`: hashes ten times over seconds ten times, from the middle size to the largest; above 0.5 is near linear.
+Exit 1 below that, above 1,000 MB for ten million, or where a planted pair is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import sys
+import time
+
+import numpy as np
+
+from biomedclip_ray.corpus.near import near_pairs
+
+BOUND, MEGABYTES_PER_MILLION = 0.5, 250.0
+
+
+def hashes(n: int, bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(n,) uint64, and the positions of the planted pairs in it."""
+    rng = np.random.default_rng(n)
+    values = rng.integers(0, 2**64, n, np.uint64)
+    planted = n // 5
+    originals, copies = np.arange(planted), np.arange(planted) + planted
+    values[copies] = values[originals]
+    for _ in range(bits):  # some flips undo others: 0 to `bits` bits
+        values[copies] ^= np.uint64(1) << rng.integers(0, 64, planted, np.uint64)
+    crowd = n // 50
+    families = rng.integers(0, 2**64, 20, np.uint64)
+    values[-crowd:] = families[rng.integers(0, 20, crowd)]
+    for _ in range(3):
+        values[-crowd:] ^= np.uint64(1) << rng.integers(0, 64, crowd, np.uint64)
+    return values, originals, copies
+
+
+def measure(n: int, bits: int) -> tuple[float, float, float]:
+    """(seconds, peak MB above what the hashes' making took, share of the planted pairs found)."""
+    values, originals, copies = hashes(n, bits)
+    started = time.perf_counter()
+    pairs = near_pairs(values, bits)
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    found = np.isin(originals * n + copies, pairs.left * n + pairs.right)
+    return seconds, peak, float(found.mean())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--most", type=int, default=10_000_000)
+    parser.add_argument("--bits", type=int, default=4)
+    options = parser.parse_args()
+    sizes = [options.most // 100, options.most // 10, options.most]
+    good, seconds = True, []
+    for n in sizes:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            took, peak, found = pool.apply(measure, (n, options.bits))
+        seconds.append(took)
+        print(f"near_n={n} seconds={took:.2f} peak_mb={peak:.0f} found={found:.4f}")
+        good &= found == 1.0
+    good &= peak <= max(500.0, MEGABYTES_PER_MILLION * sizes[-1] / 1e6)
+    ratio = sizes[-1] / sizes[-2] / (seconds[-1] / seconds[-2])
+    print(f"near_growth ratio={ratio:.2f} bound={BOUND:.2f}")
+    return 0 if good and ratio >= BOUND else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

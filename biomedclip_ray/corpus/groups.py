@@ -1,0 +1,164 @@
+"""Which pairs are kept, in which split and group: arithmetic on arrays over the whole corpus, without Arrow, files or Ray.
+
+A pair is 45 bytes here and one node in a sparse graph, so that 25 million fit into the memory of one machine. `leaks` looks for
+what must not be with other means than `decide` avoids it with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from biomedclip_ray.config import Curate, Splits
+from biomedclip_ray.schema import Reason, hash64
+
+SPLITS = ("train", "validation", "test")  # a higher index wins where a group spans splits
+
+REASONS = (
+    Reason.CURATE_PANEL,
+    Reason.SHORT_TEXT,
+    Reason.CURATE_LICENSE,
+    Reason.CURATE_KIND,
+    Reason.GROUP_TOO_LARGE,
+    Reason.SPLIT_CONFLICT,
+    Reason.DUPLICATE,
+    Reason.BALANCE,
+)
+
+Edges = tuple[NDArray[np.int64], NDArray[np.int64]]
+NO_EDGES: Edges = (np.zeros(0, np.int64), np.zeros(0, np.int64))
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is decided on, one entry a pair: 64-bit hashes of ids and contents, split, and why it is not selected."""
+
+    pair: NDArray[np.uint64]
+    article: NDArray[np.uint64]
+    figure: NDArray[np.uint64]
+    picture: NDArray[np.uint64]
+    text: NDArray[np.uint64]
+    phash: NDArray[np.uint64]
+    kind: NDArray[np.int8]  # place in curate.balance, or -1
+    split: NDArray[np.int8]  # index of SPLITS
+    reason: NDArray[np.int8]  # index of REASONS, or -1
+
+    @staticmethod
+    def join(parts: list[Facts]) -> Facts:
+        names = Facts.__dataclass_fields__
+        return Facts(*(np.concatenate([part.__dict__[name] for part in parts]) for name in names))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The decision on each pair."""
+
+    split: NDArray[np.int8]  # index of SPLITS
+    group: NDArray[np.int64]
+    reason: NDArray[np.int8]  # index of REASONS, or -1 where the pair is kept
+
+    def slice(self, first: int, last: int) -> Verdict:
+        return Verdict(self.split[first:last], self.group[first:last], self.reason[first:last])
+
+
+def split_of(pmcid: str, splits: Splits) -> int:
+    """The split of an article as an index of SPLITS; all its figures and versions share it, and it never changes."""
+    place = hash64(f"split {pmcid}") / 2**64
+    if place < splits.test:
+        return 2
+    return 1 if place < splits.test + splits.validation else 0
+
+
+def decide(facts: Facts, config: Curate, near: Edges = NO_EDGES) -> Verdict:
+    """Groups, splits and what is kept, for the whole corpus.
+
+    An article has one split: where own data say several of a patient, only the highest is kept. A group is a connected
+    component of pairs that share a picture or a figure. Inside it only the highest split that holds a selected pair is kept
+    (test > validation > train), and of the same picture with the same text only one. What is left is thinned by kind as
+    curate.balance asks.
+
+    Args:
+        near: rows whose pictures are the same although their bytes are not.
+    """
+    n = len(facts.pair)
+    reason = facts.reason.copy()
+    if n == 0:
+        return Verdict(facts.split, np.zeros(0, np.int64), reason)
+    _drop_lower_splits(reason, facts.split, np.unique(facts.article, return_inverse=True)[1])
+    picture = _joined(n, [facts.picture], near)
+    component = _joined(n, [picture, facts.figure])
+    # named by its smallest hash, so that a group keeps its name when the corpus grows
+    smallest = np.full(component.max() + 1, np.iinfo(np.uint64).max, np.uint64)
+    np.minimum.at(smallest, component, facts.pair)
+    group = (smallest >> np.uint64(1)).astype(np.int64)[component]
+    _drop(reason, np.bincount(component)[component] > config.max_group, Reason.GROUP_TOO_LARGE)
+    _drop_lower_splits(reason, facts.split, component)
+    left = np.flatnonzero(reason < 0)
+    order = left[np.lexsort((facts.pair[left], facts.text[left], picture[left]))]
+    same = (picture[order][1:] == picture[order][:-1]) & (facts.text[order][1:] == facts.text[order][:-1])
+    duplicate = np.zeros(n, bool)
+    duplicate[order[1:][same]] = True
+    _drop(reason, duplicate, Reason.DUPLICATE)
+    for number, amount in enumerate(config.balance.values()):
+        _thin(reason, np.flatnonzero((reason < 0) & (facts.kind == number)), facts.pair, amount)
+    return Verdict(facts.split, group, reason)
+
+
+def leaks(facts: Facts, verdict: Verdict, near: Edges) -> dict[str, int]:
+    """How many articles, groups, pictures (by their bytes) and near pairs have kept rows in more than one split: all must be 0."""
+    kept = verdict.reason < 0
+    found = {
+        name: _in_several_splits(values[kept], verdict.split[kept])
+        for name, values in (("articles", facts.article), ("groups", verdict.group), ("pictures", facts.picture))
+    }
+    left, right = near
+    both = kept[left] & kept[right]
+    return found | {"near_pairs": int((verdict.split[left[both]] != verdict.split[right[both]]).sum())}
+
+
+def _in_several_splits(values: NDArray[np.generic], split: NDArray[np.int8]) -> int:
+    order = np.lexsort((split, values))
+    values, split = values[order], split[order]
+    changes = (values[1:] == values[:-1]) & (split[1:] != split[:-1])
+    return len(np.unique(values[1:][changes]))
+
+
+def _joined(n: int, keys: list[NDArray[np.generic]], edges: Edges = NO_EDGES) -> NDArray[np.int64]:
+    """Connected components of n rows, 0.. upwards: rows are joined by equal values of any key, and by edges."""
+    rows, columns, size = [edges[0]], [edges[1]], n
+    for key in keys:
+        values, node = np.unique(key, return_inverse=True)
+        rows.append(np.arange(n))
+        columns.append(size + node)
+        size += len(values)
+    row = np.concatenate(rows)
+    graph = coo_array((np.ones(len(row), np.int8), (row, np.concatenate(columns))), shape=(size, size))
+    labels: NDArray[np.int32] = connected_components(graph, directed=False)[1][:n]
+    joined: NDArray[np.int64] = np.unique(labels, return_inverse=True)[1]
+    return joined
+
+
+def _thin(reason: NDArray[np.int8], rows: NDArray[np.int64], pair: NDArray[np.uint64], amount: float) -> None:
+    """Keep a share (up to 1) or a number of rows: those with the smallest hash, so that more is always a superset."""
+    drawn = pair[rows] * np.uint64(0x9E3779B97F4A7C15)  # another order than the one in which duplicates are kept
+    if amount <= 1:
+        lost = rows[drawn >= np.uint64(int(amount * (2**64 - 1)))] if amount < 1 else rows[:0]
+    else:
+        lost = rows[np.lexsort((pair[rows], drawn))[int(amount) :]]
+    reason[lost] = REASONS.index(Reason.BALANCE)
+
+
+def _drop_lower_splits(reason: NDArray[np.int8], split: NDArray[np.int8], member_of: NDArray[np.int64]) -> None:
+    """Keep each set of pairs (numbered from 0) only in the highest split that holds a selected one."""
+    highest = np.full(member_of.max() + 1, -1, np.int8)
+    selected = reason < 0
+    np.maximum.at(highest, member_of[selected], split[selected])
+    _drop(reason, split < highest[member_of], Reason.SPLIT_CONFLICT)
+
+
+def _drop(reason: NDArray[np.int8], where: NDArray[np.bool_], why: Reason) -> None:
+    reason[where & (reason < 0)] = REASONS.index(why)

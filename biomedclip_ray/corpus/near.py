@@ -1,0 +1,192 @@
+"""Near duplicates: which of millions of perceptual hashes differ in a few bits, and whether the pictures are really the same.
+
+Two hashes within `radius` bits agree exactly in at least 2 of radius + 2 bands of bits, whatever the bits are. So for each choice
+of two bands the hashes are sorted with those bands in front, and only neighbours that share them are compared: ten million
+hashes in a minute where all pairs would take a day (benchmarks/near.py). A hash is a hint and no more (plots on white share it),
+so every pair found gets a second look at the pixels before anything follows from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+Hashes = NDArray[np.uint64]
+Indices = NDArray[np.int64]
+Signature = NDArray[np.uint8]
+
+# Different hashes in one bucket that each is compared with, and different pictures of one hash: more of them say that the
+# hash means nothing (blank axes), and would cost the square of their number.
+CROWD = 64
+SIGNATURE_SIDE = 32
+# Residual over contrast at 32 x 32 pixels. Figures recompressed (quality 50) or shrunk (to 1/3) stay below 0.20 in 99% of cases,
+# thumbnails that publishers ship below 0.14; different plots on the same axes with near hashes start at 0.43, figures of one series
+# at 0.27.
+LOOK_LIMIT = 0.2
+
+
+@dataclass(frozen=True)
+class NearPairs:
+    """Pairs of positions, left < right, sorted and each once; and how many pictures were in a crowd too large to search."""
+
+    left: Indices
+    right: Indices
+    crowded: int
+
+
+def near_pairs(hashes: Hashes, radius: int, crowd: int = CROWD) -> NearPairs:
+    """All pairs of positions whose 64-bit hashes differ in at most `radius` bits.
+
+    Complete except in crowds: a hash that more than `crowd` positions share pairs with nothing, and of more than `crowd`
+    different hashes that agree in two bands each is compared with the next `crowd`. Both are counted in `crowded`.
+
+    Args:
+        hashes: (n,) uint64, in any order, repeats allowed.
+        radius: bits, 0 to 16.
+
+    Memory is about 60 bytes a hash and 32 a pair.
+
+    Raises:
+        ValueError: the radius is out of range.
+    """
+    if not 0 <= radius <= 16:
+        raise ValueError(f"radius={radius}: between 0 and 16 bits, or two bands would say nothing")
+    order = np.argsort(hashes, kind="stable")
+    ordered = hashes[order]
+    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)])
+    distinct, sizes = ordered[starts], np.diff(np.append(starts, len(ordered)))
+    usable = sizes <= crowd
+    crowded = int(sizes[~usable].sum())
+    lefts, rights = _same_hash(starts[usable], sizes[usable])
+    if radius:
+        values, starts, sizes = distinct[usable], starts[usable], sizes[usable]
+        first, second, more = _near_values(values, radius, crowd)
+        crowded += int(sizes[more].sum())
+        near_left, near_right = _products(starts, sizes, first, second)
+        lefts, rights = np.concatenate([lefts, near_left]), np.concatenate([rights, near_right])
+    one, other = order[lefts], order[rights]
+    left, right = np.minimum(one, other), np.maximum(one, other)
+    rank = np.lexsort((right, left))
+    return NearPairs(left[rank], right[rank], crowded)
+
+
+def signature(luma: Signature) -> Signature:
+    """A picture's (h, w) uint8 luma as a (1024,) uint8 vector of means over a 32 x 32 grid; stretched, not cropped."""
+    rows, columns = (np.linspace(0, size, SIGNATURE_SIDE + 1) for size in luma.shape)
+    total = np.zeros((luma.shape[0] + 1, luma.shape[1] + 1), np.int64)
+    np.cumsum(np.cumsum(luma, axis=0, dtype=np.int64), axis=1, out=total[1:, 1:])
+    cells = np.diff(np.diff(_between(_between(total, rows), columns, axis=1), axis=0), axis=1)
+    means = cells / (luma.shape[0] * luma.shape[1] / SIGNATURE_SIDE**2)
+    return np.rint(means).clip(0, 255).astype(np.uint8).ravel()
+
+
+def look_alike(left: Signature, right: Signature) -> NDArray[np.bool_]:
+    """Which rows of two (m, 1024) uint8 arrays of signatures show the same picture.
+
+    The residual of the two after their means are taken out, over the smaller one's contrast, is at most LOOK_LIMIT. Flat
+    pictures, which have no contrast to compare, are the same only if equal.
+    """
+    a, b = left.astype(np.float32), right.astype(np.float32)
+    a -= a.mean(axis=1, keepdims=True)
+    b -= b.mean(axis=1, keepdims=True)
+    contrast = np.minimum(np.einsum("ij,ij->i", a, a), np.einsum("ij,ij->i", b, b))
+    a -= b
+    return np.einsum("ij,ij->i", a, a) <= LOOK_LIMIT**2 * contrast
+
+
+def _same_hash(starts: Indices, sizes: Indices) -> tuple[Indices, Indices]:
+    """All pairs inside each run of equal hashes, as positions in the sorted order."""
+    lefts, rights = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for size in np.unique(sizes[sizes > 1]):
+        left, right = np.triu_indices(int(size), 1)
+        run = starts[sizes == size][:, None]
+        lefts.append((run + left).ravel())
+        rights.append((run + right).ravel())
+    return np.concatenate(lefts), np.concatenate(rights)
+
+
+def _products(starts: Indices, sizes: Indices, first: Indices, second: Indices) -> tuple[Indices, Indices]:
+    """Every position of one hash with every position of the other, for each pair of hashes."""
+    lefts, rights = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    shapes = sizes[first] * (1 << 32) + sizes[second]
+    for shape in np.unique(shapes):
+        here = shapes == shape
+        rows, columns = np.divmod(np.arange((shape >> 32) * (shape & 0xFFFFFFFF)), shape & 0xFFFFFFFF)
+        lefts.append((starts[first[here]][:, None] + rows).ravel())
+        rights.append((starts[second[here]][:, None] + columns).ravel())
+    return np.concatenate(lefts), np.concatenate(rights)
+
+
+def _near_values(values: Hashes, radius: int, crowd: int) -> tuple[Indices, Indices, Indices]:
+    """Pairs of positions in sorted, distinct `values` within the radius, each once; and positions left out of a crowd."""
+    found: list[NDArray[np.uint64]] = []
+    crowded: list[Hashes] = []
+    for bands in _layouts(radius):
+        key_bits = bands[0][1] + bands[1][1]
+        front = _permuted(values, bands)
+        front.sort()  # plain values, which numpy sorts with vector instructions, and not an argsort
+        same_key, low = np.uint64(64 - key_bits), front
+        at = np.arange(len(front) - 1)
+        for shift in range(1, crowd + 2):
+            at = at[: np.searchsorted(at, len(front) - shift)]
+            difference = low[at] ^ low[at + shift]
+            in_bucket = difference >> same_key == 0
+            at, difference = at[in_bucket], difference[in_bucket]
+            if shift > crowd:
+                crowded.append(_restored(front[at], bands))
+                break
+            close = at[np.bitwise_count(difference) <= radius]
+            if len(close):
+                found.append(np.stack([_restored(front[close], bands), _restored(front[close + shift], bands)]))
+            if not len(at):
+                break
+    if not found:
+        pairs = np.zeros((2, 0), np.int64)
+    else:
+        pairs = np.searchsorted(values, np.concatenate(found, axis=1))
+        pairs.sort(axis=0)
+        packed = np.unique(pairs[0] * len(values) + pairs[1])
+        pairs = np.stack(np.divmod(packed, len(values)))
+    left_out = np.searchsorted(values, np.unique(np.concatenate([np.zeros(0, np.uint64), *crowded])))
+    return pairs[0], pairs[1], left_out
+
+
+def _layouts(radius: int) -> Iterator[list[tuple[int, int]]]:
+    """The bands, each (lowest bit, bits), in the order of significance; once for every two of them in front."""
+    edges = np.linspace(0, 64, radius + 3).astype(int).tolist()
+    bands = [(low, high - low) for low, high in pairwise(edges)]
+    for chosen in combinations(range(len(bands)), 2):
+        rest = [band for number, band in enumerate(bands) if number not in chosen]
+        yield [bands[number] for number in chosen] + rest
+
+
+def _permuted(values: Hashes, bands: list[tuple[int, int]]) -> Hashes:
+    """The values with their bands moved together in a new order."""
+    result, top = np.zeros_like(values), 64
+    for low, bits in bands:
+        top -= bits
+        result |= (values >> np.uint64(low) & np.uint64((1 << bits) - 1)) << np.uint64(top)
+    return result
+
+
+def _restored(values: Hashes, bands: list[tuple[int, int]]) -> Hashes:
+    """The inverse of `_permuted`."""
+    result, top = np.zeros_like(values), 64
+    for low, bits in bands:
+        top -= bits
+        result |= (values >> np.uint64(top) & np.uint64((1 << bits) - 1)) << np.uint64(low)
+    return result
+
+
+def _between(
+    total: NDArray[np.float64] | NDArray[np.int64], edges: NDArray[np.float64], axis: int = 0
+) -> NDArray[np.float64]:
+    """The rows (or columns) of a running sum at fractional places, by linear interpolation."""
+    whole = np.minimum(edges.astype(int), total.shape[axis] - 2)
+    part = (edges - whole).reshape((-1, 1) if axis == 0 else (1, -1))
+    result: NDArray[np.float64] = total.take(whole, axis) * (1 - part) + total.take(whole + 1, axis) * part
+    return result

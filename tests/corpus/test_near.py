@@ -1,0 +1,141 @@
+"""The banded search against brute force, and the second look on pictures that are and are not the same."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from biomedclip_ray.corpus.near import look_alike, near_pairs, signature
+from biomedclip_ray.figures.image import perceptual_hash
+
+
+def _brute(hashes: NDArray[np.uint64], radius: int) -> set[tuple[int, int]]:
+    close = np.bitwise_count(hashes[:, None] ^ hashes) <= radius
+    return {(int(i), int(j)) for i, j in zip(*np.nonzero(close), strict=True) if i < j}
+
+
+def _found(hashes: NDArray[np.uint64], radius: int) -> list[tuple[int, int]]:
+    pairs = near_pairs(hashes, radius)
+    assert pairs.crowded == 0
+    return list(zip(pairs.left.tolist(), pairs.right.tolist(), strict=True))
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([0, 1 << 63, 2**64 - 1, 0x0123456789ABCDEF]), st.sets(st.integers(0, 63), max_size=5)
+        ),
+        max_size=40,
+    ),
+    st.integers(0, 8),
+)
+def test_few_bits_apart_is_found_as_brute_force_finds_it(rows: list[tuple[int, set[int]]], radius: int) -> None:
+    hashes = np.array([base ^ sum(1 << bit for bit in flips) for base, flips in rows], np.uint64)
+    found = _found(hashes, radius)
+    assert found == sorted(_brute(hashes, radius))
+
+
+@pytest.mark.parametrize("radius", [0, 1, 3, 4, 8])
+def test_three_thousand_hashes_in_families_give_what_brute_force_gives(radius: int) -> None:
+    rng = np.random.default_rng(radius)
+    hashes = np.repeat(rng.integers(0, 2**64, 600, np.uint64), 5)
+    for _ in range(5):
+        hashes ^= (np.uint64(1) << rng.integers(0, 64, 3000, np.uint64)) * rng.integers(0, 2, 3000, np.uint64)
+    found = _found(hashes, radius)
+    assert set(found) == _brute(hashes, radius)
+    assert len(found) == len(set(found)) > 0
+
+
+def test_what_too_many_different_pictures_share_says_nothing_and_is_counted() -> None:
+    hashes = np.array([5] * 10 + [6, 7, 1 << 40, 1 << 40], np.uint64)
+    pairs = near_pairs(hashes, 1, crowd=8)
+    assert list(zip(pairs.left, pairs.right, strict=True)) == [(10, 11), (12, 13)]
+    assert pairs.crowded == 10
+
+
+def test_a_dense_family_costs_its_size_and_not_its_square() -> None:
+    rng = np.random.default_rng(0)
+    hashes = np.zeros(20_000, np.uint64)
+    for _ in range(4):
+        hashes ^= np.uint64(1) << rng.integers(0, 64, len(hashes), np.uint64)
+    pairs = near_pairs(hashes, 4)
+    assert pairs.crowded > 10_000
+    assert len(pairs.left) < 15 * 64 * len(hashes)
+
+
+def test_a_radius_at_which_bands_say_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="radius=17"):
+        near_pairs(np.zeros(2, np.uint64), 17)
+
+
+def _plot(seed: int) -> NDArray[np.uint8]:
+    """A line on white between two axes."""
+    picture = np.full((288, 384), 255, np.uint8)
+    cv2.line(picture, (40, 10), (40, 250), 0, 2)
+    cv2.line(picture, (40, 250), (370, 250), 0, 2)
+    heights = 120 + np.cumsum(np.random.default_rng(seed).normal(0, 9, 34))
+    points = np.stack([40 + np.arange(34) * 10, heights.clip(15, 245)], axis=1).astype(np.int32)
+    cv2.polylines(picture, [points], False, 60, 2)
+    return picture
+
+
+def _again(picture: NDArray[np.uint8], scale: float, quality: int) -> NDArray[np.uint8]:
+    """The picture shrunk and compressed by another program."""
+    image = Image.fromarray(picture)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=quality)
+    return np.array(Image.open(out).convert("L"))
+
+
+def test_plots_that_share_a_hash_are_not_the_same_and_copies_of_one_are() -> None:
+    plots = [_plot(seed) for seed in range(300)]
+    hashes = np.array([perceptual_hash(np.repeat(plot[:, :, None], 3, axis=2)) for plot in plots], np.uint64)
+    signatures = np.stack([signature(plot) for plot in plots])
+    pairs = near_pairs(hashes, 6)
+    assert len(pairs.left) > 50
+    assert not look_alike(signatures[pairs.left], signatures[pairs.right]).any()
+    copies = np.stack([signature(_again(plot, 0.5, 70)) for plot in plots])
+    assert look_alike(signatures, copies).mean() > 0.99
+
+
+def test_thumbnails_of_real_figures_are_found_and_look_alike(corpus: Path) -> None:
+    folder = corpus / "bucket" / "PMC2924383.1"
+    names = [f"pone.0012255.g00{n}.{kind}" for n in range(1, 5) for kind in ("jpg", "gif")]
+    pictures = [np.array(Image.open(folder / name).convert("RGB")) for name in names]
+    hashes = np.array([perceptual_hash(picture) for picture in pictures], np.uint64)
+    assert _found(hashes, 4) == [(0, 1), (2, 3), (4, 5), (6, 7)]
+    signatures = np.stack([signature(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)) for picture in pictures])
+    assert look_alike(signatures[0::2], signatures[1::2]).all()
+    assert not look_alike(signatures[0::2], signatures[[3, 5, 7, 1]]).any()
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(0, 2**32 - 1))
+def test_a_signature_keeps_the_mean_whatever_the_size(height: int, width: int, seed: int) -> None:
+    luma = np.random.default_rng(seed).integers(0, 256, (height, width)).astype(np.uint8)
+    vector = signature(luma)
+    assert vector.shape == (1024,)
+    assert abs(float(vector.mean()) - float(luma.mean())) < 1
+
+
+def test_a_signature_is_the_mean_of_each_cell() -> None:
+    luma = np.random.default_rng(1).integers(0, 256, (128, 96)).astype(np.uint8)
+    expected = luma.reshape(32, 4, 32, 3).mean(axis=(1, 3))
+    assert np.abs(signature(luma).reshape(32, 32) - expected).max() <= 0.51
+
+
+def test_flat_pictures_are_the_same_only_if_they_are_equal() -> None:
+    flat = np.full((2, 1024), 200, np.uint8)
+    speck = flat.copy()
+    speck[1, 7] = 0
+    assert look_alike(flat, speck).tolist() == [True, False]
