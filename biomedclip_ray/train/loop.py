@@ -87,7 +87,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     records = journal.PairsLog(place, attempt, rank) if recipe.log_pairs else None
     metrics = MetricsLog(place, first) if rank == 0 else None
     clock = _Clock(float(state["seconds"]))
-    diverged_at = None
+    diverged_at, warned = None, False
     for number in range(first, job.steps):
         with clock.waiting():
             blocks, positions = feed.take()
@@ -96,6 +96,8 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
         last = done == job.steps
         saves = last or done % recipe.checkpoint_steps == 0
         logs = last or number == first or done % recipe.log_steps == 0
+        if logs and not warned and ray.train.get_preemption_info() is not None:
+            saves = warned = True  # a node is about to go: what it has learned is kept just in time
         if records is not None:
             records.add(done, positions, flush=logs)
         if not (logs or saves):

@@ -43,6 +43,8 @@ def products(root: Path | str, articles: int = 24, figures: int = 5, parts: int 
     corpus = Product.plan(str(root), "curate", 1, {}, [pairs])
     rows = [_article(number, figures) for number in range(articles)]
     for product, schema, which in ((pairs, PAIRS, 0), (corpus, CORPUS, 1)):
+        if product.finished:
+            continue
         with product.running(parts=parts):
             for part in range(parts):
                 chosen = [
