@@ -227,9 +227,10 @@ def _connect() -> None:
         except ConnectionError as error:
             raise PreflightError(f"RAY_ADDRESS={address}: {error}".splitlines()[0]) from error
     else:
-        # only this process and its workers know the token: nothing is written to the home folder for it
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        # Only this process and its workers know the token: nothing is written to the home folder for it. RAY_AUTH_MODE set
+        # here would come too late, Ray has read it when it was imported; init turns it on and warns that it did.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
         ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     # `ray job stop`, Kubernetes and init systems send TERM; Ray's own handler leaves without a word
     signal.signal(signal.SIGTERM, signal.default_int_handler)
