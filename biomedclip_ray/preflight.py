@@ -109,12 +109,9 @@ def check_cluster(config: Config, stages: tuple[str, ...]) -> list[str]:
         "embed": config.embed.resources,
     }
     for name, need in demands.items():
-        if name not in stages:
-            continue
-        if need.num_cpus > cpus:
-            problems.append(f"{name}.resources.num_cpus={need.num_cpus:g}, but the cluster has {cpus:g} CPUs; lower it")
-        if need.num_gpus > gpus:
-            problems.append(f"{name}.resources.num_gpus={need.num_gpus:g}, but the cluster has {gpus:g} GPUs; lower it")
+        if name in stages:
+            problems += _fits(f"{name}.resources.num_cpus", need.num_cpus, "CPU", have)
+            problems += _fits(f"{name}.resources.num_gpus", need.num_gpus, "GPU", have)
     if "train" in stages:
         from biomedclip_ray.train.train import check as check_train
 
@@ -130,6 +127,18 @@ def check_cluster(config: Config, stages: tuple[str, ...]) -> list[str]:
     return problems
 
 
+def _fits(key: str, need: float, unit: str, have: dict[str, float]) -> list[str]:
+    """A task runs on one node, whatever the others have: what none of them can give waits for ever, without a word."""
+    total = have.get(unit, 0.0)
+    if need > total:
+        return [f"{key}={need:g}, but the cluster has {total:g} {unit}s; lower it"]
+    if have == ray.cluster_resources():  # it does not autoscale: the nodes that are there are all there will be
+        largest = max(node["Resources"].get(unit, 0.0) for node in ray.nodes() if node["Alive"])
+        if need > largest:
+            return [f"{key}={need:g}, but no node has more than {largest:g} {unit}s; lower it"]
+    return []
+
+
 def _most_resources() -> dict[str, float]:
     """What the cluster can have: an autoscaling one starts with no worker, and its configuration says how far it goes."""
     now: dict[str, float] = ray.cluster_resources()
@@ -139,8 +148,9 @@ def _most_resources() -> dict[str, float]:
 
 def _check_nodes(root: str) -> list[str]:
     """Each further node writes into the root and reads back: a folder that only the head has loses every row."""
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    if len(nodes) < 2:
+    here = ray.get_runtime_context().get_node_id()
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU") and node["NodeID"] != here]
+    if not nodes:
         return []
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
