@@ -123,45 +123,48 @@ def _products(starts: Indices, sizes: Indices, first: Indices, second: Indices) 
 
 def _near_values(values: Hashes, radius: int, crowd: int) -> tuple[Indices, Indices, Indices]:
     """Pairs of positions in sorted, distinct `values` within the radius, each once; and positions left out of a crowd."""
-    found: list[NDArray[np.uint64]] = []
-    crowded: list[Hashes] = []
-    for bands in _layouts(radius):
-        key_bits = bands[0][1] + bands[1][1]
+    found: list[NDArray[np.uint64]] = [np.zeros((2, 0), np.uint64)]
+    crowded: list[Hashes] = [np.zeros(0, np.uint64)]
+    for bands, earlier in _layouts(radius):
+        key = np.uint64(64 - bands[0][1] - bands[1][1])
         front = _permuted(values, bands)
         front.sort()  # plain values, which numpy sorts with vector instructions, and not an argsort
-        same_key, low = np.uint64(64 - key_bits), front
-        at = np.arange(len(front) - 1)
+        at = np.flatnonzero((front[:-1] ^ front[1:]) >> key == 0)
         for shift in range(1, crowd + 2):
             at = at[: np.searchsorted(at, len(front) - shift)]
-            difference = low[at] ^ low[at + shift]
-            in_bucket = difference >> same_key == 0
-            at, difference = at[in_bucket], difference[in_bucket]
+            difference = front[at] ^ front[at + shift]
+            if shift > 1:
+                in_bucket = difference >> key == 0
+                at, difference = at[in_bucket], difference[in_bucket]
             if shift > crowd:
                 crowded.append(_restored(front[at], bands))
                 break
-            close = at[np.bitwise_count(difference) <= radius]
-            if len(close):
-                found.append(np.stack([_restored(front[close], bands), _restored(front[close + shift], bands)]))
+            close = np.bitwise_count(difference) <= radius
+            for mask in earlier:  # another choice of bands has this pair too, and comes first
+                close &= difference & mask != 0
+            here = at[close]
+            found.append(np.stack([_restored(front[here], bands), _restored(front[here + shift], bands)]))
             if not len(at):
                 break
-    if not found:
-        pairs = np.zeros((2, 0), np.int64)
-    else:
-        pairs = np.searchsorted(values, np.concatenate(found, axis=1))
-        pairs.sort(axis=0)
-        packed = np.unique(pairs[0] * len(values) + pairs[1])
-        pairs = np.stack(np.divmod(packed, len(values)))
-    left_out = np.searchsorted(values, np.unique(np.concatenate([np.zeros(0, np.uint64), *crowded])))
-    return pairs[0], pairs[1], left_out
+    pairs = np.searchsorted(values, np.concatenate(found, axis=1))
+    return pairs[0], pairs[1], np.searchsorted(values, np.unique(np.concatenate(crowded)))
 
 
-def _layouts(radius: int) -> Iterator[list[tuple[int, int]]]:
-    """The bands, each (lowest bit, bits), in the order of significance; once for every two of them in front."""
+def _layouts(radius: int) -> Iterator[tuple[list[tuple[int, int]], list[np.uint64]]]:
+    """For every two bands: all bands, each (lowest bit, bits), those two in front; and masks of those that stood before them.
+
+    A pair that agrees in one of the masked bands has been met in an earlier layout.
+    """
     edges = np.linspace(0, 64, radius + 3).astype(int).tolist()
     bands = [(low, high - low) for low, high in pairwise(edges)]
-    for chosen in combinations(range(len(bands)), 2):
-        rest = [band for number, band in enumerate(bands) if number not in chosen]
-        yield [bands[number] for number in chosen] + rest
+    for first, second in combinations(range(len(bands)), 2):
+        rest = [number for number in range(len(bands)) if number not in (first, second)]
+        masks, top = [], 64 - bands[first][1] - bands[second][1]
+        for number in rest:
+            top -= bands[number][1]
+            if number < second:
+                masks.append(np.uint64((1 << bands[number][1]) - 1 << top))
+        yield [bands[number] for number in (first, second, *rest)], masks
 
 
 def _permuted(values: Hashes, bands: list[tuple[int, int]]) -> Hashes:
