@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 Grey = NDArray[np.uint8]
 
-_GLYPH_HEIGHT = (7, 64)
+_GLYPH_HEIGHT = (9, 64)
 _SIDE = 24
 _OTHERS = "0123456789+*#%&()=?"
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -50,7 +50,7 @@ def find_letters(luma: Grey, wanted: tuple[str, ...]) -> dict[str, Letter]:
     """The panels' letters that are there, at most one for each wanted label.
 
     Args:
-        luma: (h, w) uint8; letters 7 to 64 pixels high are seen.
+        luma: (h, w) uint8; letters 9 to 64 pixels high are seen.
         wanted: labels in reading order; their case does not matter.
     """
     glyphs = _glyphs(luma)

@@ -26,8 +26,8 @@ _WORKING_SIDE = 1200
 # Levels that part ink from the ground, and neighbours from one another; JPEG's ringing stays below.
 _INK_CONTRAST = 28
 _JUMP = 14
-# Deviation of the figure's outermost pixels above which their colour is no ground, and white is assumed.
-_EVEN_BORDER = 60
+# Share of the figure's outermost pixels that have one colour if that is its ground; else white is assumed.
+_EVEN_BORDER = 0.8
 # Share of ink below which a line is blank, share of jumps from which it is a border.
 _BLANK = 0.004
 _BORDER = 0.6
@@ -123,7 +123,7 @@ def split_panels(image: Pixels, labels: tuple[str, ...] = ()) -> list[Panel]:
     if len(labels) < 2:
         return [Panel((0.0, 0.0, 1.0, 1.0), None)]
     panels = []
-    for label, region in _with_missing(layers, pieces, labels):
+    for label, region in _with_missing(layers, pieces, labels, whole):
         box = _tight(layers.ink, region)
         fractions = (box.x0 / whole.x1, box.y0 / whole.y1, box.x1 / whole.x1, box.y1 / whole.y1)
         panels.append(Panel(fractions, label))
@@ -137,12 +137,14 @@ def _working_copy(image: Pixels) -> tuple[Ink, _Layers]:
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     colour = cv2.resize(image, size, interpolation=method)
     border = np.concatenate((colour[0], colour[-1], colour[:, 0], colour[:, -1]))
-    ground = np.median(border, axis=0) if np.median(border.std(axis=0)) < _EVEN_BORDER else np.full(3, 255)
+    ground = np.median(border, axis=0)
+    if (np.abs(border - ground).max(axis=1) < _INK_CONTRAST).mean() < _EVEN_BORDER:
+        ground = np.full(3, 255)
     contrast = cv2.absdiff(colour, np.broadcast_to(ground.astype(np.uint8), colour.shape).copy()).max(axis=2)
     luma = np.asarray(cv2.cvtColor(colour, cv2.COLOR_RGB2GRAY), np.uint8)
     jump_x, jump_y = np.zeros_like(luma), np.zeros_like(luma)
-    jump_x[:, 2:] = cv2.absdiff(luma[:, 2:], luma[:, :-2]) > _JUMP
-    jump_y[2:] = cv2.absdiff(luma[2:], luma[:-2]) > _JUMP
+    jump_x[:, 2:] = cv2.absdiff(colour[:, 2:], colour[:, :-2]).max(axis=2) > _JUMP
+    jump_y[2:] = cv2.absdiff(colour[2:], colour[:-2]).max(axis=2) > _JUMP
     return luma, _Layers((contrast > _INK_CONTRAST).astype(np.uint8), jump_x, jump_y)
 
 
@@ -242,31 +244,36 @@ def _gaps(profile: Profile) -> list[tuple[int, int]]:
 
 
 def _with_missing(
-    layers: _Layers, pieces: list[tuple[Letter | None, _Region]], labels: tuple[str, ...]
+    layers: _Layers, pieces: list[tuple[Letter | None, _Region]], labels: tuple[str, ...], whole: _Region
 ) -> list[tuple[str, _Region]]:
-    """Give each label a piece; one without a letter shares the piece of a neighbour in the sequence, cut where it is best."""
+    """Give each label a piece; one without a letter shares the piece of a neighbour in the sequence, cut where it is best.
+
+    Where that leaves a label without a piece, and the lines alone make as many pieces as there are labels, these count.
+    """
     found = {letter.label: region for letter, region in pieces if letter is not None}
-    if not found:
-        return list(zip(labels, _by_lines(layers, pieces[0][1], len(labels)), strict=False))
     groups = [[label] for label in labels if label in found]
     for label in labels:
-        if label in found:
-            continue
-        later = next(
-            (group for group in groups if (group[-1] > label and group[-1] in found) or max(group) > label), None
-        )
-        earlier = next((group for group in reversed(groups) if min(group) < label), None)
-        options = [group for group in (earlier, later) if group is not None]
-        best = max(
-            options, key=lambda group: _room(layers, found[next(q for q in group if q in found)], len(group) + 1)
-        )
-        best.append(label)
-        best.sort(key=labels.index)
+        if label not in found and groups:
+            place = labels.index(label)
+            later = next((group for group in groups if labels.index(group[-1]) > place), None)
+            earlier = next((group for group in reversed(groups) if labels.index(group[0]) < place), None)
+            options = [group for group in (earlier, later) if group is not None]
+            best = max(options, key=lambda group: _room(layers, _owner(group, found), len(group) + 1))
+            best.append(label)
+            best.sort(key=labels.index)
     placed = []
     for group in groups:
-        region = found[next(label for label in group if label in found)]
-        placed += list(zip(group, _by_lines(layers, region, len(group)), strict=False))
+        placed += list(zip(group, _by_lines(layers, _owner(group, found), len(group)), strict=False))
+    if len(placed) < len(labels):
+        alone = _by_lines(layers, whole, len(labels))
+        if len(alone) > len(placed):
+            return list(zip(labels, alone, strict=False))
     return placed
+
+
+def _owner(group: list[str], found: dict[str, _Region]) -> _Region:
+    """The piece of the one label in the group whose letter was read."""
+    return next(found[label] for label in group if label in found)
 
 
 def _room(layers: _Layers, region: _Region, count: int) -> float:

@@ -44,7 +44,7 @@ _CLOSING = re.compile(
     r"asterisks?|\W*p\W|statistic|\(?\*|n ?=|ns\b|[A-Za-z0-9-]{1,8}(?:,| ?[=:]) [^.;]{3,60}(?:;|\.?$)",
     re.IGNORECASE,
 )
-_SENTENCE = re.compile(r"(?<=[.;])\s+(?=[A-Z(]|\*?\s?\d+[x×*])")
+_SENTENCE = re.compile(r"(?<=[.;])\s+(?=[A-Z(]|\*?\s?\d+[x×*])|(?<=[a-z)]\.)(?=[A-Z][a-z])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,11 +211,16 @@ def _share(mentions: list[_Mention], caption: str, labels: list[str]) -> tuple[s
     for left, right in itertools.pairwise(mentions):
         stretch = caption[left.end : right.start]
         if left.follows == right.follows:
-            if (
-                right.follows
-            ):  # what is said after a mention's sentence is still about it; the last sentence is the next one's
+            if right.follows:
+                # What is said after a mention's sentence is still about it; the last sentence is the next one's.
                 *rest, stretch = _SENTENCE.split(stretch.lstrip(" .;,"))
                 _give(own, left, " ".join(rest))
+            elif _in_mid_sentence(right, caption):
+                # "Staining for CD34 (B, right) shows": the sentence is B's from its start.
+                *rest, start = _SENTENCE.split(stretch)
+                if rest:
+                    _give(own, right, start)
+                    stretch = " ".join(rest)
             _give(own, right if right.follows else left, stretch)
         elif left.follows:
             _give(own, left, stretch)
@@ -232,6 +237,11 @@ def _share(mentions: list[_Mention], caption: str, labels: list[str]) -> tuple[s
         stays, after = _without_closing(last, [len(_SENTENCE.split(" ".join(texts).strip())) for texts in own.values()])
         _give(own, mentions[-1], stays)
     return before, own, after
+
+
+def _in_mid_sentence(mention: _Mention, caption: str) -> bool:
+    opens = _CLAUSE_END.search(caption[: mention.start]) or caption[mention.end :].lstrip()[:1].isupper()
+    return not opens
 
 
 def _without_closing(text: str, sentences: list[int]) -> tuple[str, str]:

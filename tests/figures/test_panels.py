@@ -1,0 +1,148 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+from biomedclip_ray.figures.letters import find_letters
+from biomedclip_ray.figures.panels import Panel, split_panels
+from biomedclip_ray.sample import plots
+
+Box = tuple[float, float, float, float]
+
+
+def overlap(a: Box, b: Box) -> float:
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    both = max(0.0, width) * max(0.0, height)
+    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
+
+
+def by_label(panels: list[Panel]) -> dict[str | None, Box]:
+    return {panel.label: panel.box for panel in panels}
+
+
+def grid(
+    columns: int, rows: int, gap: int, letters: str, corner: str = "upper left"
+) -> tuple[np.ndarray, dict[str, Box]]:
+    """Tinted tiles of 200 x 160 with noise and, in a corner of each, a letter."""
+    rng = np.random.default_rng(7)
+    width, height = columns * (200 + gap) - gap, rows * (160 + gap) - gap
+    picture = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(picture)
+    face = ImageFont.load_default(26)
+    boxes = {}
+    for k in range(columns * rows):
+        x, y = (k % columns) * (200 + gap), (k // columns) * (160 + gap)
+        tone = np.array([150 + 25 * (k % 4), 190 - 20 * (k % 3), 175], float)
+        tile = np.clip(tone + rng.normal(0, 6, (160, 200, 1)), 0, 255).astype(np.uint8)
+        picture.paste(Image.fromarray(tile), (x, y))
+        draw.ellipse((x + 70, y + 50, x + 130, y + 110), fill=(90, 40, 110))
+        if k < len(letters):
+            left = x + (8 if "left" in corner else 172)
+            draw.text(
+                (left, y + (2 if "upper" in corner else 126)), letters[k], fill="black", font=face, stroke_width=1
+            )
+            boxes[letters[k]] = (x / width, y / height, (x + 200) / width, (y + 160) / height)
+    return np.asarray(picture), boxes
+
+
+@pytest.mark.parametrize("corner", ["upper left", "lower left", "upper right", "lower right"])
+@pytest.mark.parametrize("gap", [0, 3, 12])
+def test_a_grid_is_cut_wherever_its_letters_stand_and_with_no_gap_at_all(corner: str, gap: int) -> None:
+    image, boxes = grid(3, 2, gap, "ABCDEF", corner)
+    found = by_label(split_panels(image, tuple("ABCDEF")))
+    assert set(found) == set("ABCDEF")
+    assert min(overlap(found[label], boxes[label]) for label in boxes) > 0.9
+
+
+def test_labels_keep_the_captions_case() -> None:
+    image, boxes = grid(2, 1, 10, "AB")
+    assert set(by_label(split_panels(image, ("a", "b")))) == {"a", "b"}
+    assert boxes
+
+
+def test_a_panel_whose_letter_is_missing_takes_its_place_in_the_order() -> None:
+    image, boxes = grid(2, 2, 12, "ABCD")
+    image = image.copy()
+    image[:40, 212:260] = image[60:100, 212:260]
+    found = by_label(split_panels(image, tuple("ABCD")))
+    assert min(overlap(found[label], boxes[label]) for label in "ABCD") > 0.9
+
+
+def test_without_any_letter_the_gaps_decide() -> None:
+    image, _ = grid(3, 1, 14, "")
+    found = by_label(split_panels(image, ("A", "B", "C")))
+    assert [label for label, _ in sorted(found.items(), key=lambda item: item[1][0])] == ["A", "B", "C"]
+    assert all(overlap(box, (k * 214 / 628, 0, (k * 214 + 200) / 628, 1)) > 0.9 for k, box in enumerate(found.values()))
+
+
+def test_letters_are_enough_where_the_caption_names_no_panels() -> None:
+    image, _ = grid(2, 2, 12, "ABCD")
+    assert [panel.label for panel in split_panels(image)] == ["A", "B", "C", "D"]
+
+
+@pytest.mark.parametrize("kind", sorted(plots.KINDS))
+def test_a_single_picture_stays_whole(kind: str) -> None:
+    for seed in range(3):
+        image, _ = plots.KINDS[kind](np.random.default_rng(seed), 480, 360)
+        assert split_panels(np.asarray(image.convert("RGB"))) == [Panel((0.0, 0.0, 1.0, 1.0), None)]
+
+
+def test_the_samples_compounds_are_separated() -> None:
+    kinds = sorted(plots.KINDS)
+    right = every = 0
+    for seed in range(12):
+        rng = np.random.default_rng(1000 + seed)
+        picture, boxes, _ = plots.compound(rng, [kinds[(seed + 3 * k) % 10] for k in range(2 + seed % 3)])
+        labels = tuple("ABCD"[: len(boxes)])
+        found = by_label(split_panels(np.asarray(picture.convert("RGB")), labels))
+        every += len(boxes)
+        right += sum(overlap(found[q], tuple(box)) > 0.75 for q, box in zip(labels, boxes, strict=True) if q in found)  # type: ignore[arg-type]
+    assert right >= 0.95 * every
+
+
+@pytest.mark.parametrize("image", [np.full((50, 400, 3), 255, np.uint8), np.zeros((9, 9, 3), np.uint8)])
+def test_an_empty_picture_gives_a_box_and_no_error(image: np.ndarray) -> None:
+    panels = split_panels(image, ("A", "B"))
+    assert all(0 <= p.box[0] < p.box[2] <= 1 and 0 <= p.box[1] < p.box[3] <= 1 for p in panels)
+
+
+def test_letters_in_words_are_no_labels() -> None:
+    page = Image.new("L", (500, 300), 255)
+    draw = ImageDraw.Draw(page)
+    draw.text((20, 20), "A", fill=0, font=ImageFont.load_default(24))
+    draw.text((20, 150), "B", fill=0, font=ImageFont.load_default(24))
+    draw.text((200, 80), "CAB BAD DAB", fill=0, font=ImageFont.load_default(24))
+    found = find_letters(np.asarray(page), ("A", "B"))
+    assert {label: (round(q.x, -1), round(q.y, -1)) for label, q in found.items()} == {"A": (20, 30), "B": (20, 160)}
+
+
+def test_white_letters_on_dark_and_bracketed_ones_are_read() -> None:
+    page = Image.new("L", (600, 300), 20)
+    draw = ImageDraw.Draw(page)
+    face = ImageFont.load_default(28)
+    draw.text((15, 15), "(a)", fill=255, font=face)
+    draw.text((315, 15), "(b)", fill=255, font=face)
+    assert set(find_letters(np.asarray(page), ("a", "b"))) == {"a", "b"}
+
+
+def test_real_compounds_are_separated(corpus: Path) -> None:
+    import json
+
+    from biomedclip_ray.figures.subcaptions import subcaptions
+    from biomedclip_ray.pmc import jats
+
+    rows = [json.loads(line) for line in (corpus / "expected" / "panels.jsonl").read_text().splitlines()]
+    right = found = true = 0
+    for row in [row for row in rows if row.get("boxes") and row["labels"]][:12]:
+        folder = corpus / "bucket" / row["pmcid_version"]
+        article = jats.parse_article(next(folder.glob("*.xml")).read_bytes())
+        stem = row["file"].rsplit(".", 1)[0]
+        caption = next(
+            (f.caption for f in article.figures for forms in f.graphics if {row["file"], stem} & set(forms)), ""
+        )
+        with Image.open(folder / row["file"]) as picture:
+            panels = split_panels(np.asarray(picture.convert("RGB")), tuple(subcaptions(caption)))
+        found, true = found + len(panels), true + len(row["boxes"])
+        right += sum(max(overlap(p.box, tuple(box)) for p in panels) >= 0.5 for box in row["boxes"])
+    assert 2 * right / (found + true) >= 0.9
