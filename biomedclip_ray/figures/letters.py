@@ -222,5 +222,5 @@ def _worth(letter: Letter, chosen: tuple[Letter, ...]) -> float | None:
     if (
         letter.x <= last.x + unit and letter.y <= last.y + unit
     ):  # up and to the left of the one before: no order reads so
-        worth -= 0.6
+        worth -= 1.2
     return worth

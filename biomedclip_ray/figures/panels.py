@@ -140,12 +140,18 @@ def _working_copy(image: Pixels) -> tuple[Ink, _Layers]:
     ground = np.median(border, axis=0)
     if (np.abs(border - ground).max(axis=1) < _INK_CONTRAST).mean() < _EVEN_BORDER:
         ground = np.full(3, 255)
-    contrast = cv2.absdiff(colour, np.broadcast_to(ground.astype(np.uint8), colour.shape).copy()).max(axis=2)
+    contrast = _strongest(cv2.absdiff(colour, np.full_like(colour, ground)))
     luma = np.asarray(cv2.cvtColor(colour, cv2.COLOR_RGB2GRAY), np.uint8)
     jump_x, jump_y = np.zeros_like(luma), np.zeros_like(luma)
-    jump_x[:, 2:] = cv2.absdiff(colour[:, 2:], colour[:, :-2]).max(axis=2) > _JUMP
-    jump_y[2:] = cv2.absdiff(colour[2:], colour[:-2]).max(axis=2) > _JUMP
+    jump_x[:, 2:] = _strongest(cv2.absdiff(colour[:, 2:], colour[:, :-2])) > _JUMP
+    jump_y[2:] = _strongest(cv2.absdiff(colour[2:], colour[:-2])) > _JUMP
     return luma, _Layers((contrast > _INK_CONTRAST).astype(np.uint8), jump_x, jump_y)
+
+
+def _strongest(difference: NDArray[np.generic]) -> Ink:
+    """The largest of three channels; OpenCV takes a twentieth of the time of numpy's max over so short an axis."""
+    first, second, third = cv2.split(difference)
+    return np.asarray(cv2.max(cv2.max(first, second), third), np.uint8)
 
 
 def _habits(letters: dict[str, Letter], whole: _Region) -> list[_Habit]:

@@ -12,7 +12,16 @@ import pytest
 import simplejpeg
 from PIL import Image, PngImagePlugin
 
-from biomedclip_ray.figures.image import ImageError, Picture, decode, perceptual_hash, prepare
+from biomedclip_ray.figures.formats import Limits
+from biomedclip_ray.figures.image import (
+    ImageError,
+    Picture,
+    decode,
+    perceptual_hash,
+    prepare,
+    prepare_crop,
+    read_pixels,
+)
 from biomedclip_ray.schema import Reason
 
 
@@ -299,6 +308,21 @@ def test_near_equal_pictures_have_near_hashes_and_others_have_not() -> None:
     assert (first.phash ^ other.phash).bit_count() >= 16
     assert 0 <= first.phash < 2**64
     assert (first.phash ^ perceptual_hash(decode(first.jpeg))).bit_count() <= 2
+
+
+def test_a_crop_is_stored_as_a_picture_of_its_own() -> None:
+    data = saved(scene(1200, 800), "JPEG", quality=95)
+    limits = Limits(32, 10_000_000, 12.0)
+    whole, width, height, kind = read_pixels(data, limits)
+    assert (whole.shape, width, height) == ((800, 1200, 3), 1200, 800)
+    left, right = (prepare_crop(whole, box, kind, limits, 384, 95) for box in ((0, 0, 0.25, 1), (0.5, 0.5, 1, 1)))
+    assert (left.width, left.height, left.original_width, left.original_height) == (300, 800, 300, 800)
+    assert (right.width, right.height, right.original_width) == (576, 384, 600)
+    assert difference(right, scene(1200, 800).crop((600, 400, 1200, 800)).resize((576, 384))) < 2
+    assert len({left.sha256, right.sha256, prepared(data).sha256}) == 3
+    with pytest.raises(ImageError) as caught:
+        prepare_crop(whole, (0, 0, 0.02, 1), kind, limits, 384, 95)
+    assert caught.value.reason is Reason.TOO_SMALL
 
 
 def test_the_error_travels_between_processes() -> None:
