@@ -108,6 +108,8 @@ def check_cluster(config: Config, stages: tuple[str, ...]) -> list[str]:
         "evaluate": config.evaluate.resources,
         "embed": config.embed.resources,
     }
+    if config.own.uri is not None and "preprocess" in stages:
+        problems += _fits("own.resources.num_cpus", config.own.resources.num_cpus, "CPU", have)
     for name, need in demands.items():
         if name in stages:
             problems += _fits(f"{name}.resources.num_cpus", need.num_cpus, "CPU", have)

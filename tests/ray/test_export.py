@@ -13,7 +13,7 @@ from PIL import Image
 
 from biomedclip_ray.config import Config, ConfigError, parse
 from biomedclip_ray.corpus.curate import curate
-from biomedclip_ray.corpus.export import export, plan_shards
+from biomedclip_ray.corpus.export import export, plan_shards, write_shard
 from biomedclip_ray.figures.image import decode
 from biomedclip_ray.figures.preprocess import preprocess
 from biomedclip_ray.pmc.catalog import catalog
@@ -143,6 +143,20 @@ def test_an_interrupted_export_goes_on_and_gives_the_same_bytes_also_on_s3(
     again.delete("README.md")
     assert export(*made, again.uri, "webdataset") == note
     assert {name: again.read(name) for name in again.list()} == {name: whole.read(name) for name in whole.list()}
+
+
+def test_a_shard_that_is_there_is_not_written_again(made: tuple[Config, Product, Product], tmp_path: Path) -> None:
+    first, *_ = plan_shards(made[2], "datasets", ("train", "validation", "test"))
+    place = Place(str(tmp_path))
+    begun = {"version": 1, "form": "datasets", "splits": ["train", "validation", "test"]}
+    begun |= {"pairs": made[1].fingerprint, "corpus": made[2].fingerprint}
+    place.write("_EXPORT.json", json.dumps(begun).encode())
+    write_shard(first, place, made[1], made[2], "datasets")
+    before = (tmp_path / first.name).stat().st_mtime_ns
+    note = export(*made, str(tmp_path), "datasets")
+    assert (tmp_path / first.name).stat().st_mtime_ns == before
+    assert note["shards"][0]["pairs"] == first.pairs
+    assert all(place.exists(shard["name"]) for shard in note["shards"])
 
 
 def test_another_export_or_a_full_folder_is_refused(made: tuple[Config, Product, Product], tmp_path: Path) -> None:
