@@ -11,6 +11,7 @@ started; 3 too much was lost to network or disk, and the same command tries that
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import secrets
@@ -26,13 +27,14 @@ from rich.console import Console
 
 from biomedclip_ray.config import STAGES, Config, ConfigError, load
 from biomedclip_ray.corpus.own_files import find_files
+from biomedclip_ray.evaluate.tables import tables
 from biomedclip_ray.lease import HeldError
 from biomedclip_ray.pmc.bucket import SourceError
 from biomedclip_ray.preflight import PreflightError, check_address, check_cluster, check_out, check_places, check_root
 from biomedclip_ray.product import Product, UnfinishedError
 from biomedclip_ray.prune import prune
 from biomedclip_ray.run import Run, list_products, resolve_inventory
-from biomedclip_ray.storage import StorageError
+from biomedclip_ray.storage import Place, StorageError
 
 log = logging.getLogger("biomedclip")
 
