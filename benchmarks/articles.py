@@ -1,0 +1,73 @@
+"""A bucket of any number of articles for benchmarks: a small one's articles again and again, each under a PMCID of its own.
+
+Files are links, so that five thousand articles cost no space; XML, pictures and their md5 stay as they are.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import itertools
+import json
+import os
+from pathlib import Path
+
+from biomedclip_ray.pmc.inventory import INVENTORIES
+from biomedclip_ray.sample import make_bucket
+
+DATE = "2026-11-20T01-00Z"
+
+
+def origin(folder: Path) -> Path:
+    """The bucket of real articles where BIOMEDCLIP_TEST_DATA (default ../shared) has it, else a generated one in `folder`."""
+    data = Path(os.environ.get("BIOMEDCLIP_TEST_DATA", Path(__file__).resolve().parents[2] / "shared"))
+    real = data / "corpus" / "bucket"
+    if real.is_dir():
+        return real
+    make_bucket(folder, n_articles=60)
+    return folder
+
+
+def multiply(source: Path, target: Path, n: int) -> None:
+    """Make `target` a bucket of n articles."""
+    (target / "metadata").mkdir(parents=True)
+    metadata = [json.loads(path.read_text()) for path in sorted((source / "metadata").glob("*.json")) if _usable(path)]
+    rows = []
+    for number, raw in zip(range(n), itertools.cycle(metadata), strict=False):
+        pmcid = f"PMC{number + 10_000_000}"
+        before, after = f"{raw['pmcid']}.{raw['version']}", f"{pmcid}.1"
+        (target / after).symlink_to((source / before).resolve(), target_is_directory=True)
+        new = raw | {
+            "pmcid": pmcid,
+            "version": 1,
+            "license_code": "CC BY",
+            "is_retracted": False,
+            "is_manuscript": False,
+        }
+        new["xml_url"] = raw["xml_url"].replace(f"/{before}/", f"/{after}/")
+        new["media_urls"] = [url.replace(f"/{before}/", f"/{after}/") for url in raw["media_urls"]]
+        data = json.dumps(new).encode()
+        (target / "metadata" / f"{after}.json").write_bytes(data)
+        rows.append(["pmc-oa-opendata", f"metadata/{after}.json", DATE, hashlib.md5(data).hexdigest()])
+    write_inventory(target, rows)
+
+
+def write_inventory(target: Path, rows: list[list[str]]) -> None:
+    """One inventory of one gzip CSV."""
+    folder = target / INVENTORIES
+    (folder / "data").mkdir(parents=True)
+    (folder / DATE).mkdir()
+    key = f"{INVENTORIES}/data/all.csv.gz"
+    with gzip.open(target / key, "wt", compresslevel=1, newline="") as file:
+        csv.writer(file, quoting=csv.QUOTE_ALL).writerows(rows)
+    (folder / DATE / "manifest.json").write_text(json.dumps({"files": [{"key": key}]}))
+
+
+def _usable(path: Path) -> bool:
+    """Whether it is an article's metadata, of which generated buckets break some on purpose."""
+    try:
+        raw = json.loads(path.read_text())
+        return raw["xml_url"].startswith("s3://") and isinstance(raw["media_urls"], list)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False

@@ -1,0 +1,182 @@
+"""Catalog to pairs as a Ray Data pipeline, beside the same functions in two plain processes and in Daft.
+
+    python benchmarks/ingest.py [--articles 500] [--pairs 5] [--only ratios|memory]
+
+- `ingest_vs_two_processes`: wall time of two plain processes that take parts from a queue, over ours on two CPUs. 1.00 would mean
+  that planning, scheduling, moving and writing blocks cost nothing.
+- `ingest_vs_daft`: the same against a Daft pipeline (`pip install daft`; skipped where it is not installed). Daft runs Python
+  functions in processes of its own, started for each query; in threads it is slower.
+
+All three run the stages' own workers and write the same files; only what runs them differs. Real articles where they are at hand.
+Median of the ratios of alternating pairs, after a warm run of each. Then, in fresh processes, the peak memory of driver and workers
+at 500 and at 5,000 articles, which must not grow by more than a quarter. Exit 1 below a bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import logging
+import multiprocessing
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from biomedclip_ray.config import Config, PartResources, parse
+from biomedclip_ray.figures.preprocess import preprocess
+from biomedclip_ray.measure import without_ray
+from biomedclip_ray.pmc.catalog import catalog
+from biomedclip_ray.pmc.ingest import ingest
+from biomedclip_ray.product import PartResult, Product
+from biomedclip_ray.run import resolve_inventory
+
+sys.path.insert(0, str(Path(__file__).parent))
+from articles import multiply, origin
+
+BOUNDS = {"ingest_vs_two_processes": 0.80, "ingest_vs_daft": 1.0}
+MEMORY_SIZES, MEMORY_GROWTH = (500, 5000), 1.25
+CPUS = 2
+os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def config_of(bucket: Path, root: Path) -> Config:
+    source = {"uri": str(bucket), "articles_per_part": 50, "resources": {"threads": 4}}
+    return parse({"root": str(root), "source": source, "preprocess": {"short_side": 384}}, "benchmark")
+
+
+def data_stages(bucket: Path) -> tuple[float, Product]:
+    """(seconds, pairs) of catalog, ingest and preprocess into a fresh root."""
+    with tempfile.TemporaryDirectory(prefix="biomedclip-bench-", ignore_cleanup_errors=True) as root:
+        config = config_of(bucket, Path(root))
+        started = time.perf_counter()
+        pairs = preprocess(config, ingest(config, catalog(config, resolve_inventory(config))))
+        seconds = time.perf_counter() - started
+        pairs.manifest  # noqa: B018 - read before the folder goes
+        return seconds, pairs
+
+
+def one_part(product: Product, worker: Callable[..., PartResult], args: tuple[Any, ...], part: int) -> int:
+    """One part in whatever process: what a task of the pipeline does."""
+    result = worker(part, *args)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    product.write_part(part, result.data, result.ledger.table(), result.ledger.counts, peak)
+    return part
+
+
+def plainly(pool: Any, bucket: Path) -> tuple[float, Product]:
+    def run(
+        product: Product, worker: Callable[..., PartResult], resources: PartResources, args: tuple[Any, ...]
+    ) -> None:
+        tasks = [pool.apply_async(one_part, (product, worker, args, part)) for part in product.missing_parts()]
+        for task in tasks:
+            task.get()
+
+    with without_ray(run):
+        return data_stages(bucket)
+
+
+def by_daft(bucket: Path) -> tuple[float, Product]:
+    import daft  # type: ignore[import-not-found]
+
+    def run(
+        product: Product, worker: Callable[..., PartResult], resources: PartResources, args: tuple[Any, ...]
+    ) -> None:
+        @daft.cls(max_concurrency=CPUS, use_process=True)
+        class Part:
+            @daft.method(return_dtype=daft.DataType.int64())
+            def run(self, part: int) -> int:
+                return one_part(product, worker, args, part)
+
+        missing = product.missing_parts()
+        frame = daft.from_pydict({"part": missing}).into_batches(1)
+        done = frame.with_column("done", Part().run(daft.col("part"))).to_pydict()["done"]
+        assert sorted(done) == missing
+
+    with without_ray(run):
+        return data_stages(bucket)
+
+
+def start_ray() -> None:
+    import ray
+
+    ray.init("local", num_cpus=CPUS, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+
+
+def compare(bucket: Path, pairs: int) -> dict[str, float]:
+    """The ratios; above 1 the pipeline is faster."""
+    start_ray()
+    others: dict[str, Callable[[], tuple[float, Product]]] = {}
+    with multiprocessing.get_context("spawn").Pool(CPUS) as pool:
+        others["ingest_vs_two_processes"] = lambda: plainly(pool, bucket)
+        if importlib.util.find_spec("daft"):
+            others["ingest_vs_daft"] = lambda: by_daft(bucket)
+        else:
+            print("ingest_vs_daft skipped: daft is not installed (pip install daft)")
+        ratios = {}
+        data_stages(bucket)
+        for name, other in others.items():
+            other()
+            found = []
+            for _ in range(pairs):
+                theirs, theirs_made = other()
+                ours, ours_made = data_stages(bucket)
+                assert theirs_made.manifest["counts"] == ours_made.manifest["counts"]
+                found.append(theirs / ours)
+                print(f"  {name}: {theirs:.2f} s against our {ours:.2f} s", flush=True)
+            ratios[name] = statistics.median(found)
+    return ratios
+
+
+def memory(bucket: Path) -> dict[str, float]:
+    """Peak MB of the driver and of the largest worker, in this fresh process."""
+    start_ray()
+    _, pairs = data_stages(bucket)
+    driver = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"driver_mb": driver, "worker_mb": pairs.manifest["peak_rss"] / 2**20}
+
+
+def memory_is_flat(source: Path, folder: Path) -> bool:
+    peaks = []
+    for n in MEMORY_SIZES:
+        bucket = folder / f"articles-{n}"
+        multiply(source, bucket, n)
+        command = [sys.executable, __file__, "--memory-of", str(bucket)]
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        peaks.append(json.loads(output.splitlines()[-1]))
+        print(f"ingest_memory articles={n} " + " ".join(f"{k}={v:.0f}" for k, v in peaks[-1].items()), flush=True)
+    return all(peaks[1][name] <= MEMORY_GROWTH * peaks[0][name] for name in peaks[0])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--articles", type=int, default=500)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--only", choices=("ratios", "memory"))
+    parser.add_argument("--memory-of", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory_of:
+        print(json.dumps(memory(options.memory_of)))
+        return 0
+    with tempfile.TemporaryDirectory(prefix="biomedclip-bench-") as name:
+        folder = Path(name)
+        source = origin(folder / "origin")
+        flat = options.only == "ratios" or memory_is_flat(source, folder)
+        ratios = {}
+        if options.only != "memory":
+            multiply(source, folder / "bucket", options.articles)
+            ratios = compare(folder / "bucket", options.pairs)
+    for name, ratio in ratios.items():
+        print(f"{name} ratio={ratio:.2f} bound={BOUNDS[name]:.2f}")
+    return int(not flat or any(ratio < BOUNDS[name] for name, ratio in ratios.items()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
