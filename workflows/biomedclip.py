@@ -182,6 +182,9 @@ def _run(config: Config, options: argparse.Namespace) -> int:
         run.begin()
         pairs, corpus = _tell(run, config)
         run.show(console)
+        for stage in run.stages:
+            if stage["name"] == "evaluate":
+                console.print(*tables(json.loads(Place(stage["product"]).read("evaluation.json"))))
         if options.export:
             hand_over(config, pairs, corpus, options)
         from biomedclip_ray.report import write_report

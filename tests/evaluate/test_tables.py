@@ -11,6 +11,7 @@ def test_each_figure_stands_beside_chance_and_control() -> None:
     recall = {"recall@10": {"value": 0.5, "low": 0.4, "high": 0.6, "chance": 0.1}}
     rank = {"median_rank": {"value": 3.0, "low": 2.0, "high": 4.5, "chance": 50.5}}
     control = {"recall@10": {"value": 0.11}, "median_rank": {"value": 49.0}}
+    within = {"recall@10": {"value": 0.75, "chance": 0.5}}
     directions = ("text_to_image", "image_to_text")
     evaluation = {
         "split": "test",
@@ -19,7 +20,7 @@ def test_each_figure_stands_beside_chance_and_control() -> None:
             **dict.fromkeys(directions, recall | rank),
             "control_shuffled": dict.fromkeys(directions, control),
         },
-        "by_kind": {"gel": {"n": 20, **dict.fromkeys(directions, {"recall@10": {"value": 0.75, "chance": 0.5}})}},
+        "by_kind": {"gel": {"n": 20, **dict.fromkeys(directions, within)}},
     }
     console = Console(width=120, record=True)
     console.print(*tables(evaluation))
