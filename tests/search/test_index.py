@@ -140,6 +140,16 @@ def test_the_settings_are_stored_with_the_recall_that_they_give(approximate, exa
     assert exact.settings == ix.Settings()
 
 
+def test_the_neighbours_that_recall_is_measured_by_are_those_of_the_whole_product(exact):
+    queries = np.concatenate([IMAGE[:5], TEXT[5:10]])
+    ids = ix.exact_neighbours(exact.dataset, "image_vector", queries)
+    table = exact.dataset.to_table(columns=["pair_id"], with_row_id=True)
+    row_of = dict(zip(table["_rowid"].to_pylist(), table["pair_id"].to_pylist(), strict=True))
+    for query, found in zip(queries, ids, strict=True):
+        best = np.argsort(-(IMAGE @ query))[:10]
+        assert {row_of[row] for row in found.tolist()} == {f"PMC{i}.1/F1#0" for i in best}
+
+
 def test_words_of_a_caption_find_their_row_and_only_among_those_that_pass(index):
     assert [hit.pair_id for hit in index.text_search("number1234", 5)] == ["PMC1234.1/F1#0"]
     assert index.text_search("number1234", 5, ix.Filters(kinds=("gel",))) == []
