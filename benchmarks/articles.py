@@ -64,6 +64,12 @@ def write_inventory(target: Path, rows: list[list[str]]) -> None:
     (folder / DATE / "manifest.json").write_text(json.dumps({"files": [{"key": key}]}))
 
 
+def peak_mb() -> float:
+    """The largest resident memory of this process so far (Linux). Not getrusage's, which starts at that of the parent."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
 def _usable(path: Path) -> bool:
     """Whether it is an article's metadata, of which generated buckets break some on purpose."""
     try:

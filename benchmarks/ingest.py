@@ -39,7 +39,7 @@ from biomedclip_ray.product import PartResult, Product
 from biomedclip_ray.run import resolve_inventory
 
 sys.path.insert(0, str(Path(__file__).parent))
-from articles import multiply, origin
+from articles import multiply, origin, peak_mb
 
 BOUNDS = {"ingest_vs_two_processes": 0.80, "ingest_vs_daft": 1.0}
 MEMORY_SIZES, MEMORY_GROWTH = (500, 5000), 1.25
@@ -139,8 +139,7 @@ def memory(bucket: Path) -> dict[str, float]:
     """Peak MB of the driver and of the largest worker, in this fresh process."""
     start_ray()
     _, pairs = data_stages(bucket)
-    driver = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"driver_mb": driver, "worker_mb": pairs.manifest["peak_rss"] / 2**20}
+    return {"driver_mb": peak_mb(), "worker_mb": pairs.manifest["peak_rss"] / 2**20}
 
 
 def memory_is_flat(source: Path, folder: Path) -> bool:

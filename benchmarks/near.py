@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
 from biomedclip_ray.corpus.near import near_pairs
+
+sys.path.insert(0, str(Path(__file__).parent))
+from articles import peak_mb
 
 BOUND, MEGABYTES_PER_MILLION = 0.5, 250.0
 
@@ -41,12 +44,12 @@ def hashes(n: int, bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def measure(n: int, bits: int) -> tuple[float, float, float]:
-    """(seconds, peak MB above what the hashes' making took, share of the planted pairs found)."""
+    """(seconds, peak MB of the process, share of the planted pairs found)."""
     values, originals, copies = hashes(n, bits)
     started = time.perf_counter()
     pairs = near_pairs(values, bits)
     seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_mb()
     found = np.isin(originals * n + copies, pairs.left * n + pairs.right)
     return seconds, peak, float(found.mean())
 
