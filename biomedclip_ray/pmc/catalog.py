@@ -120,17 +120,23 @@ def _metadata(bucket: Bucket, entry: dict[str, Any]) -> dict[str, Any] | ObjectE
         return error
     try:
         return parse_metadata(data, entry)
-    except (ValueError, KeyError, TypeError) as error:
-        return ObjectError(Reason.BAD_METADATA, f"{entry['key']}: {type(error).__name__} {error}")
+    except ValueError as error:
+        return ObjectError(Reason.BAD_METADATA, f"{entry['key']}: {error}")
 
 
 def parse_metadata(data: bytes, entry: dict[str, Any]) -> dict[str, Any]:
     """The metadata JSON of an article version as a catalog row without its part.
 
     Raises:
-        ValueError, KeyError, TypeError: it is no JSON of that form, or speaks of another article.
+        ValueError: it is no JSON of that form, or speaks of another article; nothing else, whatever the bytes are.
     """
-    raw = json.loads(data)
+    try:
+        return _row(json.loads(data), entry)
+    except (KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{type(error).__name__} {error}") from error
+
+
+def _row(raw: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
     article_id = f"{raw['pmcid']}.{int(raw['version'])}"
     if article_id != _article_id(entry):
         raise ValueError(f"speaks of {article_id}")
@@ -161,8 +167,10 @@ def _object(url: str, article_id: str) -> tuple[str, str | None]:
     """Key and md5 of `s3://pmc-oa-opendata/PMC1.1/file.jpg?md5=...`; keys stand there as they are, not percent-encoded.
 
     Raises:
-        ValueError: the key is not under the article's own prefix.
+        ValueError: the key is not under the article's own prefix, or is none that could be stored.
     """
+    if not isinstance(url, str) or not url.isprintable():
+        raise ValueError(f"{url!r} is no address")
     address, _, md5 = url.partition("?md5=")
     key = address.partition("://")[2].partition("/")[2]
     if not key.startswith(f"{article_id}/") or ".." in key.split("/"):
@@ -171,7 +179,12 @@ def _object(url: str, article_id: str) -> tuple[str, str | None]:
 
 
 def _text(value: Any) -> str | None:
-    return None if value is None or value == "" else str(value)
+    """Raises ValueError for half a surrogate pair, which JSON can hold and UTF-8 cannot."""
+    if value is None or value == "":
+        return None
+    text = str(value)
+    text.encode()
+    return text
 
 
 def _article_id(entry: dict[str, Any]) -> str:
