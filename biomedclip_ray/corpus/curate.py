@@ -11,7 +11,6 @@ import resource
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from biomedclip_ray.config import Config, ConfigError, Curate, SourceSelect
 from biomedclip_ray.corpus.groups import NO_EDGES, REASONS, SPLITS, Edges, Facts, Verdict, decide, leaks, split_of
-from biomedclip_ray.corpus.near import SIGNATURE_SIDE, look_alike, near_pairs, signature
+from biomedclip_ray.corpus.near import SHAPE_LIMIT, SIGNATURE_SIDE, look_alike, near_pairs, signature
 from biomedclip_ray.figures.image import decode
 from biomedclip_ray.figures.kinds import KINDS
 from biomedclip_ray.product import Ledger, Product
@@ -27,7 +26,7 @@ from biomedclip_ray.schema import CORPUS, Reason, hash64
 
 log = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 UNIT = "pair"
 _COLUMNS = "pair_id pmcid source_split figure_id panel text sha256 text_sha256 phash license figure_kind".split()
 _THREADS = 8  # reading; decoding leaves the interpreter's lock alone too
@@ -142,12 +141,13 @@ def _near(pairs: Product, facts: Facts, sizes: list[int], bits: int | None) -> t
     found = near_pairs(facts.phash[row], bits)
     left, right = row[found.left], row[found.right]
     candidates = np.unique(np.concatenate([left, right]))
-    signatures = _signatures(pairs, sizes, candidates)
+    signatures, shapes = _signatures(pairs, sizes, candidates)
     first, second = np.searchsorted(candidates, left), np.searchsorted(candidates, right)
     same = np.zeros(len(left), bool)
     for at in range(0, len(left), _PAIRS_AT_ONCE):
         here = slice(at, at + _PAIRS_AT_ONCE)
         same[here] = look_alike(signatures[first[here]], signatures[second[here]])
+    same &= np.abs(np.log(shapes[first] / shapes[second])) <= SHAPE_LIMIT
     search = {
         "bits": bits,
         "pictures": len(row),
@@ -160,9 +160,15 @@ def _near(pairs: Product, facts: Facts, sizes: list[int], bits: int | None) -> t
     return (left[same], right[same]), search
 
 
-def _signatures(pairs: Product, sizes: list[int], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """The (len(rows), 1024) uint8 signatures of some rows' pictures; reads the row groups that hold them and no others."""
-    result = np.zeros((len(rows), SIGNATURE_SIDE**2), np.uint8)
+def _signatures(
+    pairs: Product, sizes: list[int], rows: NDArray[np.int64]
+) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """The (len(rows), 3072) uint8 signatures of some rows' pictures, and their height over width.
+
+    Reads the row groups that hold them and no others.
+    """
+    result = np.zeros((len(rows), 3 * SIGNATURE_SIDE**2), np.uint8)
+    shapes = np.ones(len(rows))
     bounds = np.cumsum([0, *sizes])
 
     def read(part: int) -> None:
@@ -181,12 +187,13 @@ def _signatures(pairs: Product, sizes: list[int], rows: NDArray[np.int64]) -> ND
                         pa.array(wanted[low:high] - start)
                     )
                     for number, image in enumerate(images, start=first + low):
-                        result[number] = signature(cv2.cvtColor(decode(image.as_py()), cv2.COLOR_RGB2GRAY))
+                        pixels = decode(image.as_py())
+                        result[number], shapes[number] = signature(pixels), pixels.shape[0] / pixels.shape[1]
                 start = stop
 
     with ThreadPoolExecutor(_THREADS) as threads:
         list(threads.map(read, range(pairs.parts)))
-    return result
+    return result, shapes
 
 
 def _corpus_rows(ids: pa.ChunkedArray, verdict: Verdict) -> tuple[pa.Table, Ledger]:

@@ -97,14 +97,18 @@ def _again(picture: NDArray[np.uint8], scale: float, quality: int) -> NDArray[np
     return np.array(Image.open(out).convert("L"))
 
 
+def _grey(luma: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.repeat(luma[:, :, None], 3, axis=2)
+
+
 def test_plots_that_share_a_hash_are_not_the_same_and_copies_of_one_are() -> None:
     plots = [_plot(seed) for seed in range(300)]
     hashes = np.array([perceptual_hash(np.repeat(plot[:, :, None], 3, axis=2)) for plot in plots], np.uint64)
-    signatures = np.stack([signature(plot) for plot in plots])
+    signatures = np.stack([signature(_grey(plot)) for plot in plots])
     pairs = near_pairs(hashes, 6)
     assert len(pairs.left) > 50
     assert not look_alike(signatures[pairs.left], signatures[pairs.right]).any()
-    copies = np.stack([signature(_again(plot, 0.5, 70)) for plot in plots])
+    copies = np.stack([signature(_grey(_again(plot, 0.5, 70))) for plot in plots])
     assert look_alike(signatures, copies).mean() > 0.99
 
 
@@ -114,7 +118,7 @@ def test_thumbnails_of_real_figures_are_found_and_look_alike(corpus: Path) -> No
     pictures = [np.array(Image.open(folder / name).convert("RGB")) for name in names]
     hashes = np.array([perceptual_hash(picture) for picture in pictures], np.uint64)
     assert _found(hashes, 4) == [(0, 1), (2, 3), (4, 5), (6, 7)]
-    signatures = np.stack([signature(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)) for picture in pictures])
+    signatures = np.stack([signature(picture) for picture in pictures])
     assert look_alike(signatures[0::2], signatures[1::2]).all()
     assert not look_alike(signatures[0::2], signatures[[3, 5, 7, 1]]).any()
 
@@ -122,20 +126,29 @@ def test_thumbnails_of_real_figures_are_found_and_look_alike(corpus: Path) -> No
 @settings(deadline=None, max_examples=50)
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(0, 2**32 - 1))
 def test_a_signature_keeps_the_mean_whatever_the_size(height: int, width: int, seed: int) -> None:
-    luma = np.random.default_rng(seed).integers(0, 256, (height, width)).astype(np.uint8)
-    vector = signature(luma)
-    assert vector.shape == (1024,)
-    assert abs(float(vector.mean()) - float(luma.mean())) < 1
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    vector = signature(pixels)
+    assert vector.shape == (3072,)
+    assert abs(float(vector.mean()) - float(pixels.mean())) < 1
 
 
 def test_a_signature_is_the_mean_of_each_cell() -> None:
-    luma = np.random.default_rng(1).integers(0, 256, (128, 96)).astype(np.uint8)
-    expected = luma.reshape(32, 4, 32, 3).mean(axis=(1, 3))
-    assert np.abs(signature(luma).reshape(32, 32) - expected).max() <= 0.51
+    pixels = np.random.default_rng(1).integers(0, 256, (128, 96, 3)).astype(np.uint8)
+    expected = pixels.reshape(32, 4, 32, 3, 3).mean(axis=(1, 3))
+    assert np.abs(signature(pixels).reshape(32, 32, 3) - expected).max() <= 0.51
 
 
 def test_flat_pictures_are_the_same_only_if_they_are_equal() -> None:
-    flat = np.full((2, 1024), 200, np.uint8)
+    flat = np.full((2, 3072), 200, np.uint8)
     speck = flat.copy()
     speck[1, 7] = 0
     assert look_alike(flat, speck).tolist() == [True, False]
+
+
+def test_the_same_drawing_in_another_colour_is_another_picture() -> None:
+    red, blue = (np.full((96, 96, 3), 255, np.uint8) for _ in range(2))
+    for picture, colour in ((red, (200, 40, 40)), (blue, (40, 40, 200))):
+        for bar, height in enumerate((20, 50, 80)):
+            picture[95 - height :, 10 + 28 * bar : 30 + 28 * bar] = colour
+    signatures = np.stack([signature(red), signature(blue)])
+    assert look_alike(signatures, signatures[::-1]).tolist() == [False, False]
