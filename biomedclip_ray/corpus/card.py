@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyarrow as pa
+
 from biomedclip_ray.product import Product
 from biomedclip_ray.schema import PAIRS
 
@@ -30,6 +32,8 @@ _SIZES = (
     (10_000_000, "1M<n<10M"),
 )
 
+# What an export says of a pair beside its picture.
+FACTS = [name for name in PAIRS.names if name not in ("image", "part", "source_split")]
 _COLUMNS = {
     "image": "JPEG, upright, short side at most preprocess.short_side pixels",
     "text": "what trains: the caption, cleaned",
@@ -71,6 +75,7 @@ def readme(note: dict[str, Any]) -> str:
     head += [f"- {next((name for limit, name in _SIZES if total < limit), 'n>10M')}", "configs:"]
     head += ["- config_name: default", "  data_files:"]
     head += [line for split in splits for line in (f"  - split: {split}", f"    path: {paths[split]}")]
+    head += [] if _is_parquet(note) else _json_types()
     names = " and ".join(source["name"] for source in note["sources"])
     lines = [*head, "---", "", "# Biomedical figures and captions", ""]
     lines += [f"{total:,} pairs of a picture and its text from {names}, made with biomedclip_ray.", ""]
@@ -126,6 +131,23 @@ def croissant(note: dict[str, Any], uri: str) -> dict[str, Any]:
         "distribution": [files],
         "recordSet": [records] if parquet else [],
     }
+
+
+def _json_types() -> list[str]:
+    """Front matter with the types of a tar's samples: from the first ones alone `datasets` takes a column of nulls for null."""
+    lines = ["dataset_info:", "  features:", "  - name: jpg", "    dtype: image"]
+    lines += [line for name in ("txt", "__key__", "__url__") for line in (f"  - name: {name}", "    dtype: string")]
+    lines += ["  - name: json", "    struct:"]
+    types = {name: PAIRS.field(name).type for name in FACTS} | {
+        "phash": pa.string(),
+        "split": pa.string(),
+        "group": pa.int64(),
+    }
+    for name, type_ in types.items():
+        kind = "sequence" if pa.types.is_list(type_) else "dtype"
+        plain = str(type_.value_type if kind == "sequence" else type_).replace("float", "float32")
+        lines += [f"    - name: {name}", f"      {kind}: {plain}"]
+    return lines
 
 
 def _terms(note: dict[str, Any]) -> list[str]:
@@ -191,4 +213,3 @@ _CONTEXT = {
     "examples": {"@id": "cr:examples", "@type": "@json"},
     **_terms_of_croissant(),
 }
-assert set(_COLUMNS) <= {*PAIRS.names, "group"}

@@ -24,10 +24,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from biomedclip_ray.config import Config, ConfigError
-from biomedclip_ray.corpus.card import croissant, readme, sources
+from biomedclip_ray.corpus.card import FACTS, croissant, readme, sources
 from biomedclip_ray.corpus.curate import SPLITS
 from biomedclip_ray.product import Product, parquet_bytes
-from biomedclip_ray.schema import PAIRS, hash64
+from biomedclip_ray.schema import hash64
 from biomedclip_ray.storage import Place
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,6 @@ PAIRS_PER_SHARD = 4000
 NOTE = "_EXPORT.json"
 _MARKS = "_shards"
 _COUNTED = ("split", "license", "figure_kind", "language")
-_FACTS = [name for name in PAIRS.names if name not in ("image", "part", "source_split")]
 _LOG_S = 30.0
 
 
@@ -172,14 +171,14 @@ def _kept(table: pa.Table) -> Counter[str]:
 def _rows(pairs: Product, corpus: Product, part: int, split: str) -> pa.Table:
     """The kept rows of a split in one part, with the picture as Hugging Face has it: {bytes, path}."""
     judged = corpus.read(part, ["pair_id", "split", "group", "kept"])
-    table = pairs.read(part, [*_FACTS, "image"])
+    table = pairs.read(part, [*FACTS, "image"])
     if table["pair_id"] != judged["pair_id"]:
         raise RuntimeError(f"part {part}: {corpus.uri} and {pairs.uri} are not aligned: curate ran over other pairs")
     wanted = pc.and_(judged["kept"], pc.equal(judged["split"], split))
     table, judged = table.filter(wanted), judged.filter(wanted)
     paths = pa.array([f"{sample_key(name)}.jpg" for name in table["pair_id"].to_pylist()], pa.string())
     picture = pa.StructArray.from_arrays([_flat(table["image"]), paths], ["bytes", "path"])
-    columns = {"image": picture, **{name: table[name] for name in _FACTS}}
+    columns = {"image": picture, **{name: table[name] for name in FACTS}}
     return pa.table(columns | {"split": judged["split"], "group": judged["group"]})
 
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from biomedclip_ray.corpus.card import FACTS, readme
 from biomedclip_ray.corpus.export import Shard, sample_key, write_shard
 from biomedclip_ray.product import Ledger, Product, conform
 from biomedclip_ray.schema import CORPUS, PAIRS
@@ -91,6 +92,27 @@ def test_a_parquet_shard_keeps_every_column_and_says_that_its_image_is_one(
     assert rows["phash"][:] == [2**64 - 1] * 3
     raw = rows.cast_column("image", datasets.Image(decode=False))
     assert [row["bytes"][-1] for row in raw["image"]] == [0, 1, 2]
+
+
+def test_datasets_opens_shards_whose_first_pairs_lack_facts(made: tuple[Product, Product], tmp_path: Path) -> None:
+    import datasets
+
+    pairs, corpus = made
+    rows = pairs.read(0).to_pylist()
+    rows[2] |= {"year": 2019, "title": "T", "keywords": ["k"]}
+    pairs.place.delete("data/part-00000.parquet")
+    pairs.write_part(0, pa.Table.from_pylist(rows, schema=PAIRS), Ledger("preprocess").table(), {})
+    place = Place(str(tmp_path / "out"))
+    write_shard(Shard("train-000000.tar", "train", (0,), 3), place, pairs, corpus, "webdataset")
+    counts = {"split": {"train": 3}, "license": {"CC BY": 3}, "figure_kind": {"chart": 3}, "language": {"en": 3}}
+    note = {"form": "webdataset", "splits": ["train"], "counts": counts, "sources": [], "shards": [{"split": "train"}]}
+    place.write("README.md", readme(note).encode())
+    loaded = datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
+    raw = loaded.cast_column("jpg", datasets.Image(decode=False))
+    assert [row["json"]["year"] for row in raw] == [None, None, 2019]
+    assert raw[2]["json"]["keywords"] == ["k"]
+    assert raw[0]["json"]["phash"] == "f" * 16
+    assert set(raw[0]["json"]) == {*FACTS, "split", "group"}
 
 
 def test_corpus_rows_of_other_pairs_are_refused(made: tuple[Product, Product], tmp_path: Path) -> None:
