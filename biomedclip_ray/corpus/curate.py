@@ -104,19 +104,13 @@ def _facts(table: pa.Table, config: Curate) -> Facts:
         pair=hashes("pair_id"),
         article=hashes("pmcid"),
         figure=hashes("figure_id"),
-        picture=_picture(table),
+        picture=hashes("sha256"),
         text=hashes("text_sha256"),
         phash=table["phash"].to_numpy(),
         kind=np.array([places.get(kind, -1) for kind in kinds], np.int8),
         split=np.array(split, np.int8),
         reason=np.array(reason, np.int8),
     )
-
-
-def _picture(table: pa.Table) -> NDArray[np.uint64]:
-    """Hashes of the pictures; panels of one file are different pictures."""
-    keys = zip(table["sha256"].to_pylist(), table["panel"].to_pylist(), strict=True)
-    return np.fromiter((hash64(f"{sha} {panel}") for sha, panel in keys), np.uint64, table.num_rows)
 
 
 def _unwanted(
