@@ -1,0 +1,104 @@
+"""How often the cheap guess of a figure's kind is right, and what it costs.
+
+    python benchmarks/kinds.py [--data FOLDER]
+
+On the sample's ten drawn kinds (40 of each), with and without their captions; on the corpus' records that a search for pathway
+drawings collected (whose kind is "diagram" by that); each with its 95% interval from 2,000 resamples. Prints `NAME ratio=X`;
+exit 1 below 0.85 on the sample with captions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from biomedclip_ray.figures.captions import training_text
+from biomedclip_ray.figures.image import ImageError, decode, prepare
+from biomedclip_ray.figures.kinds import figure_kind
+from biomedclip_ray.pmc import jats
+from biomedclip_ray.sample import plots
+
+GOAL = 0.85
+# What the sample draws, in the names of `kinds.KINDS` where they differ.
+NAMES = {
+    "radiograph": "radiology",
+    "ecg": "signal",
+    "survival_curve": "chart",
+    "bar_chart": "chart",
+    "pathway": "diagram",
+}
+
+
+def report(name: str, right: list[bool]) -> float:
+    hits = np.array(right, float)
+    rng = np.random.default_rng(0)
+    low, high = np.percentile([hits[rng.integers(len(hits), size=len(hits))].mean() for _ in range(2000)], (2.5, 97.5))
+    print(f"{name} ratio={hits.mean():.3f}  95% {low:.3f} to {high:.3f}, n={len(hits)}")
+    return float(hits.mean())
+
+
+def sample() -> bool:
+    read, seen, spent = [], [], []
+    for drawn, draw in plots.KINDS.items():
+        kind = NAMES.get(drawn, drawn)
+        wrong: Counter[str] = Counter()
+        for seed in range(40):
+            picture, sentence = draw(np.random.default_rng(seed), 480, 360)
+            pixels = np.asarray(picture.convert("RGB"))
+            began = time.process_time()
+            answer, _ = figure_kind(pixels, sentence)
+            spent.append(time.process_time() - began)
+            read.append(answer == kind)
+            seen.append(figure_kind(pixels, "")[0] == kind)
+            wrong[answer] += answer != kind
+        if wrong.total():
+            print(f"  {drawn}: {dict(+wrong)} of 40")
+    print(f"milliseconds a figure: {1000 * float(np.mean(spent)):.2f}")
+    report("sample_kinds_by_picture_alone", seen)
+    return report("sample_kinds", read) >= GOAL
+
+
+def pathways(bucket: Path) -> None:
+    right = []
+    for path in sorted(bucket.glob("PMC*/*.xml")):
+        xml = path.read_bytes()
+        if b"thin-record" not in xml:
+            continue
+        for figure in jats.parse_figures(xml):
+            for name in [name for forms in figure.graphics for name in forms][:1]:
+                file = next(iter(path.parent.glob(name + "*")), None)
+                if file is None:
+                    continue
+                try:
+                    picture = prepare(
+                        file.read_bytes(), short_side=384, quality=90, min_side=32, max_pixels=10**8, max_aspect=12
+                    )
+                except ImageError:
+                    continue
+                kind, _ = figure_kind(decode(picture.jpeg), training_text(figure.caption, figure.label))
+                right.append(kind == "diagram")
+    report("corpus_pathways_are_diagrams", right)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    default = os.environ.get("BIOMEDCLIP_TEST_DATA", str(Path(__file__).resolve().parents[2] / "shared"))
+    parser.add_argument("--data", type=Path, default=Path(default), help="the folder that holds corpus/")
+    options = parser.parse_args()
+    good = sample()
+    bucket = options.data / "corpus" / "bucket"
+    if bucket.is_dir():
+        pathways(bucket)
+    else:
+        print(f"{bucket} is not there; the corpus is left out")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
