@@ -2,7 +2,7 @@
 
     python benchmarks/near.py [--most N] [--bits R]
 
-Each size runs in a process of its own. Four in five hashes are random, one in five lies within R bits of another, and one in
+Each size runs in a process of its own; seconds are process time. Four in five hashes are random, one in five lies within R bits of another, and one in
 fifty belongs to a few crowded families, as plots on white do. Prints `near_n=N seconds=S peak_mb=M found=F` for each size and
 `near_growth ratio=X`: hashes ten times over seconds ten times, from the middle size to the largest; above 0.5 is near linear.
 Exit 1 below that, above 1,000 MB for ten million, or where a planted pair is missed.
@@ -46,9 +46,9 @@ def hashes(n: int, bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def measure(n: int, bits: int) -> tuple[float, float, float]:
     """(seconds, peak MB of the process, share of the planted pairs found)."""
     values, originals, copies = hashes(n, bits)
-    started = time.perf_counter()
+    started = time.process_time()
     pairs = near_pairs(values, bits)
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     peak = peak_mb()
     found = np.isin(originals * n + copies, pairs.left * n + pairs.right)
     return seconds, peak, float(found.mean())

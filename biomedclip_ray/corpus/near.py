@@ -19,9 +19,10 @@ Hashes = NDArray[np.uint64]
 Indices = NDArray[np.int64]
 Signature = NDArray[np.uint8]
 
-# Different hashes in one bucket that each is compared with, and different pictures of one hash: more of them say that the
-# hash means nothing (blank axes), and would cost the square of their number.
+# More different pictures of one hash, or of hashes in one bucket, are a crowd: all its pairs would cost the square of its size.
 CROWD = 64
+# Neighbours that each member of a crowd is paired with: copies of one picture still hang together, plots on white cost little.
+LINKS = 8
 SIGNATURE_SIDE = 32
 # Residual over contrast at 32 x 32 pixels. Figures recompressed (quality 50) or shrunk (to 1/3) stay below 0.20 in 99% of cases,
 # thumbnails that publishers ship below 0.14; different plots on the same axes with near hashes start at 0.43, figures of one series
@@ -36,7 +37,7 @@ SHAPE_LIMIT = 0.05
 
 @dataclass(frozen=True)
 class NearPairs:
-    """Pairs of positions, left < right, sorted and each once; and how many pictures were in a crowd too large to search."""
+    """Pairs of positions, left < right, sorted and each once; and how many positions were in a crowd too large to search whole."""
 
     left: Indices
     right: Indices
@@ -46,14 +47,13 @@ class NearPairs:
 def near_pairs(hashes: Hashes, radius: int, crowd: int = CROWD) -> NearPairs:
     """All pairs of positions whose 64-bit hashes differ in at most `radius` bits.
 
-    Complete except in crowds: a hash that more than `crowd` positions share pairs with nothing, and of more than `crowd`
-    different hashes that agree in two bands each is compared with the next `crowd`. Both are counted in `crowded`.
+    Complete except in crowds, whose members are paired with some LINKS neighbours each and counted in `crowded`: of more than
+    `crowd` positions with one hash; of more than `crowd` different hashes that agree in two bands, or more than LINKS of them
+    that are near (unless `crowd` is larger than CROWD, for those who want everything).
 
     Args:
         hashes: (n,) uint64, in any order, repeats allowed.
         radius: bits, 0 to 16.
-
-    Memory is about 60 bytes a hash and 32 a pair.
 
     Raises:
         ValueError: the radius is out of range.
@@ -66,7 +66,7 @@ def near_pairs(hashes: Hashes, radius: int, crowd: int = CROWD) -> NearPairs:
     distinct, sizes = ordered[starts], np.diff(np.append(starts, len(ordered)))
     usable = sizes <= crowd
     crowded = int(sizes[~usable].sum())
-    lefts, rights = _same_hash(starts[usable], sizes[usable])
+    lefts, rights = _same_hash(starts, sizes, crowd)
     if radius:
         values, starts, sizes = distinct[usable], starts[usable], sizes[usable]
         first, second, more = _near_values(values, radius, crowd)
@@ -74,9 +74,10 @@ def near_pairs(hashes: Hashes, radius: int, crowd: int = CROWD) -> NearPairs:
         near_left, near_right = _products(starts, sizes, first, second)
         lefts, rights = np.concatenate([lefts, near_left]), np.concatenate([rights, near_right])
     one, other = order[lefts], order[rights]
-    left, right = np.minimum(one, other), np.maximum(one, other)
-    rank = np.lexsort((right, left))
-    return NearPairs(left[rank], right[rank], crowded)
+    packed = np.minimum(one, other) * len(hashes) + np.maximum(one, other)
+    packed.sort()
+    left, right = np.divmod(packed, max(1, len(hashes)))
+    return NearPairs(left, right, crowded)
 
 
 def signature(pixels: Signature) -> Signature:
@@ -104,15 +105,22 @@ def look_alike(left: Signature, right: Signature) -> NDArray[np.bool_]:
     return (residual <= LOOK_LIMIT**2 * contrast) & (np.quantile(np.abs(a), 0.99, axis=1) <= WORST_LIMIT)
 
 
-def _same_hash(starts: Indices, sizes: Indices) -> tuple[Indices, Indices]:
-    """All pairs inside each run of equal hashes, as positions in the sorted order."""
+def _same_hash(starts: Indices, sizes: Indices, crowd: int) -> tuple[Indices, Indices]:
+    """Pairs inside each run of equal hashes, as positions in the sorted order: all, or in a crowd with the next LINKS."""
     lefts, rights = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for size in np.unique(sizes[sizes > 1]):
-        left, right = np.triu_indices(int(size), 1)
+        left, right = np.nonzero(np.tri(size, size, -1).T) if size <= crowd else _next_ones(int(size))
         run = starts[sizes == size][:, None]
         lefts.append((run + left).ravel())
         rights.append((run + right).ravel())
     return np.concatenate(lefts), np.concatenate(rights)
+
+
+def _next_ones(size: int) -> tuple[Indices, Indices]:
+    """Each of `size` positions with the next LINKS."""
+    left = np.repeat(np.arange(size), LINKS)
+    right = left + np.tile(np.arange(1, LINKS + 1), size)
+    return left[right < size], right[right < size]
 
 
 def _products(starts: Indices, sizes: Indices, first: Indices, second: Indices) -> tuple[Indices, Indices]:
@@ -128,30 +136,36 @@ def _products(starts: Indices, sizes: Indices, first: Indices, second: Indices) 
 
 
 def _near_values(values: Hashes, radius: int, crowd: int) -> tuple[Indices, Indices, Indices]:
-    """Pairs of positions in sorted, distinct `values` within the radius, each once; and positions left out of a crowd."""
+    """Pairs of positions in sorted, distinct `values` within the radius, each once; and positions that are in a crowd."""
     found: list[NDArray[np.uint64]] = [np.zeros((2, 0), np.uint64)]
     crowded: list[Hashes] = [np.zeros(0, np.uint64)]
+    links = LINKS if crowd <= CROWD else crowd
     for bands, earlier in _layouts(radius):
         key = np.uint64(64 - bands[0][1] - bands[1][1])
         front = _permuted(values, bands)
         front.sort()  # plain values, which numpy sorts with vector instructions, and not an argsort
+        linked = np.zeros(len(front), np.uint16)
         at = np.flatnonzero((front[:-1] ^ front[1:]) >> key == 0)
-        for shift in range(1, crowd + 2):
+        for shift in range(1, crowd + 1):
             at = at[: np.searchsorted(at, len(front) - shift)]
             difference = front[at] ^ front[at + shift]
             if shift > 1:
                 in_bucket = difference >> key == 0
                 at, difference = at[in_bucket], difference[in_bucket]
-            if shift > crowd:
-                crowded.append(_restored(front[at], bands))
+            if not len(at):
                 break
             close = np.bitwise_count(difference) <= radius
             for mask in earlier:  # another choice of bands has this pair too, and comes first
                 close &= difference & mask != 0
             here = at[close]
             found.append(np.stack([_restored(front[here], bands), _restored(front[here + shift], bands)]))
-            if not len(at):
-                break
+            linked[here] += 1
+            if shift >= links:
+                enough = linked[at] >= links
+                crowded.append(_restored(front[at[enough]], bands))
+                at = at[~enough]
+        else:
+            crowded.append(_restored(front[at], bands))
     pairs = np.searchsorted(values, np.concatenate(found, axis=1))
     return pairs[0], pairs[1], np.searchsorted(values, np.unique(np.concatenate(crowded)))
 

@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
-from biomedclip_ray.corpus.near import look_alike, near_pairs, signature
+from biomedclip_ray.corpus.near import LINKS, look_alike, near_pairs, signature
 from biomedclip_ray.figures.image import perceptual_hash
 
 
@@ -23,7 +25,7 @@ def _brute(hashes: NDArray[np.uint64], radius: int) -> set[tuple[int, int]]:
 
 
 def _found(hashes: NDArray[np.uint64], radius: int) -> list[tuple[int, int]]:
-    pairs = near_pairs(hashes, radius)
+    pairs = near_pairs(hashes, radius, crowd=200)
     assert pairs.crowded == 0
     return list(zip(pairs.left.tolist(), pairs.right.tolist(), strict=True))
 
@@ -55,21 +57,27 @@ def test_three_thousand_hashes_in_families_give_what_brute_force_gives(radius: i
     assert len(found) == len(set(found)) > 0
 
 
-def test_what_too_many_different_pictures_share_says_nothing_and_is_counted() -> None:
-    hashes = np.array([5] * 10 + [6, 7, 1 << 40, 1 << 40], np.uint64)
-    pairs = near_pairs(hashes, 1, crowd=8)
-    assert list(zip(pairs.left, pairs.right, strict=True)) == [(10, 11), (12, 13)]
-    assert pairs.crowded == 10
+def test_of_a_crowd_with_one_hash_each_is_paired_with_its_next_ones() -> None:
+    hashes = np.array([5] * 100 + [4, 5 + 64, 1 << 40, 1 << 40], np.uint64)
+    pairs = near_pairs(hashes, 1)
+    in_crowd = pairs.right < 100
+    assert pairs.crowded == 100
+    assert set((pairs.right - pairs.left)[in_crowd]) == set(range(1, LINKS + 1))
+    assert in_crowd.sum() == sum(100 - k for k in range(1, LINKS + 1))
+    assert list(zip(pairs.left[~in_crowd], pairs.right[~in_crowd], strict=True)) == [(102, 103)]
 
 
-def test_a_dense_family_costs_its_size_and_not_its_square() -> None:
+def test_a_dense_family_costs_its_size_and_not_its_square_and_hangs_together() -> None:
     rng = np.random.default_rng(0)
     hashes = np.zeros(20_000, np.uint64)
     for _ in range(4):
         hashes ^= np.uint64(1) << rng.integers(0, 64, len(hashes), np.uint64)
     pairs = near_pairs(hashes, 4)
-    assert pairs.crowded > 10_000
-    assert len(pairs.left) < 15 * 64 * len(hashes)
+    assert pairs.crowded > 5_000
+    assert len(pairs.left) < 100 * len(hashes)
+    graph = coo_array((np.ones(len(pairs.left)), (pairs.left, pairs.right)), shape=(len(hashes), len(hashes)))
+    sizes = np.bincount(connected_components(graph, directed=False)[1])
+    assert sizes.max() > 0.9 * len(hashes)
 
 
 def test_a_radius_at_which_bands_say_nothing_is_refused() -> None:
