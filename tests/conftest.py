@@ -90,7 +90,7 @@ class S3:
             self._free -= wanted
             held = wanted and self._free < 0
         if held:
-            gate.wait(60)
+            gate.wait(600)
 
     def _answer(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         key = environ["PATH_INFO"].strip("/").partition("/")[2]

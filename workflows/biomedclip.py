@@ -18,6 +18,7 @@ import secrets
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 
 # The checkout that is submitted is what runs, whatever version the image has installed.
@@ -132,6 +133,7 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     for chatty in ("botocore", "boto3", "urllib3", "httpx", "matplotlib"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", "lance is not fork-safe")  # Ray forks to start other programs, which is safe
     try:
         config = load(options.config, options.overrides)
         check_root(config)

@@ -1,0 +1,166 @@
+"""kill -9 of the driver in ingest, then in preprocess, a rival beside it: the rows are those of a run nobody disturbed."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from tests.cluster.conftest import Driver, Workflow, is_picture, is_xml, tables
+from tests.conftest import S3
+
+
+@dataclass
+class Story:
+    """What was seen on the way."""
+
+    workflow: Workflow
+    first: Driver
+    rival: Driver
+    left_behind: set[int]
+    done_at_first_kill: dict[Path, int]
+    parts: int
+    states_at_second_kill: dict[str, str]
+    done_at_second_kill: dict[Path, int]
+    last: Driver
+
+
+def _states(root: Path) -> dict[str, str]:
+    return {stage["name"]: stage["state"] for stage in json.loads((root / "run.json").read_text())["stages"]}
+
+
+def _times(files: list[Path]) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in files}
+
+
+@pytest.fixture(scope="module")
+def story(workflow: Workflow, s3_server: S3) -> Iterator[Story]:
+    s3_server.hold(is_xml, after=12)
+    first = workflow.start()
+    first.until(lambda: len(workflow.done("ingest")) >= 2, "a part of ingest is done")
+    rival = workflow.start()
+    rival.wait()
+    done_at_first_kill = _times(workflow.done("ingest"))
+    left_behind = first.kill()
+    s3_server.release()
+
+    s3_server.hold(is_picture, after=40)
+    second = workflow.start()
+    second.until(lambda: len(workflow.done("preprocess")) >= 2, "a part of preprocess is done")
+    states = _states(workflow.root)
+    done_at_second_kill = _times(workflow.done("preprocess"))
+    left_behind |= second.kill()
+    s3_server.release()
+
+    last = workflow.run()
+    parts = len(workflow.done("ingest")) // 2
+    yield Story(workflow, first, rival, left_behind, done_at_first_kill, parts, states, done_at_second_kill, last)
+
+
+def test_a_driver_killed_in_ingest_and_in_preprocess_leaves_the_rows_of_an_undisturbed_run(
+    story: Story, undisturbed: dict[str, pa.Table]
+) -> None:
+    found = tables(story.workflow.root)
+    assert set(found) == set(undisturbed)
+    assert {name.split("/")[0] for name in found} == {"catalog", "ingest", "preprocess", "curate"}
+    assert [name for name in found if not found[name].equals(undisturbed[name])] == []
+
+
+def test_both_kills_hit_a_stage_that_was_half_done(story: Story) -> None:
+    assert 1 <= len(story.done_at_first_kill) // 2 < story.parts
+    assert 1 <= len(story.done_at_second_kill) // 2 < story.parts
+
+
+def test_finished_parts_are_never_written_again(story: Story) -> None:
+    for done in (story.done_at_first_kill, story.done_at_second_kill):
+        assert _times(list(done)) == done
+
+
+def test_the_record_says_what_ran_what_was_resumed_and_what_was_skipped(story: Story) -> None:
+    assert story.states_at_second_kill == {"catalog": "skipped", "ingest": "resumed"}
+    assert _states(story.workflow.root) == {
+        "catalog": "skipped",
+        "ingest": "skipped",
+        "preprocess": "resumed",
+        "curate": "ran",
+    }
+
+
+def test_no_process_of_ray_outlives_a_killed_driver(story: Story) -> None:
+    assert story.left_behind == set()
+
+
+def test_a_second_driver_on_the_same_root_leaves_with_exit_2_naming_the_first(story: Story) -> None:
+    assert story.rival.process.returncode == 2
+    errors = [line for line in story.rival.output.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert f"is being run by process {story.first.pid} on {socket.gethostname()} since 20" in errors[0]
+    assert "ingest/" in errors[0]
+    assert "Traceback" not in story.rival.output
+
+
+def test_a_killed_drivers_lease_is_taken_over_and_given_back(story: Story) -> None:
+    assert list(story.workflow.root.rglob("_LEASE.json")) == []
+
+
+def test_nothing_half_written_stays(story: Story) -> None:
+    assert [path for path in story.workflow.root.rglob("*") if path.name.endswith(".tmp")] == []
+
+
+def test_the_end_is_a_table_with_every_unit_and_reason_and_the_same_is_in_the_record(story: Story) -> None:
+    stages = json.loads((story.workflow.root / "run.json").read_text())["stages"]
+    rows = [line.split() for line in story.last.output.splitlines()]
+    for stage in stages:
+        assert any(row[:2] == [stage["name"], stage["state"]] for row in rows)
+        for count in stage["counts"]:
+            assert count["in"] == count["kept"] + sum(count["dropped"].values())
+            assert any(
+                count["unit"] in row and str(count["in"]) in row and str(count["kept"]) in row for row in rows
+            ), count
+            for reason, number in count["dropped"].items():
+                assert f"{reason} {number}" in " ".join(story.last.output.split())
+
+
+@pytest.mark.slow
+def test_the_same_command_once_more_skips_everything(story: Story) -> None:
+    before = _times(list(story.workflow.root.rglob("*.parquet")))
+    story.workflow.run()
+    assert set(_states(story.workflow.root).values()) == {"skipped"}
+    assert _times(list(before)) == before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ten_kills_at_random_moments_change_no_row(
+    source: str, undisturbed: dict[str, pa.Table], s3_server: S3, tmp_path: Path
+) -> None:
+    moments = random.Random(5)
+    workflow = Workflow(tmp_path, source)
+    s3_server.delay_s = 0.2
+    kills, before = 0, {}
+    while kills < 10:
+        driver = workflow.start()
+        end = time.monotonic() + moments.uniform(4, 16)
+        while time.monotonic() < end and driver.process.poll() is None:
+            time.sleep(0.05)
+        if driver.process.poll() is None:
+            assert driver.kill() == set()
+            kills += 1
+        else:
+            assert driver.process.returncode == 0, driver.output
+            break
+        assert _times(list(before)) == before
+        before = _times(list(workflow.root.glob("*/*/ledger/*.parquet")))
+    s3_server.delay_s = 0.0
+    assert kills >= 3
+    workflow.run()
+    found = tables(workflow.root)
+    assert set(found) == set(undisturbed)
+    assert [name for name in found if not found[name].equals(undisturbed[name])] == []

@@ -1,0 +1,94 @@
+"""TERM, then Ctrl-C, then a worker killed under the driver: nothing is left behind and nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from tests.cluster.conftest import Driver, Workflow, descendants, is_busy_worker, is_picture, is_xml, survivors, tables
+from tests.conftest import S3
+
+
+@dataclass
+class Stopped:
+    """A driver after a signal, and the processes of its Ray that are still there."""
+
+    driver: Driver
+    left_behind: set[int]
+
+
+def _interrupt(workflow: Workflow, stage: str, send: Callable[[int], None]) -> Stopped:
+    driver = workflow.start()
+    driver.until(lambda: len(workflow.done(stage)) >= 2, f"a part of {stage} is done")
+    assert list(workflow.root.glob(f"{stage}/*/_LEASE.json")), "the lease is held while the stage runs"
+    family = descendants(driver.pid)
+    send(driver.pid)
+    driver.wait()
+    return Stopped(driver, survivors(family))
+
+
+@pytest.fixture(scope="module")
+def terminated(workflow: Workflow, s3_server: S3) -> Iterator[Stopped]:
+    """As `ray job stop`, Kubernetes and init systems end a process."""
+    s3_server.hold(is_xml, after=12)
+    yield _interrupt(workflow, "ingest", lambda pid: os.kill(pid, signal.SIGTERM))
+    s3_server.release()
+
+
+@pytest.fixture(scope="module")
+def interrupted(workflow: Workflow, s3_server: S3, terminated: Stopped) -> Iterator[Stopped]:
+    """As a terminal does it: the signal goes to the whole process group."""
+    s3_server.release()
+    s3_server.hold(is_picture, after=40)
+    yield _interrupt(workflow, "preprocess", lambda pid: os.killpg(pid, signal.SIGINT))
+    s3_server.release()
+
+
+@pytest.mark.parametrize("how", ["terminated", "interrupted"])
+def test_a_stopped_driver_says_how_to_go_on_and_leaves_nothing_running(
+    how: str, request: pytest.FixtureRequest, workflow: Workflow
+) -> None:
+    stopped: Stopped = request.getfixturevalue(how)
+    assert stopped.driver.process.returncode == 130
+    assert "interrupted: what is done is kept; the same command goes on from there" in stopped.driver.output
+    assert "Traceback" not in stopped.driver.output
+    assert stopped.left_behind == set()
+    assert list(workflow.root.rglob("_LEASE.json")) == []
+
+
+def test_a_killed_worker_costs_no_row(
+    workflow: Workflow, interrupted: Stopped, s3_server: S3, undisturbed: dict[str, pa.Table]
+) -> None:
+    s3_server.release()
+    fetched = len(s3_server.gets)
+    s3_server.hold(is_picture, after=10)
+    driver = workflow.start()
+    driver.until(lambda: sum(map(is_picture, s3_server.gets[fetched:])) > 10, "workers wait for pictures")
+    workers = [pid for pid in descendants(driver.pid) if is_busy_worker(pid)]
+    assert workers
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
+    s3_server.release()
+    assert driver.wait() == 0, driver.output
+    found = tables(workflow.root)
+    assert set(found) == set(undisturbed)
+    assert [name for name in found if not found[name].equals(undisturbed[name])] == []
+
+
+def test_a_stage_that_fails_unexpectedly_is_named_and_the_exit_code_is_1(
+    source: str, undisturbed: dict[str, pa.Table], tmp_path: Path
+) -> None:
+    workflow = Workflow(tmp_path, source)
+    name = max(name for name in undisturbed if name.startswith("ingest/") and "/data/" in name)
+    (workflow.root / name).mkdir(parents=True)  # a folder where the last part's file should go
+    driver = workflow.start("--until ingest")
+    assert driver.wait() == 1, driver.output
+    assert driver.output.splitlines()[-1].startswith("ingest failed; what it has done is kept")
+    assert "IsADirectoryError" in driver.output
+    assert list(workflow.root.rglob("_LEASE.json")) == []
