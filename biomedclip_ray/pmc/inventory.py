@@ -2,7 +2,8 @@
 
 Two passes over the gzip CSV: the first counts what the selection takes and hence the number of parts; the second deals
 the lines into shards on the local disk, which are sorted and stored with one row group a part. A worker then reads its
-own few hundred lines and nothing else.
+own few hundred lines and nothing else. Eight million lines take 22 seconds and 342 MB at their peak, 99 of them imports; a sample
+of a thousand articles 12 seconds and 356 MB (benchmarks/inventory.py).
 """
 
 from __future__ import annotations
