@@ -6,7 +6,6 @@ stored. Alternatives of a picture are tried in order until one decodes; a pictur
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +15,8 @@ from typing import Any
 import pyarrow as pa
 
 from biomedclip_ray.config import Config, Preprocess, Source
-from biomedclip_ray.figures.captions import language, training_text
-from biomedclip_ray.figures.image import ImageError, Picture, decode, prepare
-from biomedclip_ray.figures.kinds import figure_kind
+from biomedclip_ray.figures.image import ImageError, Picture, prepare
+from biomedclip_ray.figures.pairs import may_be_cut, panel_pairs, whole_pair
 from biomedclip_ray.pipeline import run_parts
 from biomedclip_ray.pmc.bucket import Bucket, ObjectError, open_bucket
 from biomedclip_ray.pmc.ingest import fetch_ahead
@@ -28,7 +26,7 @@ from biomedclip_ray.schema import PAIRS, Reason, pair_id
 from biomedclip_ray.sync import Previous, finished_or_none, parent_of
 
 VERSION = 2
-UNIT = "picture"
+UNIT, PANEL = "picture", "panel"
 
 
 def plan(config: Config, articles: Product) -> Product:
@@ -79,8 +77,9 @@ def _part(
         article_id = article["article_id"]
         if before.get(article_id) == [article] and previous.knows(article_id):
             taken = previous.take(article_id, ledger)
-            kept = sum(row["panel"] == 0 for row in taken)
-            ledger.count(UNIT, kept + previous.count(article_id, UNIT), kept)
+            panels = sum(row["panel"] > 0 for row in taken)
+            for unit, kept in ((UNIT, len(taken) - panels), (PANEL, panels)):
+                ledger.count(unit, kept + previous.count(article_id, unit), kept)
             rows += taken
         else:
             fresh.append(article)
@@ -95,18 +94,35 @@ def _part(
     threads = source.resources.threads
     with ThreadPoolExecutor(threads) as pool:
         for graphic, fetched in fetch_ahead(pool, lambda g: _fetch(bucket, g.media[0]), wanted, ahead=2 * threads):
-            try:
-                picture, media = _first_that_decodes(bucket, graphic, fetched, config)
-            except (ObjectError, ImageError) as error:
-                ledger.drop(UNIT, graphic.pair_id, error.reason, error.detail)
-            else:
-                rows.append(_pair(graphic, picture, media))
-    ledger.count(UNIT, len(wanted), len(rows) - reused)
+            rows += _pairs(bucket, graphic, fetched, config, ledger)
     rows.sort(key=lambda row: str(row["pair_id"]))
     withdrawn = tuple(
         sorted({row["pair_id"] for taken in previous.rows.values() for row in taken} - {r["pair_id"] for r in rows})
     )
     return PartResult(pa.Table.from_pylist(rows, schema=PAIRS), ledger, reused, withdrawn)
+
+
+def _pairs(
+    bucket: Bucket, graphic: _Graphic, fetched: bytes | ObjectError, config: Preprocess, ledger: Ledger
+) -> list[dict[str, Any]]:
+    """The whole figure and, where asked for and allowed, its panels; nothing and a ledger row where no file decodes."""
+    try:
+        data, picture, media = _first_that_decodes(bucket, graphic, fetched, config)
+    except (ObjectError, ImageError) as error:
+        ledger.drop(UNIT, graphic.pair_id, error.reason, error.detail)
+        ledger.count(UNIT, 1, 0)
+        return []
+    ledger.count(UNIT, 1, 1)
+    rows = [whole_pair(graphic.pair_id, graphic.article, graphic.figure, picture, media)]
+    if config.panels and may_be_cut(graphic.figure):
+        for found in panel_pairs(rows[0], graphic.figure, data, config):
+            if isinstance(found, dict):
+                rows.append(found)
+                ledger.count(PANEL, 1, 1)
+            else:
+                ledger.drop(PANEL, found[0], found[1].reason, found[1].detail)
+                ledger.count(PANEL, 1, 0)
+    return rows
 
 
 def _graphics(articles: list[dict[str, Any]]) -> Iterator[_Graphic]:
@@ -139,8 +155,8 @@ def _fetch(bucket: Bucket, media: dict[str, Any]) -> bytes | ObjectError:
 
 def _first_that_decodes(
     bucket: Bucket, graphic: _Graphic, fetched: bytes | ObjectError, config: Preprocess
-) -> tuple[Picture, dict[str, Any]]:
-    """The picture of the first alternative that can be had. Raises the first alternative's error where none can."""
+) -> tuple[bytes, Picture, dict[str, Any]]:
+    """File, picture and media of the first alternative that can be had. Raises the first alternative's error where none can."""
     errors: list[ObjectError | ImageError] = []
     for media in graphic.media:
         data = fetched if media is graphic.media[0] else _fetch(bucket, media)
@@ -159,49 +175,6 @@ def _first_that_decodes(
         except ImageError as error:
             errors.append(error)
             continue
-        return picture, media
+        return data, picture, media
     # an outage of one alternative may be over on the next run, whatever the others were
     raise next((error for error in errors if error.reason.transient), errors[0])
-
-
-def _pair(graphic: _Graphic, picture: Picture, media: dict[str, Any]) -> dict[str, Any]:
-    article, figure = graphic.article, graphic.figure
-    text = training_text(figure["spoken"], figure["label"])
-    kind, score = figure_kind(decode(picture.jpeg), text)
-    return {
-        "pair_id": graphic.pair_id,
-        "article_id": article["article_id"],
-        "pmcid": article["pmcid"],
-        "part": article["part"],
-        "figure_id": figure["figure_id"],
-        "panel": 0,
-        "panel_label": None,
-        "box": None,
-        "label": figure["label"],
-        "caption": figure["caption"],
-        "text": text,
-        "mentions": [mention["sentence"] for mention in figure["mentions"]],
-        "language": language(text),
-        "adapted": figure["adapted"],
-        "image": picture.jpeg,
-        "width": picture.width,
-        "height": picture.height,
-        "original_width": picture.original_width,
-        "original_height": picture.original_height,
-        "original_format": picture.original_format,
-        "media_name": media["key"].rsplit("/", 1)[1],
-        "media_md5": media["md5"],
-        "sha256": picture.sha256,
-        "text_sha256": hashlib.sha256(" ".join(text.lower().split()).encode()).hexdigest(),
-        "phash": picture.phash,
-        "figure_kind": kind,
-        "figure_kind_score": score,
-        "license": figure["license"],
-        "title": article["title"],
-        "journal": article["journal"],
-        "year": article["year"],
-        "article_type": article["article_type"],
-        "keywords": article["keywords"],
-        "doi": article["doi"],
-        "pmid": article["pmid"],
-    }

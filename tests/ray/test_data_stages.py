@@ -196,6 +196,34 @@ def test_a_text_filter_spares_the_fetch_of_pictures_it_leaves_out(bucket: Path, 
     assert count["dropped"]["text_filter"] + len(fetched) == count["in"]
 
 
+def test_compound_figures_are_cut_into_panels_with_their_subcaptions_but_not_under_no_derivatives(
+    bucket: Path, tmp_path: Path
+) -> None:
+    config = _config(tmp_path, bucket)
+    config = config.model_copy(update={"preprocess": config.preprocess.model_copy(update={"panels": True})})
+    pairs = preprocess(config, ingest(config, catalog(config, resolve_inventory(config))))
+    rows = _rows(pairs)
+    counts = {count["unit"]: count for count in pairs.manifest["counts"]}
+    assert counts["picture"]["kept"] == (rows["panel"] == 0).sum()
+    assert counts["panel"]["kept"] == (rows["panel"] > 0).sum() > 0
+    truth = Truth.load(bucket)
+    uncut = {f.figure_id for a in truth.articles if a.license.endswith("ND") for f in a.figures}
+    compound = {f.figure_id: f for f in truth.figures() if f.fate == "kept" and f.panels and f.figure_id not in uncut}
+    cut = rows[rows["panel"] > 0].groupby("figure_id")
+    assert len(compound) >= 8
+    assert not uncut & set(cut.groups)
+    assert not set(cut.groups) - set(compound)
+    right = 0
+    for figure_id, panels in cut:
+        expected = compound[figure_id].panels
+        assert panels["pair_id"].tolist() == [f"{panels['pair_id'].iloc[0][:-1]}{n}" for n in range(1, len(panels) + 1)]
+        right += panels["panel_label"].tolist() == [panel.label for panel in expected] and all(
+            panel.subcaption.split("(")[0].rstrip(". ") in text
+            for panel, text in zip(expected, panels["text"], strict=True)
+        )
+    assert right >= 0.8 * len(compound)
+
+
 def test_products_open_with_pandas_duckdb_and_datasets_though_half_of_the_articles_lack_facts(tmp_path: Path) -> None:
     import datasets
     import duckdb

@@ -1,0 +1,112 @@
+"""A figure's picture and its caption -> rows of PAIRS: the whole figure, and its panels with their subcaptions. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+from biomedclip_ray.config import Preprocess
+from biomedclip_ray.figures.captions import language, training_text
+from biomedclip_ray.figures.formats import ImageError, Limits
+from biomedclip_ray.figures.image import Picture, decode, prepare_crop, read_pixels
+from biomedclip_ray.figures.kinds import figure_kind
+from biomedclip_ray.figures.panels import Panel, split_panels
+from biomedclip_ray.figures.subcaptions import subcaptions
+
+Row = dict[str, Any]
+
+
+def whole_pair(pair_id: str, article: Row, figure: Row, picture: Picture, media: Row) -> Row:
+    """The pair of a whole figure: a row of PAIRS from rows of ARTICLES and its media, and the prepared picture."""
+    return {
+        "pair_id": pair_id,
+        "article_id": article["article_id"],
+        "pmcid": article["pmcid"],
+        "part": article["part"],
+        "figure_id": figure["figure_id"],
+        "panel": 0,
+        "panel_label": None,
+        "box": None,
+        "label": figure["label"],
+        "caption": figure["caption"],
+        "mentions": [mention["sentence"] for mention in figure["mentions"]],
+        "adapted": figure["adapted"],
+        "media_name": media["key"].rsplit("/", 1)[1],
+        "media_md5": media["md5"],
+        "license": figure["license"],
+        "title": article["title"],
+        "journal": article["journal"],
+        "year": article["year"],
+        "article_type": article["article_type"],
+        "keywords": article["keywords"],
+        "doi": article["doi"],
+        "pmid": article["pmid"],
+        **_facts(picture, training_text(figure["spoken"], figure["label"])),
+    }
+
+
+def may_be_cut(figure: Row) -> bool:
+    """A panel is a derivative work, which a no-derivatives licence forbids."""
+    return not figure["license"].endswith("ND")
+
+
+def panel_pairs(whole: Row, figure: Row, data: bytes, config: Preprocess) -> Iterator[Row | tuple[str, ImageError]]:
+    """The pairs of a compound figure's panels, numbered from 1; nothing for a figure whose caption names no panels.
+
+    Args:
+        whole: the figure's own pair.
+        data: the original file, which has decoded once: panels are cut at its full size.
+
+    Yields:
+        a row of PAIRS, or the id of a panel that cannot be used and why.
+    """
+    texts = subcaptions(figure["spoken"])
+    if not texts:
+        return
+    limits = Limits(config.min_side, config.max_pixels, config.max_aspect)
+    pixels, _, _, original_format = read_pixels(data, limits)
+    panels = split_panels(pixels, tuple(texts))
+    if len(panels) < 2:
+        return
+    for number, panel in enumerate(panels, start=1):
+        panel_id = f"{whole['pair_id'].removesuffix('#0')}#{number}"
+        try:
+            picture = prepare_crop(pixels, panel.box, original_format, limits, config.short_side, config.quality)
+        except ImageError as error:
+            yield panel_id, error
+        else:
+            yield whole | _panel_facts(panel_id, number, panel, picture, texts, figure["label"])
+
+
+def _panel_facts(
+    panel_id: str, number: int, panel: Panel, picture: Picture, texts: dict[str, str], label: str | None
+) -> Row:
+    assert panel.label is not None  # split_panels gives the labels it was told
+    return {
+        "pair_id": panel_id,
+        "panel": number,
+        "panel_label": panel.label,
+        "box": list(panel.box),
+        **_facts(picture, training_text(texts[panel.label], label)),
+    }
+
+
+def _facts(picture: Picture, text: str) -> Row:
+    """What a pair has from its own picture and its own text."""
+    kind, score = figure_kind(decode(picture.jpeg), text)
+    return {
+        "text": text,
+        "language": language(text),
+        "image": picture.jpeg,
+        "width": picture.width,
+        "height": picture.height,
+        "original_width": picture.original_width,
+        "original_height": picture.original_height,
+        "original_format": picture.original_format,
+        "sha256": picture.sha256,
+        "text_sha256": hashlib.sha256(" ".join(text.lower().split()).encode()).hexdigest(),
+        "phash": picture.phash,
+        "figure_kind": kind,
+        "figure_kind_score": score,
+    }
