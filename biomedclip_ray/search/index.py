@@ -2,7 +2,7 @@
 
 Filters always run before the search: filtering k results afterwards loses rows (16 of 322 came back in one report), and
 a filter that one row in a thousand passes must still give min(k, all that pass). Below `embed.ann_rows` search is exact,
-which at 100,000 rows of 512 numbers took 270 ms on two cores (42 ms with the approximate index); above, the probe count is
+which at 100,000 rows of 512 numbers took 270 ms on two busy cores; above, the probe count is
 raised until measured recall is good enough, and the settings are stored with the recall they gave.
 """
 
