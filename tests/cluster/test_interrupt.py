@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,3 +94,34 @@ def test_a_stage_that_fails_unexpectedly_is_named_and_the_exit_code_is_1(
     assert driver.output.splitlines()[-1].startswith("ingest failed; what it has done is kept")
     assert "IsADirectoryError" in driver.output
     assert list(workflow.root.rglob("_LEASE.json")) == []
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_stops_the_stage_by_name_and_with_room_the_same_command_goes_on(
+    source: str, undisturbed: dict[str, pa.Table], s3_server: S3, tmp_path: Path
+) -> None:
+    workflow = Workflow(tmp_path, source)
+    workflow.root.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1200m", "none", str(workflow.root)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk is not allowed here")
+    try:
+        s3_server.hold(is_xml, after=12)
+        driver = workflow.start()
+        driver.until(lambda: len(workflow.done("ingest")) >= 2, "a part of ingest is done")
+        filler = workflow.root / "filler"
+        with filler.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(workflow.root).free)
+        s3_server.release()
+        assert driver.wait() == 1, driver.output
+        assert driver.output.splitlines()[-1].startswith("ingest failed; what it has done is kept")
+        assert "No space left on device" in driver.output
+        filler.unlink()
+        workflow.run()
+        found = tables(workflow.root)
+        assert set(found) == set(undisturbed)
+        assert [name for name in found if not found[name].equals(undisturbed[name])] == []
+    finally:
+        s3_server.release()
+        workflow.close()
+        subprocess.run(["umount", str(workflow.root)], check=True)

@@ -180,7 +180,7 @@ def test_a_node_that_dies_in_ingest_costs_no_row(
         s3_server.hold(is_xml, after=12)
         driver = workflow.start()
         driver.until(lambda: len(workflow.done("ingest")) >= 2, "a part of ingest is done")
-        assert [pid for pid in descendants(node.pid) if is_busy_worker(pid)]
+        driver.until(lambda: any(map(is_busy_worker, descendants(node.pid))), "the node works on a part")
         kill_node(node)
         s3_server.release()
         assert driver.wait() == 0, driver.output
