@@ -182,16 +182,12 @@ def _run(config: Config, options: argparse.Namespace) -> int:
     try:
         _refuse(check_cluster(config, waiting))
         run.begin()
-        pairs, corpus = _tell(run, config)
-        run.show(console)
-        for stage in run.stages:
-            if stage["name"] == "evaluate":
-                console.print(*tables(json.loads(Place(stage["product"]).read("evaluation.json"))))
+        try:
+            pairs, corpus = _tell(run, config)
+        finally:
+            _sum_up(run, config)
         if options.export:
             hand_over(config, pairs, corpus, options)
-        from biomedclip_ray.report import write_report
-
-        console.print(f"Report: {write_report(config.root)}", soft_wrap=True)
         if run.wants("deploy"):
             _stay(options.hold)
     finally:
@@ -206,6 +202,17 @@ def _tell(run: Run, config: Config) -> tuple[Product, Product]:
     except Exception as error:
         error.add_note(f"{run.working_on} failed; what it has done is kept, and the same command goes on from there.")
         raise
+
+
+def _sum_up(run: Run, config: Config) -> None:
+    """What the stages did, also where one of them failed: the table, what was measured, and the report."""
+    from biomedclip_ray.report import write_report
+
+    run.show(console)
+    for stage in run.stages:
+        if stage["name"] == "evaluate":
+            console.print(*tables(json.loads(Place(stage["product"]).read("evaluation.json"))))
+    console.print(f"Report: {write_report(config.root)}", soft_wrap=True)
 
 
 def unfinished_stages(config: Config, run: Run) -> tuple[str, ...]:
