@@ -32,6 +32,10 @@ _META = b"biomedclip_ray"
 _RECORDED_PACKAGES = ("biomedclip-ray", "ray", "pyarrow", "torch", "open_clip_torch", "pillow", "lxml")
 
 
+class StageError(RuntimeError):
+    """A stage cannot go on; the message says why, and what can be done (exit code 1)."""
+
+
 class UnfinishedError(RuntimeError):
     """Too many units were lost to network or disk; the same command tries their parts again (exit code 3)."""
 

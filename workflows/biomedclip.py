@@ -32,7 +32,7 @@ from biomedclip_ray.evaluate.tables import tables
 from biomedclip_ray.lease import HeldError
 from biomedclip_ray.pmc.bucket import SourceError
 from biomedclip_ray.preflight import PreflightError, check_address, check_cluster, check_out, check_places, check_root
-from biomedclip_ray.product import Product, UnfinishedError
+from biomedclip_ray.product import Product, StageError, UnfinishedError
 from biomedclip_ray.prune import prune
 from biomedclip_ray.run import Run, list_products, resolve_inventory
 from biomedclip_ray.storage import Place, StorageError
@@ -148,6 +148,9 @@ def main(arguments: list[str]) -> int:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return 2
+    except StageError as error:
+        print("\n".join((f"error: {error}", *getattr(error, "__notes__", ()))), file=sys.stderr)
+        return 1
     except UnfinishedError as error:
         print(f"unfinished: {error}", file=sys.stderr)
         return 3

@@ -20,6 +20,7 @@ import pyarrow as pa
 from lance.fragment import FragmentMetadata, write_fragments
 from numpy.typing import NDArray
 
+from biomedclip_ray.product import StageError
 from biomedclip_ray.storage import Place
 
 TABLE = "index.lance"
@@ -35,7 +36,7 @@ _NOT_SHOWN = frozenset({*VECTORS, "thumbnail"})
 Column = Literal["image_vector", "text_vector"]
 
 
-class BadIndexError(RuntimeError):
+class BadIndexError(StageError):
     """An index that is not there, is empty, or does not hold the rows that it should."""
 
 

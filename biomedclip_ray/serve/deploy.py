@@ -21,14 +21,14 @@ from ray import serve
 from ray.serve import RunTarget
 
 from biomedclip_ray.config import Config, ConfigError, ServeResources
-from biomedclip_ray.product import Product
+from biomedclip_ray.product import Product, StageError
 from biomedclip_ray.search.index import TABLE, Index
 from biomedclip_ray.serve.app import Arguments, build
 
 PROBE_S = 5.0
 
 
-class DeployError(RuntimeError):
+class DeployError(StageError):
     """The application did not come up; the message holds what Serve says."""
 
 
