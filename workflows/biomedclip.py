@@ -187,8 +187,12 @@ def _run(config: Config, options: argparse.Namespace) -> int:
         run.begin()
         try:
             pairs, corpus = _tell(run, config)
-        finally:
+        except HeldError:  # the root is another driver's, its report too
+            raise
+        except Exception:
             _sum_up(run, config)
+            raise
+        _sum_up(run, config)
         if options.export:
             hand_over(config, pairs, corpus, options)
         if run.wants("deploy"):
@@ -215,7 +219,10 @@ def _sum_up(run: Run, config: Config) -> None:
     for stage in run.stages:
         if stage["name"] == "evaluate":
             console.print(*tables(json.loads(Place(stage["product"]).read("evaluation.json"))))
-    console.print(f"Report: {write_report(config.root)}", soft_wrap=True)
+    try:
+        console.print(f"Report: {write_report(config.root)}", soft_wrap=True)
+    except OSError as error:  # a full disk may be what stopped the stage, and that is what must be told last
+        log.warning("the report could not be written: %s", error)
 
 
 def unfinished_stages(config: Config, run: Run) -> tuple[str, ...]:
