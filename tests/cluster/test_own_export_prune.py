@@ -74,7 +74,7 @@ def test_own_pairs_beside_pmc_are_exported_and_what_they_replace_is_pruned(folde
     exported = pd.concat(pd.read_parquet(path) for path in (out / "data").glob("*.parquet"))
     own = exported["pair_id"].str.startswith("own-")
     assert own.sum() == 40
-    assert (~own).sum() > 20
+    assert (~own).sum() == 18  # of the 19 whole pictures in the bucket one is there twice
     assert f"train {(exported['split'] == 'train').sum()}" in done.stdout
     assert "own data (own)" in (out / "README.md").read_text()
 
