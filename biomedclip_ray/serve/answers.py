@@ -101,7 +101,8 @@ class Figure:
             "doi": self.doi,
             "figure_kind": self.figure_kind,
             "article_id": self.article_id,
-            "article_url": f"https://pmc.ncbi.nlm.nih.gov/articles/{pmcid}/",
+            # own data has no article to link to
+            "article_url": f"https://pmc.ncbi.nlm.nih.gov/articles/{pmcid}/" if pmcid.startswith("PMC") else None,
             "thumbnail": picture,
         }
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -308,3 +309,8 @@ def test_no_other_file_can_be_asked_for(path):
 def test_the_api_is_described_in_openapi():
     described = json.loads(get("/openapi.json").text)["paths"]
     assert {"/v1/embeddings", "/v1/search", "/v1/classify", "/health", "/ready", "/v1/models"} <= set(described)
+
+
+def test_a_figure_of_own_data_links_nowhere():
+    shown = dataclasses.replace(FIGURE, pair_id="own-x.1/f#0", article_id="own-x.1").body()
+    assert shown["article_url"] is None

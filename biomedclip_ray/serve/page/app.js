@@ -149,8 +149,9 @@ function card(hit) {
   const made = $("card").content.cloneNode(true);
   const part = (name) => made.querySelector(name);
   const caption = hit.caption || "(no caption)";
-  part(".picture").href = part(".article").href = hit.article_url;
-  part(".article").setAttribute("aria-label", `Article ${hit.article_id} at PubMed Central`);
+  if (hit.article_url) part(".picture").href = part(".article").href = hit.article_url;
+  else part(".article").remove();
+  part(".article")?.setAttribute("aria-label", `Article ${hit.article_id} at PubMed Central`);
   if (hit.thumbnail) part("img").src = hit.thumbnail;
   part("img").alt = caption.slice(0, 200);
   part(".caption").textContent = caption;
