@@ -26,12 +26,12 @@ PATIENCE_S = 120  # far above what anything here takes on an idle machine
 class Driver:
     """`python workflows/biomedclip.py CONFIG ...` as the leader of its own process group, its output in a file."""
 
-    def __init__(self, arguments: list[str], log: Path, env: dict[str, str], cwd: Path = REPO) -> None:
+    def __init__(self, arguments: list[str], log: Path, env: dict[str, str]) -> None:
         self.log = log
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, str(REPO / "workflows" / "biomedclip.py"), *arguments],
-                cwd=cwd,
+                cwd=REPO,
                 env=env,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -83,15 +83,15 @@ class Workflow:
     def root(self) -> Path:
         return self.folder / "root"
 
-    def start(self, arguments: str = "--until curate", **env: str) -> Driver:
+    def start(self, arguments: str = "--until curate") -> Driver:
         log = self.folder / f"driver-{len(self.drivers)}.log"
-        driver = Driver([str(self.config), *shlex.split(arguments)], log, self.env | env)
+        driver = Driver([str(self.config), *shlex.split(arguments)], log, self.env)
         self.drivers.append(driver)
         return driver
 
-    def run(self, arguments: str = "--until curate", **env: str) -> Driver:
+    def run(self, arguments: str = "--until curate") -> Driver:
         """Run to the end; fails with the output where that is not 0."""
-        driver = self.start(arguments, **env)
+        driver = self.start(arguments)
         assert driver.wait() == 0, driver.output
         return driver
 

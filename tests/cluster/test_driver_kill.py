@@ -1,20 +1,21 @@
-"""kill -9 of the driver in ingest, then in preprocess, a rival beside it: the rows are those of a run nobody disturbed."""
+"""kill -9 of the driver in ingest and in preprocess, a rival, workers killed: the rows are those of a run nobody disturbed."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
+import signal
 import socket
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from tests.cluster.conftest import PATIENCE_S, Driver, Workflow, descendants, is_picture, is_xml, tables
+from tests.cluster.conftest import PATIENCE_S, Driver, Workflow, descendants, is_busy_worker, is_picture, is_xml, tables
 from tests.conftest import S3
 
 
@@ -30,6 +31,7 @@ class Story:
     parts: int
     states_at_second_kill: dict[str, str]
     done_at_second_kill: dict[Path, int]
+    killed_workers: list[int]
     last: Driver
 
 
@@ -42,7 +44,7 @@ def _times(files: list[Path]) -> dict[Path, int]:
 
 
 @pytest.fixture(scope="module")
-def story(workflow: Workflow, s3_server: S3) -> Iterator[Story]:
+def story(workflow: Workflow, s3_server: S3) -> Story:
     s3_server.hold(is_xml, after=12)
     first = workflow.start()
     first.until(lambda: len(workflow.done("ingest")) >= 2, "a part of ingest is done")
@@ -61,12 +63,31 @@ def story(workflow: Workflow, s3_server: S3) -> Iterator[Story]:
     left_behind |= second.kill()
     s3_server.release()
 
-    last = workflow.run()
+    fetched = len(s3_server.gets)
+    s3_server.hold(is_picture, after=10)
+    last = workflow.start()
+    last.until(lambda: sum(map(is_picture, s3_server.gets[fetched:])) > 10, "workers wait for pictures")
+    killed_workers = [pid for pid in descendants(last.pid) if is_busy_worker(pid)]
+    for pid in killed_workers:
+        os.kill(pid, signal.SIGKILL)
+    s3_server.release()
+    assert last.wait() == 0, last.output
     parts = len(workflow.done("ingest")) // 2
-    yield Story(workflow, first, rival, left_behind, done_at_first_kill, parts, states, done_at_second_kill, last)
+    return Story(
+        workflow,
+        first,
+        rival,
+        left_behind,
+        done_at_first_kill,
+        parts,
+        states,
+        done_at_second_kill,
+        killed_workers,
+        last,
+    )
 
 
-def test_a_driver_killed_in_ingest_and_in_preprocess_leaves_the_rows_of_an_undisturbed_run(
+def test_drivers_and_workers_killed_leave_the_rows_of_an_undisturbed_run(
     story: Story, undisturbed: dict[str, pa.Table]
 ) -> None:
     found = tables(story.workflow.root)
@@ -75,7 +96,8 @@ def test_a_driver_killed_in_ingest_and_in_preprocess_leaves_the_rows_of_an_undis
     assert [name for name in found if not found[name].equals(undisturbed[name])] == []
 
 
-def test_both_kills_hit_a_stage_that_was_half_done(story: Story) -> None:
+def test_the_kills_hit_stages_half_done_and_workers_at_work(story: Story) -> None:
+    assert story.killed_workers
     assert 1 <= len(story.done_at_first_kill) // 2 < story.parts
     assert 1 <= len(story.done_at_second_kill) // 2 < story.parts
 

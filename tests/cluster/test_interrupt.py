@@ -1,4 +1,4 @@
-"""TERM, then Ctrl-C, then a worker killed under the driver: nothing is left behind and nothing is lost."""
+"""TERM, Ctrl-C, a stage that fails, a disk that fills up: nothing is left behind, and it is said how to go on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from tests.cluster.conftest import Driver, Workflow, descendants, is_busy_worker, is_picture, is_xml, survivors, tables
+from tests.cluster.conftest import Driver, Workflow, descendants, is_picture, is_xml, survivors, tables
 from tests.conftest import S3
 
 
@@ -61,25 +61,6 @@ def test_a_stopped_driver_says_how_to_go_on_and_leaves_nothing_running(
     assert "Traceback" not in stopped.driver.output
     assert stopped.left_behind == set()
     assert list(workflow.root.rglob("_LEASE.json")) == []
-
-
-def test_a_killed_worker_costs_no_row(
-    workflow: Workflow, interrupted: Stopped, s3_server: S3, undisturbed: dict[str, pa.Table]
-) -> None:
-    s3_server.release()
-    fetched = len(s3_server.gets)
-    s3_server.hold(is_picture, after=10)
-    driver = workflow.start()
-    driver.until(lambda: sum(map(is_picture, s3_server.gets[fetched:])) > 10, "workers wait for pictures")
-    workers = [pid for pid in descendants(driver.pid) if is_busy_worker(pid)]
-    assert workers
-    for pid in workers:
-        os.kill(pid, signal.SIGKILL)
-    s3_server.release()
-    assert driver.wait() == 0, driver.output
-    found = tables(workflow.root)
-    assert set(found) == set(undisturbed)
-    assert [name for name in found if not found[name].equals(undisturbed[name])] == []
 
 
 def test_a_stage_that_fails_unexpectedly_is_named_and_the_exit_code_is_1(
