@@ -259,8 +259,8 @@ class TrainResources(Section):
 
 
 class Train(Section):
-    epochs: Annotated[float, Field(gt=0)] = 32
-    """Passes over the train split; may be a fraction."""
+    epochs: Annotated[float, Field(ge=0)] = 32
+    """Passes over the train split; may be a fraction. 0: nothing is trained, the CLIP of model.bundle is taken as it is."""
     batch: Positive = 4096
     """Pairs in one optimiser step over all workers; divided by `micro_batches` and by the workers."""
     micro_batches: Positive = 8
@@ -399,6 +399,12 @@ class Config(Section):
     evaluate: Evaluate = Evaluate()
     embed: Embed = Embed()
     serve: Serve = Serve()
+
+    @model_validator(mode="after")
+    def _something_to_export(self) -> Config:
+        if self.train.epochs == 0 and self.model.bundle is None:
+            raise ValueError("train.epochs=0 trains nothing; set model.bundle to the CLIP that is to be taken as it is")
+        return self
 
 
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:

@@ -49,15 +49,21 @@ class DivergedError(RuntimeError):
 
 
 def plan(config: Config, pairs: Product, corpus: Product) -> Product:
-    """The product that training would make: fingerprinted by the model and train sections and by both inputs."""
+    """The product that training would make: fingerprinted by the model and train sections and by both inputs.
+
+    A CLIP that is taken as it is (train.epochs=0) has no inputs: it was not trained on any corpus of ours.
+    """
     section = {"model": config.model.model_dump(mode="json"), "train": config.train.model_dump(mode="json")}
-    return Product.plan(config.root, "train", VERSION, section, [pairs, corpus])
+    inputs = [pairs, corpus] if config.train.epochs else []
+    return Product.plan(config.root, "train", VERSION, section, inputs)
 
 
 def check(config: Config, cluster_cpus: float, cluster_gpus: float) -> list[str]:
     """What of the config cannot run on a cluster of that size; one line each, with the key and the fix."""
     from biomedclip_ray.clip.model import model_config
 
+    if config.train.epochs == 0:
+        return []
     problems = []
     wanted = config.train.resources
     feed = wanted.feed_cpus + min(_READ_CPUS, wanted.feed_cpus)
@@ -90,7 +96,7 @@ def check(config: Config, cluster_cpus: float, cluster_gpus: float) -> list[str]
 
 
 def train(config: Config, pairs: Product, corpus: Product) -> Product:
-    """Train on the kept pairs of the train split and export the bundle.
+    """Train on the kept pairs of the train split and export the bundle; with train.epochs=0 export model.bundle as it is.
 
     Raises:
         DivergedError: the loss became infinite or no number.
@@ -102,6 +108,8 @@ def train(config: Config, pairs: Product, corpus: Product) -> Product:
     if product.finished:
         product.state = "skipped"
         return product
+    if config.train.epochs == 0:
+        return _take(config, pairs, corpus, product)
     with product.running():
         rows = find_rows(pairs, corpus, SPLIT)
         steps = total_steps(len(rows), config.train.epochs, config.train.batch)
@@ -114,7 +122,7 @@ def train(config: Config, pairs: Product, corpus: Product) -> Product:
         if checkpoint.steps_done(product.place) < steps:
             result = _fit(config, pairs, product.place, rows, order, start, steps)
             product.peak_rss = result["peak_rss"]
-        exported = ray.get(_export.remote(product.uri, _provenance(config, corpus, start, steps, len(rows))))
+        exported = ray.get(_export.remote(product.uri, _provenance(config, start, steps, len(rows), corpus)))
         extra = {
             **start,
             **exported,
@@ -127,6 +135,16 @@ def train(config: Config, pairs: Product, corpus: Product) -> Product:
             "shuffle": shuffle_quality(order, rows.article, config.train.batch),
         }
         product.finish([Count("pair", len(rows), len(rows))], extra)
+    return product
+
+
+def _take(config: Config, pairs: Product, corpus: Product, product: Product) -> Product:
+    """Any CLIP in: the bundle of model.bundle becomes the product without a step, to be evaluated, embedded and served."""
+    with product.running():
+        start = _start(config, pairs, corpus, product.place)
+        log.info("train: no epochs asked for, %s is taken as it is", start["starts"]["image"])
+        exported = ray.get(_export.remote(product.uri, _provenance(config, start, 0, 0, None)))
+        product.finish([Count("pair", 0, 0)], {**start, **exported, "steps": 0, "pairs": 0, "attempts": 0})
     return product
 
 
@@ -223,7 +241,7 @@ def _build(config: Config, pairs: Product, corpus: Product, uri: str) -> None:
     from biomedclip_ray.clip.model import build_model, build_tokenizer
 
     place = Place(uri)
-    if config.train.validation_pairs:
+    if config.train.validation_pairs and config.train.epochs:
         validate.copy_pairs(pairs, corpus, config.train.validation_pairs, place)
     tokenizer = build_tokenizer(config.model, texts(pairs, corpus, SPLIT))
     torch.manual_seed(config.train.seed)
@@ -242,20 +260,25 @@ def _build(config: Config, pairs: Product, corpus: Product, uri: str) -> None:
 
 @ray.remote(num_cpus=_TASK_CPUS)
 def _export(uri: str, provenance: dict[str, Any]) -> dict[str, Any]:
-    """The best checkpoint by validation, else the newest, as a bundle; returns its id and what chose it."""
+    """The best checkpoint by validation, else the newest, as a bundle; returns its id and what chose it.
+
+    Without steps it is the bundle that training would have started from.
+    """
     from safetensors.torch import load_file
 
     from biomedclip_ray.clip.bundle import PROVENANCE, load_bundle, save_bundle
 
     place = Place(uri)
     bundle = load_bundle(place.at(START).uri)
-    best = checkpoint.best(place, validate.SCORE)
-    chosen = best or checkpoint.newest(place)
-    if chosen is None:
-        raise FileNotFoundError(f"{uri} has no checkpoint to export")
-    choice = {"chosen_by": validate.SPLIT if best else "last", "chosen_step": checkpoint.step_of(chosen.path)}
-    with chosen.as_directory() as folder:
-        bundle.model.load_state_dict(load_file(Path(folder) / checkpoint.WEIGHTS))
+    choice: dict[str, Any] = {"chosen_by": "none", "chosen_step": 0}
+    if provenance["steps"]:
+        best = checkpoint.best(place, validate.SCORE)
+        chosen = best or checkpoint.newest(place)
+        if chosen is None:
+            raise FileNotFoundError(f"{uri} has no checkpoint to export")
+        choice = {"chosen_by": validate.SPLIT if best else "last", "chosen_step": checkpoint.step_of(chosen.path)}
+        with chosen.as_directory() as folder:
+            bundle.model.load_state_dict(load_file(Path(folder) / checkpoint.WEIGHTS))
     with _local_folder(place.at(BUNDLE)) as target:
         info = bundle.info
         save_bundle(
@@ -265,11 +288,11 @@ def _export(uri: str, provenance: dict[str, Any]) -> dict[str, Any]:
     return {"bundle_id": written["bundle_id"], **choice}
 
 
-def _provenance(config: Config, corpus: Product, start: dict[str, Any], steps: int, rows: int) -> dict[str, Any]:
+def _provenance(config: Config, start: dict[str, Any], steps: int, rows: int, corpus: Product | None) -> dict[str, Any]:
     return {
         "name": "biomedclip_ray",
         "starts": start["starts"],
-        "corpus": corpus.fingerprint,
+        "corpus": corpus.fingerprint if corpus is not None else "unknown",
         "steps": steps,
         "pairs": rows,
         "config": {"model": config.model.model_dump(mode="json"), "train": config.train.model_dump(mode="json")},

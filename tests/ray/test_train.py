@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 import tiny
 
 from biomedclip_ray.clip.encoder import Encoder
+from biomedclip_ray.config import parse
 from biomedclip_ray.train.batches import Feed, InOrder, batches
 from biomedclip_ray.train.checkpoint import steps_done
 from biomedclip_ray.train.journal import attempts, trained_pairs
@@ -146,6 +147,19 @@ def test_a_finished_product_is_skipped(killed, two):
     started = time.monotonic()
     assert train(config, *two).state == "skipped"
     assert time.monotonic() - started < 1
+
+
+def test_without_epochs_the_given_clip_becomes_the_product_with_nothing_trained(killed, two, tmp_path):
+    given = Encoder.load(killed[1].place.at("bundle").uri, device="cpu")
+    model = {"bundle": killed[1].place.at("bundle").uri}
+    config = parse({"root": str(tmp_path), "model": model, "train": {"epochs": 0, "validation_pairs": 9}}, "test")
+    product = train(config, *two)
+    taken = Encoder.load(product.place.at("bundle").uri, device="cpu")
+    assert np.array_equal(taken.encode_text(["3 round red cells"]), given.encode_text(["3 round red cells"]))
+    assert (product.manifest["steps"], product.manifest["chosen_by"]) == (0, "none")
+    assert product.manifest["inputs"] == []
+    assert given.bundle_id in product.manifest["starts"]["text"]
+    assert train(config, *two).state == "skipped"
 
 
 @pytest.mark.slow

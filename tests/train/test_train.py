@@ -11,6 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 import tiny
 
+from biomedclip_ray.config import ConfigError, parse
 from biomedclip_ray.product import Product
 from biomedclip_ray.train.train import check, plan
 
@@ -59,3 +60,12 @@ def test_an_unknown_tower_is_told_with_the_known_ones(tmp_path):
     unknown = config.model_copy(update={"model": config.model.model_copy(update={"config": "vit_z"})})
     (problem,) = check(unknown, 8, 0)
     assert "model.config=vit_z" in problem and "sample_64" in problem
+
+
+def test_no_epochs_need_a_bundle_that_is_taken_as_it_is(tmp_path):
+    with pytest.raises(ConfigError, match=r"train\.epochs=0 trains nothing; set model\.bundle"):
+        tiny.config(tmp_path, epochs=0)
+    taken = parse({"root": str(tmp_path), "model": {"bundle": "some"}, "train": {"epochs": 0, "batch": 32}}, "test")
+    inputs = [Product.plan(str(tmp_path), name, 1, {}, []) for name in ("preprocess", "curate")]
+    assert plan(taken, *inputs).inputs == ()
+    assert check(taken, 0.5, 0) == []
