@@ -40,6 +40,8 @@ class Lease:
         self.token = uuid.uuid4().hex
         self.started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self.beat = 0
+        self.before = "another driver"
+        """Who held it before, as far as this driver has seen."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep_alive, name=f"lease {what}", daemon=True)
 
@@ -63,6 +65,7 @@ class Lease:
         holder = self._holder()
         if holder is None:
             return
+        self.before = f"process {holder['pid']} on {holder['host']}"
         if not _died_here(holder):
             for _ in range(5):
                 time.sleep(self.heartbeat_s)

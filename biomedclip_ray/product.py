@@ -209,9 +209,9 @@ class Product:
         Raises:
             HeldError: another driver runs this stage on this root.
         """
-        with Lease(self.place, f"{self.stage}/{self.fingerprint}"):
+        with Lease(self.place, f"{self.stage}/{self.fingerprint}") as lease:
             if self.finished:
-                raise HeldError(f"{self.stage} was finished by another driver just now; start again to go on from it")
+                raise HeldError(f"{self.stage} was finished by {lease.before} just now; start again to go on from it")
             self.running_parts = parts
             self.place.sweep()
             self.state = "resumed" if self.begun else "ran"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -82,6 +85,27 @@ def test_a_product_that_was_finished_while_a_driver_waited_for_it_is_not_made_ag
     with pytest.raises(HeldError, match="curate was finished by another driver just now"), late.running(parts=1):
         pass
     assert not product.place.exists("_LEASE.json")
+
+
+def test_who_waited_for_a_driver_that_finished_is_told_its_name(tmp_path: Path) -> None:
+    product, late = _plan(tmp_path), _plan(tmp_path)
+    go_on = threading.Event()
+
+    def finish() -> None:
+        with product.running(parts=1):
+            _write(product, 0, ["a"], {})
+            go_on.wait(20)
+            time.sleep(0.3)
+            product.finish_parts(transient_limit=0)
+
+    first = threading.Thread(target=finish)
+    first.start()
+    while not product.place.exists("_LEASE.json"):
+        time.sleep(0.01)
+    go_on.set()
+    with pytest.raises(HeldError, match=rf"finished by process {os.getpid()} on .* just now"), late.running(parts=1):
+        pass
+    first.join()
 
 
 def test_the_manifest_balances_every_unit_and_makes_the_product_finished(tmp_path: Path) -> None:

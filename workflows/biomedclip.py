@@ -120,6 +120,7 @@ def go_live(run: Run, config: Config, bundle: Product, index: Product) -> None:
         return
     from biomedclip_ray.serve.deploy import ask, deploy
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # it sets its level when it is imported
     started = time.monotonic()
     deployed = deploy(config, bundle, index)
     console.print(f"\nServing at [bold]{deployed.url}[/] ({deployed.state}). It was asked:")
@@ -237,10 +238,8 @@ def _connect() -> None:
     """The cluster that RAY_ADDRESS names (a submitted job has it), else a Ray of our own that ends with this process."""
     import ray
     import ray.data
-    import ray.serve
 
-    for chatty in ("ray.data", "ray.serve"):  # they set their levels when they are imported
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # it sets its level when it is imported
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that our bar replaces its own
     address = os.environ.get("RAY_ADDRESS", "local")
     if address != "local":
