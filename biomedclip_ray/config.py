@@ -94,7 +94,8 @@ class SourceSelect(Section):
 
 class Source(Section):
     uri: str = "s3://pmc-oa-opendata"
-    """A bucket or folder in the layout of the PMC Cloud Service."""
+    """A bucket or folder in the layout of the PMC Cloud Service; or a folder of legacy oa_package tarballs, known by the
+    oa_file_list.csv in it (packages lie where the list says, with or without the leading oa_package/)."""
     inventory: str = "newest"
     """Date of the inventory ("2026-11-20T01-00Z") or "newest", resolved once per root."""
     select: SourceSelect = SourceSelect()

@@ -173,6 +173,7 @@ class Reason(StrEnum):
     MANUSCRIPT = "manuscript"
     HISTORICAL_OCR = "historical_ocr"
     BAD_METADATA = "bad_metadata"
+    BAD_PACKAGE = "bad_package"
     # ingest: article
     EMPTY_XML = "empty_xml"
     BAD_XML = "bad_xml"
@@ -232,6 +233,7 @@ _SENTENCES = {
     Reason.MANUSCRIPT: "an author manuscript (text mining only)",
     Reason.HISTORICAL_OCR: "the text is OCR of a scan",
     Reason.BAD_METADATA: "the metadata JSON cannot be read",
+    Reason.BAD_PACKAGE: "the legacy package, or this file of it, is broken, unsafe or too large",
     Reason.EMPTY_XML: "the XML file is empty",
     Reason.BAD_XML: "the XML cannot be parsed",
     Reason.NO_FIGURES: "the article has no figure",

@@ -58,6 +58,8 @@ class Bucket(Protocol):
 def open_bucket(uri: str, resources: SourceResources) -> Bucket:
     """The bucket at a URI: `s3://NAME[/PREFIX]` or a folder. One per process, with its connections kept open.
 
+    A folder that holds oa_file_list.csv is one of legacy packages (`oa_package.py`).
+
     Raises:
         SourceError: no such folder, or a URI of another kind.
     """
@@ -68,6 +70,10 @@ def open_bucket(uri: str, resources: SourceResources) -> Bucket:
     folder = Path(uri.removeprefix("file://")).expanduser()
     if not folder.is_dir():
         raise SourceError(f"source.uri={uri}: no such folder; expected a bucket in the layout of the PMC Cloud Service")
+    if (folder / "oa_file_list.csv").is_file():
+        from biomedclip_ray.pmc.oa_package import PackageBucket
+
+        return PackageBucket(folder)
     return FolderBucket(folder)
 
 
