@@ -43,7 +43,7 @@ class Place:
     def read(self, name: str) -> bytes:
         """The bytes of a file. Raises FileNotFoundError."""
         fs, path = self._file(name)
-        with fs.open_input_stream(path) as stream:
+        with fs.open_input_stream(path, compression=None) as stream:
             return bytes(stream.read())
 
     def open(self, name: str) -> pa.NativeFile:
@@ -57,7 +57,8 @@ class Place:
             self._write_local(self.local / name, data, exclusive=False)
             return
         fs, path = self._file(name)
-        with fs.open_output_stream(path) as stream:
+        # left to itself Arrow packs and unpacks by the name's ending: a .gz would be packed twice
+        with fs.open_output_stream(path, compression=None) as stream:
             stream.write(data)
 
     def create(self, name: str, data: bytes) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import threading
 from pathlib import Path
 
@@ -45,6 +46,13 @@ def test_a_second_write_replaces_the_first(place: Place) -> None:
     place.write("x", b"first")
     place.write("x", b"second")
     assert place.read("x") == b"second"
+
+
+def test_bytes_are_kept_whatever_the_name_ends_in(place: Place) -> None:
+    packed = gzip.compress(b"PMC1.1")
+    place.write("a.csv.gz", packed)
+    assert place.read("a.csv.gz") == packed
+    assert place.list() == {"a.csv.gz": len(packed)}
 
 
 def test_create_succeeds_once(place: Place) -> None:

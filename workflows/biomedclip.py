@@ -112,6 +112,23 @@ def hand_over(config: Config, pairs: Product, corpus: Product, options: argparse
     console.print(f"Exported to {options.out}: {counts} pairs in {len(note['shards']):,} shards", soft_wrap=True)
 
 
+def copy_source(run: Run, config: Config, options: argparse.Namespace) -> None:
+    """What this run reads, as a bucket of one's own."""
+    from biomedclip_ray.pmc.catalog import plan as plan_catalog
+    from biomedclip_ray.pmc.ingest import plan as plan_articles
+    from biomedclip_ray.pmc.mirror import mirror
+
+    assert run.inventory is not None  # own.alone was refused
+    versions = plan_catalog(config, run.inventory)
+    articles = plan_articles(config, versions) if options.mirror == "figures" else None
+    copy = mirror(config, run.inventory, versions, articles, options.out)
+    objects = copy.manifest["counts"][0]
+    lost = ", ".join(f"{reason} {n:,}" for reason, n in objects["dropped"].items()) or "none"
+    console.print(
+        f"Mirrored to {options.out} ({copy.state}): {objects['kept']:,} objects; lost: {lost}", soft_wrap=True
+    )
+
+
 def go_live(run: Run, config: Config, bundle: Product, index: Product) -> None:
     """Deploy, unless the same bundle and index are running already, and ask the live endpoint real questions."""
     if run.dry:
@@ -164,6 +181,10 @@ def _run(config: Config, options: argparse.Namespace) -> int:
         raise ConfigError(f"--from {first} comes after --until {last}")
     if options.export:
         last = "curate"
+    if options.mirror:
+        last = "ingest" if options.mirror == "figures" else "catalog"
+        if config.own.alone:
+            raise ConfigError("--mirror copies PubMed Central's articles, and own.alone=true reads none")
     inventory = None if config.own.alone else resolve_inventory(config, options.sync)
     own = find_files(config.own.uri, config.own.pairs_per_part) if config.own.uri else None
     run = Run(config, inventory, first, last, options.dry_run or options.prune, own)
@@ -176,7 +197,7 @@ def _run(config: Config, options: argparse.Namespace) -> int:
         run.show(console)
         run.check_range()
         return 0
-    if options.export:
+    if options.out:
         check_out(options.out)
     waiting = unfinished_stages(config, run)
     _refuse(check_places(config, inventory, waiting))
@@ -196,6 +217,8 @@ def _run(config: Config, options: argparse.Namespace) -> int:
         _sum_up(run, config)
         if options.export:
             hand_over(config, pairs, corpus, options)
+        if options.mirror:
+            copy_source(run, config, options)
         if run.wants("deploy"):
             _stay(options.hold)
     finally:
@@ -300,16 +323,21 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         choices=("webdataset", "datasets"),
         help="write the kept pairs to --out for others, and train nothing",
     )
-    parser.add_argument("--out", metavar="URI", help="an empty folder, or the same export begun before")
+    parser.add_argument(
+        "--mirror",
+        choices=("figures", "all"),
+        help="copy what is selected (with the figures' media, or all) to --out in the bucket's layout, and go no further",
+    )
+    parser.add_argument("--out", metavar="URI", help="an empty folder, or what the same command has begun there")
     parser.add_argument(
         "--prune", action="store_true", help="show the products that nothing refers to, and remove them if told so"
     )
     parser.add_argument("--yes", action="store_true", help="with --prune: remove without asking")
     options = parser.parse_intermixed_args(arguments)
-    if bool(options.export) != bool(options.out):
-        parser.error("--export and --out go together")
-    if options.export and (options.only or options.until):
-        parser.error("--export ends after curate; it goes without --only and --until")
+    if bool(options.export) + bool(options.mirror) != bool(options.out):
+        parser.error("--export and --out go together, or --mirror and --out")
+    if options.out and (options.only or options.until or (options.mirror and options.start)):
+        parser.error("--export ends after curate, --mirror after ingest; they go without --only and --until")
     if options.only and (options.start or options.until):
         parser.error("--only goes without --from and --until")
     return options

@@ -78,8 +78,10 @@ def _part(
         if before.get(article_id) == [article] and previous.knows(article_id):
             taken = previous.take(article_id, ledger)
             panels = sum(row["panel"] > 0 for row in taken)
-            for unit, kept in ((UNIT, len(taken) - panels), (PANEL, panels)):
-                ledger.count(unit, kept + previous.count(article_id, unit), kept)
+            kept = len(taken) - panels
+            ledger.count(UNIT, kept + previous.count(article_id, UNIT), kept)
+            if config.panels:
+                ledger.count(PANEL, panels + previous.count(article_id, PANEL), panels)
             rows += taken
         else:
             fresh.append(article)

@@ -23,7 +23,7 @@ from biomedclip_ray.sync import Previous, earlier_catalog
 
 VERSION = 1
 UNIT = "article_version"
-_INVENTORY = "_inventory"
+INVENTORY = "_inventory"
 _MD5 = re.compile(r"[0-9a-f]{32}")
 
 
@@ -47,7 +47,7 @@ def catalog(config: Config, inventory: Inventory) -> Product:
         return product
     with product.running():
         # kept with the product: a later inventory is compared with it, and the bucket drops its own after 30 days
-        place = product.place.at(_INVENTORY)
+        place = product.place.at(INVENTORY)
         product.parent = earlier_catalog(product)
         bucket = open_bucket(config.source.uri, config.source.resources)
         if not place.exists("parts.json"):
@@ -94,7 +94,7 @@ def _part(part: int, product: Product, source: Source) -> PartResult:
 def _by_article(product: Product, part: int) -> dict[str, list[dict[str, Any]]]:
     """The inventory's entries of one part by PMCID, each list with the newest version last."""
     articles: dict[str, list[dict[str, Any]]] = {}
-    for entry in read_entries(product.place.at(_INVENTORY), part, product.parts).to_pylist():
+    for entry in read_entries(product.place.at(INVENTORY), part, product.parts).to_pylist():
         articles.setdefault(entry["pmcid"], []).append(entry)
     return articles
 

@@ -20,10 +20,9 @@ from typing import Any
 import numpy as np
 import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, ValidationConfig
-from ray.train.torch import TorchTrainer
 
 from biomedclip_ray.config import Config, ConfigError
-from biomedclip_ray.product import Count, Product
+from biomedclip_ray.product import Count, Product, StageError
 from biomedclip_ray.storage import Place
 from biomedclip_ray.train import checkpoint, journal, validate
 from biomedclip_ray.train.batches import Feed, InOrder, batches
@@ -44,7 +43,7 @@ _VALIDATION_CPUS = 0.25
 _FEW_WORKERS = 16
 
 
-class DivergedError(RuntimeError):
+class DivergedError(StageError):
     """The loss is no number any more; the message names the step and the last good checkpoint."""
 
 
@@ -158,6 +157,8 @@ def _fit(
     config: Config, pairs: Product, place: Place, rows: SplitRows, order: Order, start: dict[str, Any], steps: int
 ) -> dict[str, Any]:
     """Run the worker group to the last step; returns what rank 0 returned."""
+    from ray.train.torch import TorchTrainer  # loads torch, which a driver that trains nothing is spared
+
     from biomedclip_ray.clip.tokenizer import load_tokenizer
     from biomedclip_ray.train.loop import Job, train_loop
 

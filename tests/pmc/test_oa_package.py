@@ -310,7 +310,7 @@ def _seed_tars() -> list[bytes]:
 
 def _mutated(rng: random.Random, data: bytes) -> bytes:
     result = bytearray(data)
-    for _ in range(rng.randint(1, 5)):
+    for _ in range(rng.randint(1, 2)):
         at, kind = rng.randrange(len(result) + 1), rng.randrange(7)
         if kind == 0 and at < len(result):
             result[at] ^= rng.randint(1, 255)

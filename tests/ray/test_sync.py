@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from tests.conftest import S3
 
 from biomedclip_ray.config import Config, parse
 from biomedclip_ray.figures.preprocess import preprocess
@@ -17,6 +16,7 @@ from biomedclip_ray.pmc.catalog import catalog
 from biomedclip_ray.pmc.ingest import ingest
 from biomedclip_ray.product import Product
 from biomedclip_ray.run import resolve_inventory
+from tests.conftest import S3
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
