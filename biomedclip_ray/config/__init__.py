@@ -1,0 +1,152 @@
+"""The typed configuration of the whole workflow: one frozen pydantic tree, read from YAML plus dotted overrides.
+
+A key that does not exist is refused with the nearest valid name, so that a typing error costs a second and not a night.
+Everything that decides *how fast* a stage runs stands in a `resources` subtree and stays outside the fingerprint
+(`product.py`); everything else decides *what* the rows are. Speed can be tuned without computing anything anew.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, get_args
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError, model_validator
+from yaml import YAMLError
+
+from biomedclip_ray.config.data import (
+    COMMERCIAL,
+    LICENSES,
+    NON_COMMERCIAL,
+    Catalog,
+    Curate,
+    CurateSelect,
+    Ingest,
+    Own,
+    Preprocess,
+    PreprocessSelect,
+    Source,
+    SourceResources,
+    SourceSelect,
+    Splits,
+)
+from biomedclip_ray.config.model import Embed, Evaluate, Model, Serve, ServeResources, Train, TrainResources
+from biomedclip_ray.config.section import ConfigError, PartResources, Section, StageSection
+
+__all__ = [
+    "COMMERCIAL",
+    "LICENSES",
+    "NON_COMMERCIAL",
+    "STAGES",
+    "Catalog",
+    "Config",
+    "ConfigError",
+    "Curate",
+    "CurateSelect",
+    "Embed",
+    "Evaluate",
+    "Ingest",
+    "Model",
+    "Own",
+    "PartResources",
+    "Preprocess",
+    "PreprocessSelect",
+    "Section",
+    "Serve",
+    "ServeResources",
+    "Source",
+    "SourceResources",
+    "SourceSelect",
+    "Splits",
+    "StageSection",
+    "Train",
+    "TrainResources",
+    "load",
+    "parse",
+]
+
+STAGES = ("catalog", "ingest", "preprocess", "curate", "train", "evaluate", "embed", "deploy")
+
+
+class Config(Section):
+    """The whole workflow. `root` is where every product lies: a folder, `s3://...`, or any pyarrow/fsspec URI."""
+
+    root: str
+    source: Source = Source()
+    catalog: Catalog = Catalog()
+    ingest: Ingest = Ingest()
+    preprocess: Preprocess = Preprocess()
+    own: Own = Own()
+    curate: Curate = Curate()
+    model: Model = Model()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    embed: Embed = Embed()
+    serve: Serve = Serve()
+
+    @model_validator(mode="after")
+    def _something_to_export(self) -> Config:
+        if self.train.epochs == 0 and self.model.bundle is None:
+            raise ValueError("train.epochs=0 trains nothing; set model.bundle to the CLIP that is to be taken as it is")
+        return self
+
+
+def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read a YAML file and dotted overrides (`train.lr=3e-4`) into a checked `Config`.
+
+    Raises:
+        ConfigError: no such file, no YAML, an unknown key (with the nearest valid name), or a value that does not fit.
+    """
+    path = Path(path)
+    if not path.is_file():
+        near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise ConfigError(f"config file {path} does not exist" + (f"; beside it: {', '.join(near)}" if near else ""))
+    for item in overrides:
+        if "=" not in item:
+            raise ConfigError(f"override {item!r} is not of the form key=value, for example train.lr=3e-4")
+    try:
+        loaded = OmegaConf.load(path)
+        if not OmegaConf.is_dict(loaded):
+            raise ConfigError(f"{path}: expected a mapping with the keys {', '.join(Config.model_fields)}")
+        tree = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
+        raw = OmegaConf.to_container(tree, resolve=True)
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}".splitlines()[0]) from error
+    assert isinstance(raw, dict)
+    return parse({str(key): value for key, value in raw.items()}, str(path))
+
+
+def parse(raw: dict[str, Any], origin: str) -> Config:
+    """Check a plain mapping; `origin` stands before every message. Raises ConfigError."""
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{origin}: {_explain(item)}" for item in error.errors())) from error
+
+
+def _explain(error: Any) -> str:
+    """One pydantic error as a line that names the key and, for an unknown one, the nearest valid name."""
+    location = [str(step) for step in error["loc"]]
+    key = ".".join(location)
+    if error["type"] == "extra_forbidden":
+        valid = list(_section(location[:-1]).model_fields)
+        near = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.5)
+        prefix = "".join(f"{step}." for step in location[:-1])
+        hint = f"did you mean {prefix}{near[0]}?" if near else f"valid here: {', '.join(valid)}"
+        return f"unknown key {key}; {hint}"
+    if error["type"] == "missing":
+        return f"{key} is missing; set it in the file or on the command line ({key}=...)"
+    message = error["msg"].removeprefix("Value error, ")
+    return message if not key or message.startswith(key) else f"{key}={error['input']!r}: {message}"
+
+
+def _section(location: list[str]) -> type[BaseModel]:
+    """The section class at a path of keys."""
+    model: type[BaseModel] = Config
+    for step in location:
+        annotation = model.model_fields[step].annotation
+        choices = get_args(annotation) if hasattr(annotation, "__args__") else (annotation,)
+        model = next(c for c in choices if isinstance(c, type) and issubclass(c, BaseModel))
+    return model

@@ -1,0 +1,164 @@
+"""The sections of the data side: which articles, which pictures, which pairs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from biomedclip_ray.config.section import Percent, Positive, Section, Share, StageSection
+
+COMMERCIAL = ("CC0", "CC BY", "CC BY-SA", "CC BY-ND")
+NON_COMMERCIAL = ("CC BY-NC", "CC BY-NC-SA", "CC BY-NC-ND")
+LICENSES = (*COMMERCIAL, *NON_COMMERCIAL, "TDM", "unknown")
+
+
+class SourceResources(Section):
+    threads: Positive = 16
+    """Objects fetched at once inside a task: a small object costs a round trip, not a core."""
+    retries: Annotated[int, Field(ge=0)] = 5
+    """Tries after the first for 5xx, SlowDown, time-outs, and a 403 on a key that the inventory names."""
+    deadline_s: Annotated[float, Field(gt=0)] = 120.0
+    """Seconds one object may take, retries included; a read that never ends becomes a ledger row."""
+    max_connections: Positive = 64
+    """Connections kept open per process."""
+
+
+class SourceSelect(Section):
+    """Which article versions are fetched. The newest version is chosen first and then judged."""
+
+    licenses: tuple[str, ...] | Literal["commercial", "non_commercial", "all"] = "commercial"
+    """Allow-list of licence codes (null in the metadata counts as "unknown"), or the name of a preset."""
+    retracted: bool = False
+    """Keep retracted articles."""
+    manuscripts: bool = False
+    """Keep author manuscripts (licence TDM: text mining only)."""
+    historical_ocr: bool = False
+    """Keep scanned articles whose text is OCR."""
+    articles: Positive | None = None
+    """Only this many articles, those with the smallest hash of their PMCID: a fair sample that another run repeats."""
+    percent: Percent = 100.0
+    """Only this share of all articles, by the same hash."""
+    pmcids: str | None = None
+    """URI of a text file with one PMCID a line: nothing else is looked at."""
+
+    @field_validator("licenses")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        if isinstance(value, tuple):
+            for code in value:
+                if code not in LICENSES:
+                    raise ValueError(f"{code!r} is no licence code; known: {', '.join(LICENSES)}")
+        return value
+
+    def allowed(self) -> frozenset[str]:
+        """The licence codes that pass."""
+        presets = {"commercial": COMMERCIAL, "non_commercial": (*COMMERCIAL, *NON_COMMERCIAL), "all": LICENSES}
+        return frozenset(presets[self.licenses] if isinstance(self.licenses, str) else self.licenses)
+
+
+class Source(Section):
+    uri: str = "s3://pmc-oa-opendata"
+    """A bucket or folder in the layout of the PMC Cloud Service; or a folder of legacy oa_package tarballs, known by the
+    oa_file_list.csv in it (packages lie where the list says, with or without the leading oa_package/)."""
+    inventory: str = "newest"
+    """Date of the inventory ("2026-11-20T01-00Z") or "newest", resolved once per root."""
+    select: SourceSelect = SourceSelect()
+    articles_per_part: Positive = 450
+    """Articles in one part, the unit of work, retry and resume: minutes of work, a few hundred MB of pictures."""
+    resources: SourceResources = SourceResources()
+
+
+class Catalog(StageSection):
+    pass
+
+
+class Ingest(StageSection):
+    pass
+
+
+class PreprocessSelect(Section):
+    text: tuple[str, ...] = ()
+    """Patterns (regular expressions, case ignored), one of which caption or mentions must match; judged before a byte
+    of media is fetched."""
+
+
+class Preprocess(StageSection):
+    select: PreprocessSelect = PreprocessSelect()
+    short_side: Positive = 384
+    """Pixels of the stored picture's short side; a smaller original is never enlarged."""
+    quality: Annotated[int, Field(ge=1, le=100)] = 90
+    """JPEG quality of the stored picture."""
+    min_side: Positive = 32
+    """Pixels; smaller pictures are icons and equations."""
+    max_pixels: Positive = 178_956_970
+    """Pixels an original may claim before it is decoded (Pillow's own decompression-bomb limit)."""
+    max_aspect: Annotated[float, Field(gt=1)] = 12.0
+    """Long side / short side; beyond it lie rules and banners."""
+    panels: bool = False
+    """Also cut compound figures into panels (a derivative work: never done under a no-derivatives licence)."""
+
+
+class Own(StageSection):
+    """Image-caption pairs of a hospital or laboratory, taken in at curate like PMC's."""
+
+    uri: str | None = None
+    """A folder (or one file) of Parquet, WebDataset shards or CSV with pictures beside it; `corpus/own_files.py` names the
+    columns. null: PubMed Central only."""
+    alone: bool = False
+    """Train on these pairs only; PubMed Central is not read."""
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")] = "own"
+    """What ids begin with, and what stands where PMC's pairs name their journal."""
+    license: str = "unknown"
+    """Licence of pairs that name none; curate.select.licenses judges it like any other."""
+    pairs_per_part: Positive = 2000
+    """Rows in one part, the unit of work, retry and resume (a WebDataset shard is a part of its own)."""
+
+    @field_validator("license")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in LICENSES:
+            raise ValueError(f"{value!r} is no licence code; known: {', '.join(LICENSES)}")
+        return value
+
+    @model_validator(mode="after")
+    def _has_pairs(self) -> Own:
+        if self.alone and self.uri is None:
+            raise ValueError("own.alone=true needs own.uri: the pairs to train on")
+        return self
+
+
+class CurateSelect(Section):
+    licenses: tuple[str, ...] | Literal["commercial", "non_commercial", "all"] = "all"
+    """Licences trained on; source.select says which are fetched."""
+    kinds: tuple[str, ...] | None = None
+    """Figure kinds trained on; null: all."""
+    panels: bool = True
+    """Train on panels too, where preprocess cut them."""
+    min_text_chars: Annotated[int, Field(ge=0)] = 5
+    """Characters; a shorter text tells nothing about its picture."""
+
+
+class Splits(Section):
+    validation: Share = 0.05
+    """Share of articles, by hash of the PMCID."""
+    test: Share = 0.05
+    """Share of articles, by hash of the PMCID."""
+
+    @model_validator(mode="after")
+    def _sum(self) -> Splits:
+        if self.validation + self.test >= 1:
+            raise ValueError("curate.splits: validation + test must leave something to train on")
+        return self
+
+
+class Curate(Section):
+    select: CurateSelect = CurateSelect()
+    splits: Splits = Splits()
+    max_group: Positive = 1000
+    """Pairs; a larger component of equal pictures is blank plots chained, and is dropped."""
+    near_bits: Annotated[int, Field(ge=0, le=8)] | None = 4
+    """Bits of 64 in which the perceptual hashes of two copies of a picture may differ (recompressed or shrunk to a third: 97% of
+    figures at 4); such pairs are then compared pixel by pixel. null: equal bytes only."""
+    balance: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    """Figure kind -> share (up to 1) or number (above 1) of its pairs that is kept, drawn by hash; other kinds stay whole."""

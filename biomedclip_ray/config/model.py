@@ -1,0 +1,189 @@
+"""The sections of the model: its towers, its training, what is measured, embedded and served."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from biomedclip_ray.config.section import PartResources, Positive, Section, StageSection
+
+
+class Model(Section):
+    config: str = "biomedclip_vit_b16"
+    """Name of a file in biomedclip_ray/clip/configs or URI of an open_clip model config (JSON)."""
+    init: Literal["pretrained", "random"] = "pretrained"
+    """"pretrained": weights that the model config names must be reached, or the run stops; "random": none is asked for."""
+    tokenizer: str = "fit"
+    """"fit": a WordPiece fitted on the training captions; else a Hugging Face tokenizer's name or folder."""
+    vocab_size: Positive = 4096
+    """Tokens of a fitted tokenizer."""
+    bundle: str | None = None
+    """URI of a CLIP to start from instead of the model config (local-dir:PATH, hf-hub:NAME, or one of our bundles)."""
+
+
+class TrainResources(Section):
+    workers: Positive | tuple[Positive, Positive] = 1
+    """Training workers (processes in the gradient's group); [min, max]: as many as the cluster has, which may change."""
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
+    """Logical CPUs of a training worker; leave some of the cluster's CPUs to the feed."""
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs of a training worker."""
+    threads: Positive | None = None
+    """Threads of a training worker's arithmetic on CPUs; null: its CPUs, at least one."""
+    forward_pairs: Positive | None = None
+    """Pairs in one forward pass; a worker with more caches features (one more forward pass). null: all that it has."""
+    grad_checkpointing: bool = False
+    """Keep no activations inside the towers, compute them again: less memory, a third more time."""
+    feed_cpus: Annotated[float, Field(gt=0)] = 0.5
+    """Logical CPUs of one task that decodes and tokenizes."""
+    feed_concurrency: Positive = 2
+    """Such tasks at once at most; checked against the cluster before anything starts."""
+    prefetch_batches: Annotated[int, Field(ge=0)] = 2
+    """Batches a worker holds ready."""
+    validation_gpus: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs of the task that measures a checkpoint."""
+    max_failures: int = 3
+    """Worker losses after which the run ends; each resumes from the last checkpoint."""
+    no_progress_timeout_s: Positive = 600
+    """Seconds without a block moving before the run stops and names the operator; longer than any pause of the workers."""
+
+    @property
+    def min_workers(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @model_validator(mode="after")
+    def _range(self) -> TrainResources:
+        if self.min_workers > self.max_workers:
+            raise ValueError(f"train.resources.workers={[self.min_workers, self.max_workers]} must be [min, max]")
+        return self
+
+
+class Train(Section):
+    epochs: Annotated[float, Field(ge=0)] = 32
+    """Passes over the train split; may be a fraction. 0: nothing is trained, the CLIP of model.bundle is taken as it is."""
+    batch: Positive = 4096
+    """Pairs in one optimiser step over all workers; divided by `micro_batches` and by the workers."""
+    micro_batches: Positive = 8
+    """Micro-blocks a global batch is cut into: any number of workers that divides it sees the same batches."""
+    lr: Annotated[float, Field(gt=0)] = 5e-4
+    """Peak learning rate."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 2000
+    """Optimiser steps of linear warm-up."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.2
+    """AdamW; not on norms, biases and the logit scale."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """AdamW."""
+    eps: Annotated[float, Field(gt=0)] = 1e-6
+    """AdamW."""
+    grad_clip: Annotated[float, Field(gt=0)] | None = 1.0
+    """Largest gradient norm; null: no limit."""
+    loss: Literal["infonce", "sigmoid"] = "infonce"
+    """"infonce": softmax over the global batch, as CLIP; "sigmoid": SigLIP's, for a model config with init_logit_bias."""
+    lock: tuple[Literal["image", "text"], ...] = ()
+    """Towers that stay as they are."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Of the forward pass (autocast); weights and optimiser stay fp32."""
+    crop_scale: tuple[float, float] = (0.9, 1.0)
+    """Share of the picture's area that a random resized crop keeps; (1, 1): none."""
+    window: Positive = 8192
+    """Pairs shuffled together; row groups of a window are drawn from the whole epoch."""
+    seed: int = 0
+    checkpoint_steps: Positive = 500
+    """Optimiser steps between checkpoints."""
+    keep_checkpoints: Positive = 2
+    """Checkpoints kept: the newest, and the best by validation recall where validation_pairs asks for it."""
+    validation_pairs: Annotated[int, Field(ge=0)] = 0
+    """Pairs of the validation split that each checkpoint is measured on, apart from the training workers; the best
+    becomes the bundle. 0: the last checkpoint does."""
+    log_steps: Positive = 10
+    """Optimiser steps between lines of metrics.jsonl."""
+    log_pairs: bool = False
+    """Write pairs/*.jsonl with {step, attempt, positions} per rank: who trained on what, to check the order."""
+    resources: TrainResources = TrainResources()
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Train:
+        if self.batch % self.micro_batches:
+            raise ValueError(f"train.batch={self.batch} must be a multiple of train.micro_batches={self.micro_batches}")
+        workers = self.resources.workers
+        if isinstance(workers, int) and self.micro_batches % workers:
+            raise ValueError(
+                f"train.micro_batches={self.micro_batches} must be a multiple of train.resources.workers={workers}"
+            )
+        if self.micro_batches < self.resources.max_workers:
+            raise ValueError(
+                f"train.micro_batches={self.micro_batches} must be at least the most of "
+                f"train.resources.workers={workers}: every worker takes a block of each step"
+            )
+        return self
+
+
+class Evaluate(Section):
+    split: Literal["test", "validation"] = "test"
+    bootstraps: Positive = 1000
+    """Resamples of the pool behind each 95% interval."""
+    sets: tuple[str, ...] = ()
+    """URIs of labelled sets (a folder with dataset.json and Parquet files): zero-shot and linear probe, or VQA."""
+    seed: int = 0
+    resources: PartResources = PartResources()
+
+
+class Embed(StageSection):
+    splits: tuple[Literal["train", "validation", "test"], ...] = ("train", "validation", "test")
+    """Splits whose kept pairs enter the index."""
+    batch: Positive = 64
+    """Pairs in one forward pass."""
+    thumbnail: Positive = 128
+    """Pixels of the long side of the picture that search shows."""
+    ann_rows: Positive = 100_000
+    """Rows from which an approximate index is built; below it search is exact."""
+
+
+class ServeResources(Section):
+    host: str = "127.0.0.1"
+    """Address the HTTP server listens on; "0.0.0.0" lets other machines in (there is no login: put a proxy before it)."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    replicas: Positive = 1
+    """Encoder replicas at least."""
+    max_replicas: Positive = 1
+    """Encoder replicas at most; above `replicas` Serve scales with the load."""
+    cpus_per_replica: Annotated[float, Field(gt=0)] = 0.5
+    """Logical CPUs of an encoder replica; twice what all take must fit while one model replaces another."""
+    gpus_per_replica: Annotated[float, Field(ge=0)] = 0.0
+    ingress_replicas: Positive = 1
+    """Processes that read requests and check them; each takes a quarter of a logical CPU."""
+    max_batch: Positive = 32
+    """Items the encoder takes together."""
+    batch_wait_ms: Annotated[float, Field(ge=0)] = 5.0
+    """Milliseconds an item waits for company."""
+    max_queued: Positive = 1024
+    """Texts and pictures waiting in one ingress before the next request is told to come back later (429 with
+    Retry-After); the longest wait is this number over the encoder's items per second."""
+    timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds after which a request without an answer ends with 503."""
+    ready_timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    """Seconds deploy waits until the model and the index are loaded."""
+
+
+class Serve(Section):
+    name: str = "biomedclip"
+    """Name of the Serve application."""
+    model_id: str = "biomedclip"
+    """The model's name in /v1/models and in every answer."""
+    max_items: Positive = 256
+    """Inputs in one request; more: 400."""
+    max_body_bytes: Positive = 32 * 1024 * 1024
+    """Bytes of one request; more: 413."""
+    max_pixels: Positive = 50_000_000
+    """Pixels of one picture, read from its header before it is decoded (150 MB in memory); more: 400."""
+    max_results: Positive = 100
+    """Results of one search; more: 400."""
+    dimensions: tuple[Positive, ...] = ()
+    """Shorter vectors that may be asked for (cut, then unit length again). Empty: a model that was not trained for it
+    loses recall when cut, so whoever asks is told (400)."""
+    resources: ServeResources = ServeResources()

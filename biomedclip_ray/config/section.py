@@ -1,0 +1,38 @@
+"""What the sections of the configuration are made of: frozen, unknown keys refused, a docstring under every key."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Percent = Annotated[float, Field(ge=0, le=100)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message names the key and the fix (exit code 2)."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True)
+
+
+class PartResources(Section):
+    """How fast a stage over parts runs; never changes a row."""
+
+    num_cpus: Annotated[float, Field(gt=0)] = 1.0
+    """Logical CPUs of one task."""
+    num_gpus: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs of one task; only embed uses them."""
+    concurrency: Positive | None = None
+    """Tasks at once at most; null lets Ray Data use what the cluster has."""
+    no_progress_timeout_s: Positive = 600
+    """Seconds without a finished block after which the run stops and names the operator (Ray's own limit is 1800)."""
+
+
+class StageSection(Section):
+    transient_limit: Share = 0.001
+    """Share of units that may be lost to network or disk; above it the stage is unfinished (exit 3) and can be rerun."""
+    resources: PartResources = PartResources()
