@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray.train import Checkpoint, Result
+from ray.train.v2._internal.exceptions import CheckpointManagerInitializationError
 
 from biomedclip_ray.storage import Place
 
 if TYPE_CHECKING:
     from biomedclip_ray.train.step import Learner
+
+log = logging.getLogger(__name__)
 
 RUN = "checkpoints"
 """The folder in the product, and the name of Ray Train's run."""
@@ -82,10 +86,50 @@ def best(product: Place, score: str) -> Checkpoint | None:
 def _result(product: Place) -> Result | None:
     if not product.at(RUN).exists(_SNAPSHOT):
         return None
-    logging.getLogger("ray.train.v2._internal.execution.checkpoint").setLevel(
-        logging.WARNING
-    )  # warns of resuming: we do
+    # it warns of resuming, which is what we do
+    logging.getLogger("ray.train.v2._internal.execution.checkpoint").setLevel(logging.WARNING)
+    for pause in _PAUSES_S:
+        try:
+            return Result.from_path(product.at(RUN).uri)
+        except CheckpointManagerInitializationError:  # Ray writes the file in place: in that moment it is half there
+            time.sleep(pause)
     return Result.from_path(product.at(RUN).uri)
+
+
+def keep_snapshot(product: Place) -> None:
+    """Put a whole snapshot aside, for the case that a kill comes while Ray writes the next one over it."""
+    run = product.at(RUN)
+    if run.exists(_SNAPSHOT) and _whole(data := run.read(_SNAPSHOT)):
+        run.write(_ASIDE, data)
+
+
+def mend(product: Place) -> None:
+    """Before a run goes on: a snapshot that a kill cut off is replaced by the one before it.
+
+    Ray removes an old checkpoint after the snapshot that does not name it is written, so what the one before names is still
+    there. Where it is not, or there is none, the run begins anew.
+    """
+    run = product.at(RUN)
+    if not run.exists(_SNAPSHOT) or _whole(run.read(_SNAPSHOT)):
+        return
+    if run.exists(_ASIDE):
+        run.write(_SNAPSHOT, run.read(_ASIDE))
+        try:
+            _result(product)
+        except CheckpointManagerInitializationError:
+            run.delete(_SNAPSHOT)
+    else:
+        run.delete(_SNAPSHOT)
+    done = steps_done(product)
+    log.warning("train: the newest record of checkpoints was cut off by a kill; going on after step %d", done)
+
+
+def _whole(snapshot: bytes) -> bool:
+    try:
+        json.loads(snapshot)
+    except ValueError:
+        return False
+    return True
 
 
 def steps_done(product: Place) -> int:
@@ -95,3 +139,5 @@ def steps_done(product: Place) -> int:
 
 
 _SNAPSHOT = "checkpoint_manager_snapshot.json"
+_ASIDE = "snapshot_before.json"
+_PAUSES_S = (0.05, 0.1, 0.2, 0.4)

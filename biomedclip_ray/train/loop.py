@@ -112,7 +112,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
         if saves:
             if metrics is not None:
                 metrics.flush()  # lines up to a checkpoint must not be lost: nobody writes them again
-            _save(learner, {"step": done, "seconds": pace["seconds"], "seed": recipe.seed}, rank, loss, job.validates)
+            _save(learner, {"step": done, "seconds": pace["seconds"], "seed": recipe.seed}, rank, loss, job)
     if metrics is not None:
         metrics.close()
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -221,7 +221,7 @@ def _line(done: int, job: Job, result: StepResult, loss: float, pace: dict[str, 
     }
 
 
-def _save(learner: Learner, state: dict[str, Any], rank: int, loss: float, validates: bool) -> None:
+def _save(learner: Learner, state: dict[str, Any], rank: int, loss: float, job: Job) -> None:
     """Report a checkpoint: rank 0 writes it aside, Ray uploads it while training goes on."""
     metrics = {"step": state["step"], "loss": loss}
     if rank:
@@ -229,13 +229,14 @@ def _save(learner: Learner, state: dict[str, Any], rank: int, loss: float, valid
         return
     folder = Path(tempfile.mkdtemp(prefix="checkpoint-"))
     checkpoint.save(folder, learner, state)
+    checkpoint.keep_snapshot(Place(job.product))
     ray.train.report(
         metrics,
         checkpoint=Checkpoint.from_directory(folder),
         checkpoint_dir_name=checkpoint.folder_name(state["step"]),
         checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
         delete_local_checkpoint_after_upload=True,
-        validation=validates,
+        validation=job.validates,
     )
 
 

@@ -118,6 +118,7 @@ def train(config: Config, pairs: Product, corpus: Product) -> Product:
             *(len(rows), steps, config.train.batch, start["starts"], guessing(config.train.batch)),
         )
         order = _order(config, rows)
+        checkpoint.mend(product.place)
         if checkpoint.steps_done(product.place) < steps:
             result = _fit(config, pairs, product.place, rows, order, start, steps)
             product.peak_rss = result["peak_rss"]

@@ -84,10 +84,12 @@ def test_a_killed_driver_goes_on_to_the_same_weights(undisturbed, tmp_path):
     half = tmp_path / "train" / product.fingerprint / "checkpoints" / "step-00000110"
     half.mkdir(exist_ok=True)
     (half / "model.safetensors").write_bytes(b"half")  # an upload that the kill cut off
+    snapshot = half.parent / "checkpoint_manager_snapshot.json"
+    snapshot.write_bytes(snapshot.read_bytes()[:50])  # the kill came while Ray wrote it
     assert run(tmp_path, 1) == "resumed"
     assert_each_batch_as_it_was(product)
     begins = [attempt["first_step"] for attempt in attempts(product.place)]
-    assert len(begins) == 2 and begins[1] % 10 == 1 and begins[1] > 20
+    assert len(begins) == 2 and begins[1] % 10 == 1 and begins[1] > 10  # the snapshot before the one that was cut
     losses, whole = ([line["loss"] for line in read(one.place)] for one in (product, undisturbed))
     assert losses == pytest.approx(whole, rel=1e-6)
     for name, value in weights(undisturbed).items():
@@ -109,7 +111,7 @@ def test_two_then_one_then_two_workers_see_the_same_batches(undisturbed, tmp_pat
 
 @pytest.mark.slow
 def test_an_object_store_holds_all_that_a_local_disk_does(undisturbed, s3, tmp_path):
-    root = s3.upload(tmp_path, "train") + "/root"
+    root = s3.upload(tmp_path) + "/root"
     assert run(root, 1) == "ran"
     product = product_of(root, 1)
     assert_each_batch_as_it_was(product)
