@@ -34,9 +34,12 @@ from biomedclip_ray.pmc.catalog import catalog
 from biomedclip_ray.pmc.ingest import ingest
 from biomedclip_ray.pmc.inventory import find_inventory
 from biomedclip_ray.product import PartResult, Product
+from biomedclip_ray.schema import Reason
 
 _REQUESTS, _REQUEST_BYTES = 400, 100_000
 _PANEL_PICTURES = 100
+_BY_ARTICLE = (Reason.YEAR, Reason.JOURNAL, Reason.ARTICLE_TYPE)
+_BY_TEXT = (Reason.TEXT_FILTER,)
 
 
 @contextmanager
@@ -50,8 +53,11 @@ def without_ray(run: Callable[..., None]) -> Iterator[None]:
         yield
 
 
-def measure(config: Config, articles: int) -> tuple[Rates, float]:
-    """Rates on `articles` articles of config.source.uri, a local folder, and the share of pictures that the text filter passes.
+def measure(config: Config, articles: int) -> tuple[Rates, dict[str, float]]:
+    """Rates on `articles` articles of config.source.uri, a local folder, and what its selections let through.
+
+    Returns:
+        the rates, and World's article_share and text_share: of those that were judged, whatever else became of them.
 
     Raises:
         SourceError: the source is no folder, or nothing in it gives a picture.
@@ -78,7 +84,7 @@ def measure(config: Config, articles: int) -> tuple[Rates, float]:
         texts = ingest(config, versions)
         pairs = preprocess(config, texts)
         counts = {c["unit"]: c for product in (versions, texts, pairs) for c in product.manifest["counts"]}
-        passed = counts["picture"]["in"] - counts["picture"]["dropped"].get("text_filter", 0)
+        passed = _passed(counts["picture"], _BY_TEXT)
         kept = counts["picture"]["kept"]
         if not kept:
             raise SourceError(f"source.uri={config.source.uri}: no picture among {articles} articles to measure with")
@@ -98,7 +104,16 @@ def measure(config: Config, articles: int) -> tuple[Rates, float]:
             pair_bytes=_bytes_of(pairs) / kept,
             article_bytes=_bytes_of(texts) / counts["article"]["kept"],
         )
-    return rates, passed / counts["picture"]["in"]
+    shares = {
+        "article_share": _passed(counts["article"], _BY_ARTICLE) / counts["article"]["in"],
+        "text_share": passed / counts["picture"]["in"],
+    }
+    return rates, shares
+
+
+def _passed(count: dict[str, Any], reasons: tuple[Reason, ...]) -> int:
+    """How many units were not dropped for one of these reasons."""
+    return int(count["in"]) - sum(count["dropped"].get(reason.value, 0) for reason in reasons)
 
 
 def request_ms(resources: SourceResources) -> float:

@@ -68,7 +68,8 @@ class World:
     picture_scale: float = _fact(
         1.0, "pixels of PMC's pictures over those of the pictures measured, which core time follows"
     )
-    text_share: float = _fact(1.0, "share of pictures that preprocess.select.text lets through; 1 without a filter")
+    article_share: float = _fact(1.0, "share of articles that ingest.select lets through; 1 without a selection")
+    text_share: float = _fact(1.0, "share of pictures that preprocess.select lets through; 1 without a filter")
     requests_per_s: float = _fact(
         5500, "GETs a second answered: what S3 promises one prefix at least; keys here begin with the PMCID"
     )
@@ -117,9 +118,8 @@ class Plan:
     panels_core_hours: float
     """What panels add, or would add where they are off."""
     panels_on: bool
-    saved_bytes: float
-    """Media that the text filter leaves unfetched."""
-    saved_requests: float
+    unfetched: dict[str, tuple[float, float]]
+    """Requests and bytes of media that each selection spares, by the section of the configuration that holds it."""
     machine_money: float
     egress_money: float
     storage_money_month: float
@@ -157,15 +157,17 @@ def estimate(config: Config, rates: Rates, world: World, cluster: Cluster) -> Pl
     if select.articles is not None:
         scale = min(1.0, select.articles / newest)
         newest, usable = newest * scale, usable * scale
+    articles = usable * world.article_share
     listed = usable * world.figures * world.with_file
-    pictures = listed * world.text_share
+    selected = articles * world.figures * world.with_file
+    pictures = selected * world.text_share
     panels_core_hours = pictures * rates.panels_ms / 3.6e6
     panels = rates.panels_found if config.preprocess.panels else 0.0
     pair_rows = pictures * (1 + panels)
     longer = world.xml_bytes / rates.xml_bytes
     work = (
         ("catalog", newest, rates.json_bytes, rates.version_ms, newest * 650.0, 0.0),
-        ("ingest", usable, world.xml_bytes, rates.article_ms * longer, usable * rates.article_bytes * longer, 0.0),
+        ("ingest", usable, world.xml_bytes, rates.article_ms * longer, articles * rates.article_bytes * longer, 0.0),
         (
             "preprocess",
             pictures,
@@ -193,8 +195,11 @@ def estimate(config: Config, rates: Rates, world: World, cluster: Cluster) -> Pl
         pictures=pictures,
         panels_core_hours=panels_core_hours,
         panels_on=config.preprocess.panels,
-        saved_bytes=(listed - pictures) * world.media_bytes,
-        saved_requests=listed - pictures,
+        unfetched={
+            name: (spared, spared * world.media_bytes)
+            for name, spared in (("ingest.select", listed - selected), ("preprocess.select", selected - pictures))
+            if spared
+        },
         machine_money=hours_in_all * cluster.nodes * cluster.node_hour,
         egress_money=sum(stage.bytes_in for stage in stages) / 1e9 * cluster.egress_gb,
         storage_money_month=sum(stage.bytes_out for stage in stages) / 1e9 * cluster.gb_month,
@@ -230,7 +235,7 @@ def assume(world: World, cluster: Cluster, given: list[str]) -> tuple[World, Clu
 
 
 def _check(world: World, cluster: Cluster) -> None:
-    for name in ("usable", "commercial", "with_file", "text_share"):
+    for name in ("usable", "commercial", "with_file", "article_share", "text_share"):
         if not 0 <= getattr(world, name) <= 1:
             raise ConfigError(f"--assume {name}={getattr(world, name):g}: a share is between 0 and 1")
     if not 0 < cluster.efficiency <= 1:

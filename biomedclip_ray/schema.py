@@ -177,6 +177,9 @@ class Reason(StrEnum):
     # ingest: article
     EMPTY_XML = "empty_xml"
     BAD_XML = "bad_xml"
+    YEAR = "year"
+    JOURNAL = "journal"
+    ARTICLE_TYPE = "article_type"
     NO_FIGURES = "no_figures"
     # ingest: figure
     NO_CAPTION = "no_caption"
@@ -236,6 +239,9 @@ _SENTENCES = {
     Reason.BAD_PACKAGE: "the legacy package, or this file of it, is broken, unsafe or too large",
     Reason.EMPTY_XML: "the XML file is empty",
     Reason.BAD_XML: "the XML cannot be parsed",
+    Reason.YEAR: "ingest.select.years does not hold the article's year",
+    Reason.JOURNAL: "ingest.select.journals does not name the article's journal",
+    Reason.ARTICLE_TYPE: "ingest.select.article_types does not name the article's type",
     Reason.NO_FIGURES: "the article has no figure",
     Reason.NO_CAPTION: "the figure has no caption",
     Reason.NO_GRAPHIC: "the figure names no graphic",

@@ -62,10 +62,20 @@ def test_panels_are_reckoned_apart_until_they_are_on() -> None:
 
 def test_a_text_filter_saves_the_bytes_of_what_it_leaves_unfetched() -> None:
     plan = estimate(_config(), RATES, dataclasses.replace(WORLD, text_share=0.1), CLUSTER)
-    assert plan.saved_bytes == pytest.approx(0.9 * 24e12)
-    assert plan.saved_requests == pytest.approx(0.9 * 24e6)
+    assert plan.unfetched == {"preprocess.select": pytest.approx((0.9 * 24e6, 0.9 * 24e12))}
     assert plan.stages[2].requests == pytest.approx(2.4e6)
     assert plan.stages[1].requests == pytest.approx(6e6)
+
+
+def test_a_selection_of_articles_spares_pictures_but_reads_every_xml() -> None:
+    world = dataclasses.replace(WORLD, article_share=0.5, text_share=0.1)
+    plan, whole = (estimate(_config(), RATES, w, CLUSTER) for w in (world, WORLD))
+    assert plan.unfetched["ingest.select"] == pytest.approx((12e6, 12e12))
+    assert plan.unfetched["preprocess.select"] == pytest.approx((0.9 * 12e6, 0.9 * 12e12))
+    assert plan.stages[1].requests == whole.stages[1].requests
+    assert plan.stages[1].bytes_out == pytest.approx(whole.stages[1].bytes_out / 2)
+    assert plan.stages[2].requests == pytest.approx(1.2e6)
+    assert whole.unfetched == {}
 
 
 def test_licences_and_samples_narrow_what_is_read() -> None:
@@ -136,19 +146,26 @@ def test_the_command_prints_stages_rates_and_assumptions(capsys: pytest.CaptureF
         assert word in printed
 
 
-def test_a_text_filter_of_unknown_effect_asks_for_it(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [SAMPLE, "preprocess.select.text=[microscop]", "--nodes", "1", "--cpus", "2"]
+@pytest.mark.parametrize(
+    "override, share",
+    [("preprocess.select.text=[microscop]", "text_share"), ("ingest.select.years=[2015,null]", "article_share")],
+)
+def test_a_selection_of_unknown_effect_asks_for_it(
+    override: str, share: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [SAMPLE, override, "--nodes", "1", "--cpus", "2"]
     assert _script().main(arguments) == 2
-    assert "--measure N" in capsys.readouterr().err
-    assert _script().main([*arguments, "--assume", "text_share=0.25"]) == 0
-    assert "The text filter leaves" in capsys.readouterr().out
+    assert f"--measure N on a folder of articles, or --assume {share}=0.1" in capsys.readouterr().err
+    assert _script().main([*arguments, "--assume", f"{share}=0.25"]) == 0
+    assert f"{override.partition('.select')[0]}.select leaves" in capsys.readouterr().out
 
 
 def test_rates_are_measured_on_a_folder(tmp_path: Path) -> None:
     make_bucket(tmp_path / "bucket", n_articles=12, seed=1)
     raw = {"root": "r", "source": {"uri": str(tmp_path / "bucket")}, "preprocess": {"select": {"text": ["gel"]}}}
-    rates, share = measure(parse(raw, "test"), articles=12)
-    assert 0 < share < 1
+    rates, shares = measure(parse(raw | {"ingest": {"select": {"years": [2010, None]}}}, "test"), articles=12)
+    assert 0 < shares["text_share"] < 1
+    assert 0 < shares["article_share"] < 1
     for field in dataclasses.fields(Rates):
         if field.name not in ("measured", "panels_found"):
             assert getattr(rates, field.name) > 0, field.name

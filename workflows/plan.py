@@ -19,7 +19,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from biomedclip_ray.config import Config, ConfigError, load
+from biomedclip_ray.config import Config, ConfigError, IngestSelect, PreprocessSelect, load
 from biomedclip_ray.plan import Cluster, Plan, Rates, World, assume, assumptions, estimate
 from biomedclip_ray.pmc.bucket import SourceError
 
@@ -45,20 +45,24 @@ def main(arguments: list[str]) -> int:
 
 
 def _rates(config: Config, articles: int | None, world: World, console: Console) -> tuple[Rates, World]:
-    """Measured now, or as shipped. Raises ConfigError where the text filter's share is needed and not known."""
-    filtered = bool(config.preprocess.select.text)
+    """Measured now, or as shipped. Raises ConfigError where a selection's share is needed and not known."""
+    selections = {
+        "article_share": ("ingest.select", config.ingest.select != IngestSelect()),
+        "text_share": ("preprocess.select", config.preprocess.select != PreprocessSelect()),
+    }
+    unknown = {name: key for name, (key, set_) in selections.items() if set_ and getattr(world, name) == 1.0}
     if articles is None:
-        if filtered and world.text_share == 1.0:
+        for name, key in unknown.items():
             raise ConfigError(
-                "preprocess.select.text filters pictures, and how many pass is not known: "
-                "add --measure N on a folder of articles, or --assume text_share=0.1"
+                f"{key} leaves something out, and how much passes is not known: "
+                f"add --measure N on a folder of articles, or --assume {name}=0.1"
             )
         return Rates(**json.loads(RATES.read_text())), world
     from biomedclip_ray.measure import measure
 
     with console.status(f"Measuring on {articles} articles of {config.source.uri}"):
-        rates, share = measure(config, articles)
-    return rates, dataclasses.replace(world, text_share=share) if filtered and world.text_share == 1.0 else world
+        rates, shares = measure(config, articles)
+    return rates, dataclasses.replace(world, **{name: shares[name] for name in unknown})
 
 
 def show(console: Console, plan: Plan, rates: Rates, world: World, cluster: Cluster) -> None:
@@ -91,9 +95,8 @@ def show(console: Console, plan: Plan, rates: Rates, world: World, cluster: Clus
     console.print(table)
     word = "of which panels take" if plan.panels_on else "panels, which are off, would add"
     console.print(f"{plan.core_hours:,.0f} core-hours; {word} {plan.panels_core_hours:,.0f}.")
-    if plan.saved_requests:
-        saved = f"{_size(plan.saved_bytes)} and {plan.saved_requests / 1e6:,.1f} M requests"
-        console.print(f"The text filter leaves {saved} unfetched.")
+    for name, (requests, size) in plan.unfetched.items():
+        console.print(f"{name} leaves {_size(size)} and {requests / 1e6:,.1f} M requests of pictures unfetched.")
     if cluster.node_hour or cluster.egress_gb:
         console.print(f"Machines {plan.machine_money:,.0f}, egress {plan.egress_money:,.0f} in your currency.")
     console.print(f"Keeping the products costs {plan.storage_money_month:,.0f} a month in object storage.")

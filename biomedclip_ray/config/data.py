@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -11,6 +12,23 @@ from biomedclip_ray.config.section import Percent, Positive, Section, Share, Sta
 COMMERCIAL = ("CC0", "CC BY", "CC BY-SA", "CC BY-ND")
 NON_COMMERCIAL = ("CC BY-NC", "CC BY-NC-SA", "CC BY-NC-ND")
 LICENSES = (*COMMERCIAL, *NON_COMMERCIAL, "TDM", "unknown")
+# JATS suggests most of these; the rest is what publishers add
+ARTICLE_TYPES = tuple(
+    """abstract addendum announcement article article-commentary book-review books-received brief-report calendar case-report
+    case-study collection correction data-paper discussion dissertation editorial expression-of-concern guidelines in-brief
+    index interview introduction letter meeting-report methods-article news obituary oration other partial-retraction preprint
+    product-review protocol rapid-communication reply report reprint research-article retraction review-article
+    systematic-review technical-report translation""".split()
+)
+
+
+def _nearest(value: str, known: tuple[str, ...], what: str) -> str:
+    """Refuses a value that is not known, and says which one may have been meant."""
+    if value not in known:
+        near = difflib.get_close_matches(value, known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"{value!r} is no {what}; {hint}known: {', '.join(known)}")
+    return value
 
 
 class SourceResources(Section):
@@ -73,8 +91,42 @@ class Catalog(StageSection):
     pass
 
 
+class IngestSelect(Section):
+    """Which articles' figures are taken, by what their XML says; judged before a byte of media is fetched.
+
+    Not in source.select: the metadata JSON has only a citation, which names the journal in short and no type. So a change here
+    leaves the catalog as it is. An article that does not say what is asked for is left out.
+    """
+
+    years: tuple[int | None, int | None] | None = None
+    """[first, last] year of the earliest publication date, both included; null at one end: open."""
+    journals: tuple[str, ...] = ()
+    """Whole names of journals as the XML has them, case ignored; none: all."""
+    article_types: tuple[str, ...] = ()
+    """JATS article types (research-article, review-article, case-report, ...); none: all."""
+
+    @field_validator("years")
+    @classmethod
+    def _range(cls, value: Any) -> Any:
+        if value is not None and None not in value and value[0] > value[1]:
+            raise ValueError(f"must be [first, last], and {value[0]} is after {value[1]}")
+        return value
+
+    @field_validator("journals")
+    @classmethod
+    def _named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(name.strip() for name in value):
+            raise ValueError("holds an empty name, which no journal has")
+        return value
+
+    @field_validator("article_types")
+    @classmethod
+    def _types(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_nearest(name, ARTICLE_TYPES, "article type") for name in value)
+
+
 class Ingest(StageSection):
-    pass
+    select: IngestSelect = IngestSelect()
 
 
 class PreprocessSelect(Section):

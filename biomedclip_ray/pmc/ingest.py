@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from biomedclip_ray.config import Config, Source
+from biomedclip_ray.config import Config, IngestSelect, Source
 from biomedclip_ray.pipeline import run_parts
 from biomedclip_ray.pmc.bucket import Bucket, ObjectError, open_bucket
 from biomedclip_ray.pmc.jats import Article, Figure, JatsError, parse_article
@@ -47,12 +47,14 @@ def ingest(config: Config, catalog: Product) -> Product:
         resources = config.ingest.resources
         earlier = parent_of(catalog)
         product.parent = finished_or_none(plan(config, earlier)) if earlier is not None else None
-        run_parts(product, _part, resources, (product, catalog, earlier, config.source))
+        run_parts(product, _part, resources, (product, catalog, earlier, config.source, config.ingest.select))
         product.finish_parts(config.ingest.transient_limit)
     return product
 
 
-def _part(part: int, product: Product, catalog: Product, earlier: Product | None, source: Source) -> PartResult:
+def _part(
+    part: int, product: Product, catalog: Product, earlier: Product | None, source: Source, select: IngestSelect
+) -> PartResult:
     bucket = open_bucket(source.uri, source.resources)
     ledger = Ledger("ingest")
     ledger.count(ARTICLE, 0, 0)
@@ -74,7 +76,7 @@ def _part(part: int, product: Product, catalog: Product, earlier: Product | None
     threads = source.resources.threads
     with ThreadPoolExecutor(threads) as pool:
         for entry, xml in fetch_ahead(pool, lambda e: _fetch(bucket, e), fresh, ahead=2 * threads):
-            if row := _parsed(entry, xml, ledger):
+            if row := _parsed(entry, xml, select, ledger):
                 rows.append(row)
     rows.sort(key=lambda row: str(row["article_id"]))
     ledger.count(ARTICLE, len(entries), len(rows))
@@ -82,7 +84,9 @@ def _part(part: int, product: Product, catalog: Product, earlier: Product | None
     return PartResult(pa.Table.from_pylist(rows, schema=ARTICLES), ledger, reused, withdrawn)
 
 
-def _parsed(entry: dict[str, Any], xml: bytes | ObjectError, ledger: Ledger) -> dict[str, Any] | None:
+def _parsed(
+    entry: dict[str, Any], xml: bytes | ObjectError, select: IngestSelect, ledger: Ledger
+) -> dict[str, Any] | None:
     """A row of ARTICLES, or None and a row in the ledger."""
     if isinstance(xml, ObjectError):
         ledger.drop(ARTICLE, entry["article_id"], xml.reason, xml.detail)
@@ -92,11 +96,31 @@ def _parsed(entry: dict[str, Any], xml: bytes | ObjectError, ledger: Ledger) -> 
     except JatsError as error:
         ledger.drop(ARTICLE, entry["article_id"], error.reason, str(error))
         return None
+    if unwanted := judge(article, select):
+        ledger.drop(ARTICLE, entry["article_id"], *unwanted)
+        return None
     row = article_row(entry, article, ledger)
     if not row["figures"]:
         ledger.drop(ARTICLE, entry["article_id"], Reason.NO_FIGURES, f"{len(article.figures)} in the XML")
         return None
     return row
+
+
+def judge(article: Article, select: IngestSelect) -> tuple[Reason, str] | None:
+    """Why an article is not to be used, and what it says about itself; or None."""
+    if select.years is not None:
+        first, last = select.years
+        if article.year is None or article.year < (first or 0) or article.year > (last or article.year):
+            return Reason.YEAR, str(article.year or "unknown")
+    if select.journals and _plain(article.journal or "") not in map(_plain, select.journals):
+        return Reason.JOURNAL, article.journal or "unknown"
+    if select.article_types and article.article_type not in select.article_types:
+        return Reason.ARTICLE_TYPE, article.article_type or "unknown"
+    return None
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.casefold().split())
 
 
 def fetch_ahead(

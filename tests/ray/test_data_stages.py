@@ -177,6 +177,42 @@ def test_the_whole_data_side_runs_with_source_and_root_on_s3(
         pd.testing.assert_frame_equal(_rows(product), _rows(remote[stage]))
 
 
+def test_year_journal_and_type_are_judged_before_a_picture_is_fetched(
+    bucket: Path, products: dict[str, Product], tmp_path: Path
+) -> None:
+    """The truth is in the metadata's citations: "Sample ONE. 2014; 1:0042." """
+    config = _config(tmp_path, bucket)
+    select = {
+        "years": [2009, 2020],
+        "journals": ["sample ONE", "SAMPLE biology"],
+        "article_types": ["research-article"],
+    }
+    config = parse(config.model_dump(mode="json") | {"ingest": {"select": select}}, "test")
+    versions = catalog(config, resolve_inventory(config))
+    assert versions.fingerprint == products["catalog"].fingerprint
+    articles = ingest(config, versions)
+    citations = dict(_rows(versions)[["article_id", "citation"]].itertuples(index=False))
+    said = {key: (citation.split(". ")[0], int(citation.split(". ")[1][:4])) for key, citation in citations.items()}
+    kept = _rows(products["ingest"])["article_id"]
+    expected = {
+        key: "year"
+        if not 2009 <= year <= 2020
+        else "journal"
+        if journal not in ("Sample ONE", "Sample Biology")
+        else ""
+        for key, (journal, year) in ((key, said[key]) for key in kept)
+    }
+    ledger = articles.ledger().to_pandas().set_index("id")["reason"]
+    assert set(_rows(articles)["article_id"]) == {key for key, reason in expected.items() if not reason}
+    assert {key: ledger[key] for key, reason in expected.items() if reason} == {k: r for k, r in expected.items() if r}
+    assert {"", "year", "journal"} == set(expected.values())
+    reviews = parse(
+        config.model_dump(mode="json") | {"ingest": {"select": {"article_types": ["review-article"]}}}, "test"
+    )
+    count = ingest(reviews, versions).manifest["counts"][0]
+    assert (count["kept"], count["dropped"]["article_type"]) == (0, len(kept) + 1)  # the one without figures
+
+
 def test_a_text_filter_spares_the_fetch_of_pictures_it_leaves_out(bucket: Path, s3: S3, tmp_path: Path) -> None:
     uri = s3.upload(bucket)
     config = _config(tmp_path, uri)
