@@ -39,7 +39,7 @@ from biomedclip_ray.schema import Reason
 _REQUESTS, _REQUEST_BYTES = 400, 100_000
 _PANEL_PICTURES = 100
 _BY_ARTICLE = (Reason.YEAR, Reason.JOURNAL, Reason.ARTICLE_TYPE)
-_BY_TEXT = (Reason.TEXT_FILTER,)
+_BY_TEXT = (Reason.TEXT_FILTER, Reason.TEXT_CLASSIFIER)
 
 
 @contextmanager

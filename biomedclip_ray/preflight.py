@@ -76,6 +76,14 @@ def check_places(config: Config, inventory: Inventory | None, stages: tuple[str,
                 bucket.folders("inventory-reports/")
         except SourceError as error:
             problems.append(str(error))
+    classifier = config.preprocess.select.classifier
+    if classifier is not None and "preprocess" in stages and not config.own.alone:
+        from biomedclip_ray.figures.select import classifier_sha256, load_classifier
+
+        try:
+            load_classifier(classifier.uri, classifier_sha256(classifier.uri))
+        except ConfigError as error:
+            problems.append(str(error))
     if config.model.tokenizer != "fit" and "train" in stages:
         from biomedclip_ray.clip.tokenizer import load_tokenizer
 

@@ -192,6 +192,7 @@ class Reason(StrEnum):
     DEADLINE = "deadline"
     # preprocess: picture
     TEXT_FILTER = "text_filter"
+    TEXT_CLASSIFIER = "text_classifier"
     UNKNOWN_FORMAT = "unknown_format"
     TRUNCATED_IMAGE = "truncated_image"
     BROKEN_IMAGE = "broken_image"
@@ -251,6 +252,7 @@ _SENTENCES = {
     Reason.FETCH_FAILED: "network or storage failed after all retries",
     Reason.DEADLINE: "the object did not arrive before source.resources.deadline_s",
     Reason.TEXT_FILTER: "neither caption nor mentions match preprocess.select.text",
+    Reason.TEXT_CLASSIFIER: "the text's probability is below preprocess.select.classifier.threshold",
     Reason.UNKNOWN_FORMAT: "the bytes are no JPEG, PNG, GIF, TIFF or WebP",
     Reason.TRUNCATED_IMAGE: "the picture ends early",
     Reason.BROKEN_IMAGE: "the picture cannot be decoded",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +17,7 @@ from biomedclip_ray.measure import measure
 from biomedclip_ray.plan import Cluster, Rates, World, assume, assumptions, estimate
 from biomedclip_ray.pmc.bucket import SourceError
 from biomedclip_ray.sample import make_bucket
+from tests.text_classifier import fit_gel_classifier
 
 RATES = Rates("by hand", 0.9, 0.9, 4.5, 9.0, 36.0, 1.5, 1e3, 1e5, 1e5, 5e4, 2e4)
 WORLD = World(versions=8e6, usable=0.75, figures=4.0, with_file=1.0, xml_bytes=1e5, media_bytes=1e6)
@@ -170,6 +172,24 @@ def test_rates_are_measured_on_a_folder(tmp_path: Path) -> None:
         if field.name not in ("measured", "panels_found"):
             assert getattr(rates, field.name) > 0, field.name
     assert rates.picture_ms > rates.version_ms
+
+
+def test_the_share_that_a_classifier_passes_is_measured_and_told_in_bytes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_bucket(tmp_path / "bucket", n_articles=12, seed=1)
+    fit_gel_classifier(tmp_path / "gel.onnx")
+    overrides = [f"source.uri={tmp_path}/bucket", f"preprocess.select.classifier.uri={tmp_path}/gel.onnx"]
+    arguments = [SAMPLE, *overrides, "--nodes", "1", "--cpus", "2", "--measure", "12"]
+    assert _script().main(arguments) == 0
+    printed = capsys.readouterr().out
+    share = float(re.search(r"text_share\s+([\d.]+)", printed)[1])  # type: ignore[index]
+    spared, requests = map(float, re.search(r"select leaves ([\d.]+) TB and ([\d.]+) M", printed).groups())  # type: ignore[union-attr]
+    everything = World()
+    pictures = 8e6 * everything.usable * everything.commercial * everything.figures * everything.with_file
+    assert 0 < share < 0.9
+    assert requests == pytest.approx(pictures * (1 - share) / 1e6, abs=0.1)
+    assert spared == pytest.approx(pictures * (1 - share) * everything.media_bytes / 1e12, abs=0.1)
 
 
 def test_a_bucket_that_is_no_folder_cannot_be_measured() -> None:

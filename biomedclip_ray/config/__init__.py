@@ -32,6 +32,7 @@ from biomedclip_ray.config.data import (
     SourceResources,
     SourceSelect,
     Splits,
+    TextClassifier,
 )
 from biomedclip_ray.config.model import Embed, Evaluate, Model, Serve, ServeResources, Train, TrainResources
 from biomedclip_ray.config.section import ConfigError, PartResources, Section, StageSection
@@ -63,6 +64,7 @@ __all__ = [
     "SourceSelect",
     "Splits",
     "StageSection",
+    "TextClassifier",
     "Train",
     "TrainResources",
     "load",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -129,10 +130,31 @@ class Ingest(StageSection):
     select: IngestSelect = IngestSelect()
 
 
+class TextClassifier(Section):
+    uri: str
+    """An ONNX file that every node can read: texts in, the probability that each is wanted out; `figures/select.py` says
+    what it must look like and how to export one. Its bytes enter the fingerprint, not its place."""
+    threshold: Share = 0.5
+    """Least probability of a figure that is taken."""
+
+
 class PreprocessSelect(Section):
+    """Which figures are taken, by caption and mentions; judged before a byte of media is fetched."""
+
     text: tuple[str, ...] = ()
-    """Patterns (regular expressions, case ignored), one of which caption or mentions must match; judged before a byte
-    of media is fetched."""
+    """Patterns (regular expressions, case ignored), one of which caption or mentions must match."""
+    classifier: TextClassifier | None = None
+    """Asked about what the patterns let through; needs `pip install 'biomedclip-ray[classifier]'`. null: nobody is asked."""
+
+    @field_validator("text")
+    @classmethod
+    def _patterns(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in value:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+        return value
 
 
 class Preprocess(StageSection):

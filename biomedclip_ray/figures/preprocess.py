@@ -6,7 +6,6 @@ stored. Alternatives of a picture are tried in order until one decodes; a pictur
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import pyarrow as pa
 from biomedclip_ray.config import Config, Preprocess, Source
 from biomedclip_ray.figures.image import ImageError, Picture, prepare
 from biomedclip_ray.figures.pairs import may_be_cut, panel_pairs, whole_pair
+from biomedclip_ray.figures.select import Classifier, classifier_sha256, left_out, load_classifier
 from biomedclip_ray.pipeline import run_parts
 from biomedclip_ray.pmc.bucket import Bucket, ObjectError, open_bucket
 from biomedclip_ray.pmc.ingest import fetch_ahead
@@ -30,14 +30,18 @@ UNIT, PANEL = "picture", "panel"
 
 
 def plan(config: Config, articles: Product) -> Product:
-    """The pairs that a set of articles leads to."""
-    return Product.plan(config.root, "preprocess", VERSION, config.preprocess.model_dump(mode="json"), [articles])
+    """The pairs that a set of articles leads to. Raises ConfigError where the classifier's file cannot be read."""
+    content = config.preprocess.model_dump(mode="json")
+    if classifier := content["select"]["classifier"]:
+        classifier["sha256"] = classifier_sha256(classifier.pop("uri"))
+    return Product.plan(config.root, "preprocess", VERSION, content, [articles])
 
 
 def preprocess(config: Config, articles: Product) -> Product:
     """Make the pairs of all articles, or find that done.
 
     Raises:
+        ConfigError: the classifier's file cannot be read.
         UnfinishedError: too many pictures were lost to the network.
     """
     product = plan(config, articles)
@@ -67,7 +71,6 @@ def _part(
     part: int, product: Product, articles: Product, earlier: Product | None, source: Source, config: Preprocess
 ) -> PartResult:
     bucket = open_bucket(source.uri, source.resources)
-    patterns = [re.compile(pattern, re.IGNORECASE) for pattern in config.select.text]
     ledger = Ledger("preprocess")
     rows: list[dict[str, Any]] = []
     previous = Previous.read(product.parent, part)
@@ -86,10 +89,13 @@ def _part(
         else:
             fresh.append(article)
     reused = len(rows)
+    unwanted = left_out(
+        [figure for article in fresh for figure in article["figures"]], config.select, _classifier(product, config)
+    )
     wanted = []
     for graphic in _graphics(fresh):
-        if patterns and not _matches(graphic.figure, patterns):
-            ledger.drop(UNIT, graphic.pair_id, Reason.TEXT_FILTER)
+        if found := unwanted.get(graphic.figure["figure_id"]):
+            ledger.drop(UNIT, graphic.pair_id, *found)
             ledger.count(UNIT, 1, 0)
         else:
             wanted.append(graphic)
@@ -102,6 +108,12 @@ def _part(
         sorted({row["pair_id"] for taken in previous.rows.values() for row in taken} - {r["pair_id"] for r in rows})
     )
     return PartResult(pa.Table.from_pylist(rows, schema=PAIRS), ledger, reused, withdrawn)
+
+
+def _classifier(product: Product, config: Preprocess) -> Classifier | None:
+    """The classifier that the product was planned with."""
+    asked = config.select.classifier
+    return None if asked is None else load_classifier(asked.uri, product.config["select"]["classifier"]["sha256"])
 
 
 def _pairs(
@@ -139,11 +151,6 @@ def _graphics(articles: list[dict[str, Any]]) -> Iterator[_Graphic]:
             for number, (options, name) in enumerate(zip(pictures, stems, strict=True), start=1):
                 suffix = None if len(pictures) == 1 else name if stems.count(name) == 1 else f"{name}-{number}"
                 yield _Graphic(pair_id(figure["figure_id"], suffix, 0), article, figure, options)
-
-
-def _matches(figure: dict[str, Any], patterns: list[re.Pattern[str]]) -> bool:
-    text = "\n".join([figure["caption"], *(mention["sentence"] for mention in figure["mentions"])])
-    return any(pattern.search(text) for pattern in patterns)
 
 
 def _fetch(bucket: Bucket, media: dict[str, Any]) -> bytes | ObjectError:

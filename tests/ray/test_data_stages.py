@@ -13,6 +13,7 @@ from biomedclip_ray.config import Config, parse
 from biomedclip_ray.corpus.curate import curate
 from biomedclip_ray.figures.image import decode
 from biomedclip_ray.figures.preprocess import preprocess
+from biomedclip_ray.figures.select import figure_text
 from biomedclip_ray.pmc.catalog import catalog
 from biomedclip_ray.pmc.ingest import ingest
 from biomedclip_ray.product import Product, UnfinishedError
@@ -20,6 +21,7 @@ from biomedclip_ray.run import resolve_inventory
 from biomedclip_ray.sample import Truth, make_bucket
 from biomedclip_ray.schema import ARTICLES, CATALOG, CORPUS, PAIRS
 from tests.conftest import S3
+from tests.text_classifier import fit_gel_classifier
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -230,6 +232,27 @@ def test_a_text_filter_spares_the_fetch_of_pictures_it_leaves_out(bucket: Path, 
     count = pairs.manifest["counts"][0]
     fetched = {key for key in s3.gets if not key.endswith((".xml", ".json"))}
     assert count["dropped"]["text_filter"] + len(fetched) == count["in"]
+
+
+def test_a_text_classifier_spares_the_fetch_of_pictures_it_leaves_out(bucket: Path, s3: S3, tmp_path: Path) -> None:
+    fitted = fit_gel_classifier(tmp_path / "gel.onnx")
+    config = _config(tmp_path / "root", s3.upload(bucket))
+    select = {"select": {"classifier": {"uri": str(tmp_path / "gel.onnx"), "threshold": 0.4}}}
+    config = parse(config.model_dump(mode="json") | {"preprocess": select}, "test")
+    articles = ingest(config, catalog(config, resolve_inventory(config)))
+    figures = [figure for row in _rows(articles)["figures"] for figure in row]
+    odds = fitted.predict_proba([" ".join(figure_text(figure).lower().split()) for figure in figures])[:, 1]
+    wanted = {figure["figure_id"] for figure, probability in zip(figures, odds, strict=True) if probability >= 0.4}
+    s3.gets.clear()
+    pairs = preprocess(config, articles)
+    assert 0 < len(wanted) < len(figures) / 2
+    left = pairs.ledger().to_pandas()
+    left = left[left["reason"] == "text_classifier"]
+    figure_ids = {"/".join(pair_id.split("#")[0].split("/")[:2]) for pair_id in left["id"]}
+    assert figure_ids == {figure["figure_id"] for figure in figures} - wanted
+    assert set(_rows(pairs)["figure_id"]) <= wanted
+    fetched = {key for key in s3.gets if not key.endswith((".xml", ".json"))}
+    assert len(left) + len(fetched) == pairs.manifest["counts"][0]["in"]
 
 
 def test_compound_figures_are_cut_into_panels_with_their_subcaptions_but_not_under_no_derivatives(
