@@ -163,6 +163,27 @@ def index_schema(dimensions: int) -> pa.Schema:
     )
 
 
+# What figure_kind says; `figures/kinds.py` has the reasons for these.
+KINDS: tuple[str, ...] = (
+    "micrograph",
+    "fluorescence",
+    "histology",
+    "electron_micrograph",
+    "radiology",
+    "gel",
+    "chart",
+    "heat_map",
+    "signal",
+    "diagram",
+    "chemical_structure",
+    "sequence",
+    "table",
+    "map",
+    "photograph",
+    "equation",
+)
+
+
 class Reason(StrEnum):
     """Why a unit was not kept. Each has a sentence, and is final or transient (network, disk: worth another try)."""
 

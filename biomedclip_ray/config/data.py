@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from biomedclip_ray.config.section import Percent, Positive, Section, Share, StageSection
+from biomedclip_ray.schema import KINDS
 
 COMMERCIAL = ("CC0", "CC BY", "CC BY-SA", "CC BY-ND")
 NON_COMMERCIAL = ("CC BY-NC", "CC BY-NC-SA", "CC BY-NC-ND")
@@ -157,8 +158,15 @@ class PreprocessSelect(Section):
         return value
 
 
+class Kinds(Section):
+    bundle: str | None = None
+    """A CLIP that names each picture's kind by zero-shot, own pairs' too: as model.bundle, and every node must reach it. With
+    resources.num_gpus it runs there. null: the cheap guess by pixels and words, which needs no model."""
+
+
 class Preprocess(StageSection):
     select: PreprocessSelect = PreprocessSelect()
+    kinds: Kinds = Kinds()
     short_side: Positive = 384
     """Pixels of the stored picture's short side; a smaller original is never enlarged."""
     quality: Annotated[int, Field(ge=1, le=100)] = 90
@@ -212,6 +220,11 @@ class CurateSelect(Section):
     min_text_chars: Annotated[int, Field(ge=0)] = 5
     """Characters; a shorter text tells nothing about its picture."""
 
+    @field_validator("kinds")
+    @classmethod
+    def _known(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return value and tuple(_nearest(kind, KINDS, "figure kind") for kind in value)
+
 
 class Splits(Section):
     validation: Share = 0.05
@@ -236,3 +249,8 @@ class Curate(Section):
     figures at 4); such pairs are then compared pixel by pixel. null: equal bytes only."""
     balance: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     """Figure kind -> share (up to 1) or number (above 1) of its pairs that is kept, drawn by hash; other kinds stay whole."""
+
+    @field_validator("balance")
+    @classmethod
+    def _known(cls, value: dict[str, float]) -> dict[str, float]:
+        return {_nearest(kind, KINDS, "figure kind"): amount for kind, amount in value.items()}

@@ -25,7 +25,7 @@ class PartResources(Section):
     num_cpus: Annotated[float, Field(gt=0)] = 1.0
     """Logical CPUs of one task."""
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
-    """GPUs of one task; only embed uses them."""
+    """GPUs of one task, for the stages that run a model."""
     concurrency: Positive | None = None
     """Tasks at once at most; null lets Ray Data use what the cluster has."""
     no_progress_timeout_s: Positive = 600

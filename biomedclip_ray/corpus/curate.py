@@ -16,11 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from biomedclip_ray.config import Config, ConfigError, Curate, SourceSelect
+from biomedclip_ray.config import Config, Curate, SourceSelect
 from biomedclip_ray.corpus.groups import NO_EDGES, REASONS, SPLITS, Edges, Facts, Verdict, decide, leaks, split_of
 from biomedclip_ray.corpus.near import SHAPE_LIMIT, SIGNATURE_SIDE, look_alike, near_pairs, signature
 from biomedclip_ray.figures.image import decode
-from biomedclip_ray.figures.kinds import KINDS
 from biomedclip_ray.product import Ledger, Product
 from biomedclip_ray.schema import CORPUS, Reason, hash64
 
@@ -34,11 +33,7 @@ _PAIRS_AT_ONCE = 1 << 16  # in the second look: 64 MB of signatures a side
 
 
 def plan(config: Config, pairs: Product) -> Product:
-    """The corpus that a set of pairs leads to. Raises ConfigError for a figure kind that nothing is of."""
-    for key, named in (("select.kinds", config.curate.select.kinds or ()), ("balance", config.curate.balance)):
-        for kind in named:
-            if kind not in KINDS:
-                raise ConfigError(f"curate.{key}: {kind!r} is no figure kind; known: {', '.join(KINDS)}")
+    """The corpus that a set of pairs leads to."""
     return Product.plan(config.root, "curate", VERSION, config.curate.model_dump(mode="json"), [pairs])
 
 

@@ -21,6 +21,7 @@ from biomedclip_ray.corpus.own_files import OwnFiles, Record, records
 from biomedclip_ray.figures.captions import language, training_text
 from biomedclip_ray.figures.image import ImageError, Picture, decode, prepare
 from biomedclip_ray.figures.kinds import figure_kind
+from biomedclip_ray.figures.zero_shot import bundle_id, name_kinds
 from biomedclip_ray.pipeline import run_parts
 from biomedclip_ray.pmc.ingest import fetch_ahead
 from biomedclip_ray.product import Count, Ledger, PartResult, Product, data_name, ledger_name
@@ -36,9 +37,10 @@ _AHEAD = 32  # pictures in memory at once
 
 
 def plan(config: Config, files: OwnFiles) -> Product:
-    """The pairs that one's own files lead to."""
+    """The pairs that one's own files lead to. Raises ConfigError where preprocess.kinds.bundle cannot be read."""
     content = config.own.model_dump(mode="json", include={"name", "license", "pairs_per_part"})
     content |= {"files": files.checksum, "pictures": _checks(config.preprocess)}
+    content["kinds"] = bundle_id(config.preprocess.kinds)
     return Product.plan(config.root, "preprocess", VERSION, {"own": content}, [])
 
 
@@ -53,7 +55,7 @@ def take_in(config: Config, files: OwnFiles) -> Product:
         product.state = "skipped"
         return product
     with product.running(parts=len(files.pieces)):
-        args = (files, config.own, config.preprocess, config.source.resources.threads)
+        args = (product, files, config.own, config.preprocess, config.source.resources.threads)
         run_parts(product, _part, config.own.resources, args)
         product.finish_parts(config.own.transient_limit)
     return product
@@ -89,7 +91,7 @@ def _checks(config: Preprocess) -> dict[str, Any]:
     return config.model_dump(include={"short_side", "quality", "min_side", "max_pixels", "max_aspect"})
 
 
-def _part(part: int, files: OwnFiles, own: Own, config: Preprocess, threads: int) -> PartResult:
+def _part(part: int, product: Product, files: OwnFiles, own: Own, config: Preprocess, threads: int) -> PartResult:
     ledger = Ledger("preprocess")
     rows: dict[str, dict[str, Any]] = {}
     came_in = 0
@@ -105,6 +107,7 @@ def _part(part: int, files: OwnFiles, own: Own, config: Preprocess, threads: int
             if row["pair_id"] in rows:
                 ledger.drop(UNIT, record.where, Reason.DUPLICATE, row["pair_id"])
             rows.setdefault(row["pair_id"], row)
+    name_kinds(list(rows.values()), config.kinds, product.config["own"]["kinds"])
     ledger.count(UNIT, came_in, len(rows))
     return PartResult(pa.Table.from_pylist([rows[name] for name in sorted(rows)], schema=PAIRS), ledger)
 

@@ -16,25 +16,7 @@ import cv2
 import numpy as np
 
 from biomedclip_ray.figures.resample import Pixels
-
-KINDS: tuple[str, ...] = (
-    "micrograph",
-    "fluorescence",
-    "histology",
-    "electron_micrograph",
-    "radiology",
-    "gel",
-    "chart",
-    "heat_map",
-    "signal",
-    "diagram",
-    "chemical_structure",
-    "sequence",
-    "table",
-    "map",
-    "photograph",
-    "equation",
-)
+from biomedclip_ray.schema import KINDS
 
 # What a word of the caption is worth: one that names the kind 3, one that is usual with it 1.
 _WORDS: dict[str, tuple[tuple[str, float], ...]] = {

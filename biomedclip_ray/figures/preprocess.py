@@ -17,6 +17,7 @@ from biomedclip_ray.config import Config, Preprocess, Source
 from biomedclip_ray.figures.image import ImageError, Picture, prepare
 from biomedclip_ray.figures.pairs import may_be_cut, panel_pairs, whole_pair
 from biomedclip_ray.figures.select import Classifier, classifier_sha256, left_out, load_classifier
+from biomedclip_ray.figures.zero_shot import bundle_id, name_kinds
 from biomedclip_ray.pipeline import run_parts
 from biomedclip_ray.pmc.bucket import Bucket, ObjectError, open_bucket
 from biomedclip_ray.pmc.ingest import fetch_ahead
@@ -30,10 +31,11 @@ UNIT, PANEL = "picture", "panel"
 
 
 def plan(config: Config, articles: Product) -> Product:
-    """The pairs that a set of articles leads to. Raises ConfigError where the classifier's file cannot be read."""
+    """The pairs that a set of articles leads to. Raises ConfigError where a configured classifier or bundle cannot be read."""
     content = config.preprocess.model_dump(mode="json")
     if classifier := content["select"]["classifier"]:
         classifier["sha256"] = classifier_sha256(classifier.pop("uri"))
+    content["kinds"]["bundle"] = bundle_id(config.preprocess.kinds)
     return Product.plan(config.root, "preprocess", VERSION, content, [articles])
 
 
@@ -41,7 +43,7 @@ def preprocess(config: Config, articles: Product) -> Product:
     """Make the pairs of all articles, or find that done.
 
     Raises:
-        ConfigError: the classifier's file cannot be read.
+        ConfigError: a configured classifier or bundle cannot be read.
         UnfinishedError: too many pictures were lost to the network.
     """
     product = plan(config, articles)
@@ -103,6 +105,7 @@ def _part(
     with ThreadPoolExecutor(threads) as pool:
         for graphic, fetched in fetch_ahead(pool, lambda g: _fetch(bucket, g.media[0]), wanted, ahead=2 * threads):
             rows += _pairs(bucket, graphic, fetched, config, ledger)
+    name_kinds(rows[reused:], config.kinds, product.config["kinds"]["bundle"])
     rows.sort(key=lambda row: str(row["pair_id"]))
     withdrawn = tuple(
         sorted({row["pair_id"] for taken in previous.rows.values() for row in taken} - {r["pair_id"] for r in rows})

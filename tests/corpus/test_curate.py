@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from biomedclip_ray.config import ConfigError, Curate, Splits, parse
-from biomedclip_ray.corpus.curate import plan
+from biomedclip_ray.config import Curate, Splits
 from biomedclip_ray.corpus.groups import NO_EDGES, REASONS, Edges, Facts, Verdict, decide, leaks, split_of
-from biomedclip_ray.product import Product
 from biomedclip_ray.schema import Reason
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
@@ -179,10 +176,3 @@ def test_balance_keeps_a_number_or_a_share_of_a_kind_and_more_is_a_superset() ->
     assert 210 <= counts[2] <= 290
     assert not (few & ~more).any()
     assert (decide(facts, Curate(balance={"chart": 1, "gel": 0})).reason < 0).sum() == 2000
-
-
-def test_a_kind_that_does_not_exist_is_a_wrong_configuration() -> None:
-    config = parse({"root": "x", "curate": {"balance": {"charts": 0.5}}}, "test")
-    pairs = Product.plan("x", "preprocess", 1, {}, [])
-    with pytest.raises(ConfigError, match=r"curate.balance: 'charts' is no figure kind; known: .*chart"):
-        plan(config, pairs)
