@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
+from biomedclip_ray.config import Kinds
 from biomedclip_ray.figures.captions import training_text
 from biomedclip_ray.figures.image import ImageError, decode, prepare
-from biomedclip_ray.config import Kinds
 from biomedclip_ray.figures.kinds import figure_kind
 from biomedclip_ray.figures.zero_shot import bundle_id, name_kinds
 from biomedclip_ray.pmc import jats

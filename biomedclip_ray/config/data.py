@@ -167,6 +167,9 @@ class Kinds(Section):
 class Preprocess(StageSection):
     select: PreprocessSelect = PreprocessSelect()
     kinds: Kinds = Kinds()
+    mentions: Annotated[int, Field(ge=0)] = 0
+    """Sentences that cite the figure, put behind the caption in a whole figure's `text`; those of the body first. `caption` stays
+    the caption, and a panel's text its subcaption: a sentence seldom says which panel it means."""
     short_side: Positive = 384
     """Pixels of the stored picture's short side; a smaller original is never enlarged."""
     quality: Annotated[int, Field(ge=1, le=100)] = 90

@@ -17,8 +17,12 @@ from biomedclip_ray.figures.subcaptions import subcaptions
 Row = dict[str, Any]
 
 
-def whole_pair(pair_id: str, article: Row, figure: Row, picture: Picture, media: Row) -> Row:
-    """The pair of a whole figure: a row of PAIRS from rows of ARTICLES and its media, and the prepared picture."""
+def whole_pair(pair_id: str, article: Row, figure: Row, picture: Picture, media: Row, mentions: int = 0) -> Row:
+    """The pair of a whole figure: a row of PAIRS from rows of ARTICLES and its media, and the prepared picture.
+
+    Args:
+        mentions: so many of the figure's mentions stand behind the caption in `text`, those of the body first.
+    """
     return {
         "pair_id": pair_id,
         "article_id": article["article_id"],
@@ -42,8 +46,14 @@ def whole_pair(pair_id: str, article: Row, figure: Row, picture: Picture, media:
         "keywords": article["keywords"],
         "doi": article["doi"],
         "pmid": article["pmid"],
-        **_facts(picture, training_text(figure["spoken"], figure["label"])),
+        **_facts(picture, _with_mentions(training_text(figure["spoken"], figure["label"]), figure, mentions)),
     }
+
+
+def _with_mentions(text: str, figure: Row, mentions: int) -> str:
+    in_order = sorted(figure["mentions"], key=lambda mention: not mention["in_body"])
+    sentences = [training_text(mention["sentence"]) for mention in in_order[:mentions]]
+    return " ".join(filter(None, [text, *sentences]))
 
 
 def may_be_cut(figure: Row) -> bool:

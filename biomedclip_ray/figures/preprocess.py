@@ -130,7 +130,7 @@ def _pairs(
         ledger.count(UNIT, 1, 0)
         return []
     ledger.count(UNIT, 1, 1)
-    rows = [whole_pair(graphic.pair_id, graphic.article, graphic.figure, picture, media)]
+    rows = [whole_pair(graphic.pair_id, graphic.article, graphic.figure, picture, media, config.mentions)]
     if config.panels and may_be_cut(graphic.figure):
         for found in panel_pairs(rows[0], graphic.figure, data, config):
             if isinstance(found, dict):

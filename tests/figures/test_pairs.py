@@ -1,0 +1,64 @@
+"""What a pair says: caption, and mentions where they are asked for."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+
+from biomedclip_ray.config import Preprocess
+from biomedclip_ray.figures.image import prepare
+from biomedclip_ray.figures.pairs import panel_pairs, whole_pair
+from biomedclip_ray.sample.plots import compound
+
+ARTICLE = dict.fromkeys(("article_id", "pmcid", "title", "journal", "year", "article_type", "doi", "pmid"), "x")
+ARTICLE |= {"part": 0, "keywords": []}  # type: ignore[dict-item]
+CAPTION = "Figure 2. Lungs of mice. (A) A radiograph of 10^4 cells. (B) A gel with lanes."
+
+
+def _figure() -> dict[str, Any]:
+    mentions = [("From the abstract.", False), ("As Figure 2  shows [], they grow.", True), ("They shrink.", True)]
+    return {
+        "figure_id": "x/F2",
+        "label": "Figure 2.",
+        "caption": CAPTION,
+        "spoken": CAPTION,
+        "adapted": False,
+        "license": "CC BY",
+        "mentions": [{"sentence": sentence, "in_body": in_body} for sentence, in_body in mentions],
+    }
+
+
+def _pairs(mentions: int) -> list[dict[str, Any]]:
+    """The whole figure and its panels."""
+    sink = io.BytesIO()
+    picture, _, _ = compound(np.random.default_rng(4), ["radiograph", "gel"])
+    picture.save(sink, "PNG")
+    config = Preprocess(mentions=mentions, panels=True)
+    limits = config.model_dump(include={"short_side", "quality", "min_side", "max_pixels", "max_aspect"})
+    media = {"key": "x/f2.png", "md5": None}
+    whole = whole_pair("x/F2#0", ARTICLE, _figure(), prepare(sink.getvalue(), **limits), media, config.mentions)
+    panels = list(panel_pairs(whole, _figure(), sink.getvalue(), config))
+    assert all(isinstance(panel, dict) for panel in panels)
+    return [whole, *panels]  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    "mentions, added",
+    [
+        (0, ""),
+        (1, " As Figure 2 shows, they grow."),
+        (2, " As Figure 2 shows, they grow. They shrink."),
+        (9, " As Figure 2 shows, they grow. They shrink. From the abstract."),
+    ],
+)
+def test_mentions_stand_behind_the_caption_in_the_text_and_nowhere_else(mentions: int, added: str) -> None:
+    whole, *panels = _pairs(mentions)
+    assert whole["text"] == "Lungs of mice. (A) A radiograph of 10^4 cells. (B) A gel with lanes." + added
+    assert whole["caption"] == CAPTION
+    assert len(whole["mentions"]) == 3
+    assert [panel["text"] for panel in panels] == [panel["text"] for panel in _pairs(0)[1:]]
+    assert len(panels) == 2
+    assert not any("grow" in panel["text"] for panel in panels)
