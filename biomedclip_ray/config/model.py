@@ -35,6 +35,10 @@ class TrainResources(Section):
     """Pairs in one forward pass; a worker with more caches features (one more forward pass). null: all that it has."""
     grad_checkpointing: bool = False
     """Keep no activations inside the towers, compute them again: less memory, a third more time."""
+    compile: bool = False
+    """torch.compile the blocks of both towers: a minute at each start, then faster steps on GPUs."""
+    shard: bool = False
+    """FSDP2 instead of DDP: weights, gradients and optimiser are cut over the workers, for towers that fit on none."""
     feed_cpus: Annotated[float, Field(gt=0)] = 0.5
     """Logical CPUs of one task that decodes and tokenizes."""
     feed_concurrency: Positive = 2
@@ -86,6 +90,18 @@ class Train(Section):
     """"infonce": softmax over the global batch, as CLIP; "sigmoid": SigLIP's, for a model config with init_logit_bias."""
     lock: tuple[Literal["image", "text"], ...] = ()
     """Towers that stay as they are."""
+    patch_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the image's patches that a training step leaves out (FLIP): 0.5 nearly halves the image tower's cost."""
+    patch_dropout_off_epochs: Annotated[float, Field(ge=0)] = 1.0
+    """Epochs at the end that see whole pictures again, as whoever uses the model does."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of a running average of the weights, which is then what is validated and exported; null: none is kept."""
+    kind_weights: dict[str, Annotated[float, Field(ge=1)]] = Field(default_factory=dict)
+    """Figure kind -> how often an epoch shows a pair of it (1.5: half of them twice); kinds not named are shown once. What
+    is too frequent is thinned by curate.balance."""
+    on_nan: Literal["stop", "skip"] = "stop"
+    """A step whose loss or gradient is no number never touches the weights; "stop": the run then ends and names the last
+    good checkpoint, "skip": it goes on, as long as such steps stay below one in a hundred."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Of the forward pass (autocast); weights and optimiser stay fp32."""
     crop_scale: tuple[float, float] = (0.9, 1.0)
@@ -102,6 +118,8 @@ class Train(Section):
     becomes the bundle. 0: the last checkpoint does."""
     log_steps: Positive = 10
     """Optimiser steps between lines of metrics.jsonl."""
+    trackers: tuple[Literal["mlflow", "wandb"], ...] = ()
+    """Where the lines of metrics.jsonl go besides TensorBoard; each is told its server by its own environment variables."""
     log_pairs: bool = False
     """Write pairs/*.jsonl with {step, attempt, positions} per rank: who trained on what, to check the order."""
     resources: TrainResources = TrainResources()
@@ -119,6 +137,16 @@ class Train(Section):
             raise ValueError(
                 f"train.micro_batches={self.micro_batches} must be at least the most of "
                 f"train.resources.workers={workers}: every worker takes a block of each step"
+            )
+        if self.resources.shard and not isinstance(workers, int):
+            raise ValueError(
+                f"train.resources.shard=true needs the same number of blocks on every worker, so a fixed "
+                f"train.resources.workers instead of {list(workers)}"
+            )
+        if self.patch_dropout and self.epochs <= self.patch_dropout_off_epochs:
+            raise ValueError(
+                f"train.patch_dropout_off_epochs={self.patch_dropout_off_epochs:g} leaves none of train.epochs="
+                f"{self.epochs:g} to train.patch_dropout={self.patch_dropout:g}"
             )
         return self
 

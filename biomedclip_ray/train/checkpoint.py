@@ -1,7 +1,8 @@
 """Checkpoints: weights, optimiser and the one integer, written aside and uploaded while training goes on.
 
-Weights are safetensors under open_clip's own names, whatever was compiled or wrapped; the optimiser's moments a torch file
-that loads without unpickling code. Which checkpoint counts is Ray Train's snapshot file, written after the upload: a
+Weights are safetensors under open_clip's own names, whatever was compiled or wrapped; the optimiser's moments, by the same
+names, a torch file that loads without unpickling code. A sharded run writes each worker's own shards instead (torch's
+distributed checkpoint), which any number of workers reads. Which checkpoint counts is Ray Train's snapshot file, written after the upload: a
 half-written folder is never resumed from. Feed and workers read the same snapshot, so both begin at the same step.
 """
 
@@ -19,6 +20,8 @@ from ray.train.v2._internal.exceptions import CheckpointManagerInitializationErr
 from biomedclip_ray.storage import Place
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from biomedclip_ray.train.step import Learner
 
 log = logging.getLogger(__name__)
@@ -27,7 +30,9 @@ RUN = "checkpoints"
 """The folder in the product, and the name of Ray Train's run."""
 
 WEIGHTS = "model.safetensors"
+AVERAGE = "average.safetensors"
 OPTIMIZER = "optimizer.pt"
+SHARDS = "shards"
 STATE = "state.json"
 
 
@@ -40,34 +45,109 @@ def step_of(name: str) -> int:
     return int(Path(name).name.removeprefix("step-"))
 
 
-def save(folder: Path, learner: Learner, state: dict[str, Any]) -> None:
-    """Write a checkpoint into a local folder; `state` is JSON with at least `step`, the optimiser steps done."""
+def save(folder: Path, learner: Learner, state: dict[str, Any], rank: int) -> None:
+    """Write this worker's part of a checkpoint into a local folder of its own: all of it on rank 0, unless it is sharded.
+
+    `state` is JSON with at least `step`, the optimiser steps done. Every worker calls.
+    """
     import torch
+    import torch.distributed.checkpoint as dcp
     from safetensors.torch import save_file
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
     from biomedclip_ray.clip.bundle import clean_names
 
-    weights = clean_names(learner.model.state_dict())
-    save_file({name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}, folder / WEIGHTS)
-    torch.save(learner.optimizer.state_dict(), folder / OPTIMIZER)
+    if learner.recipe.resources.shard:
+        dcp.save(_sharded_state(learner), checkpoint_id=folder / SHARDS)
+    if rank:
+        return
+    if not learner.recipe.resources.shard:
+        files = {WEIGHTS: clean_names(learner.model.state_dict()), AVERAGE: learner.ema}
+        for name, tensors in files.items():
+            if tensors:
+                save_file(
+                    {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, folder / name
+                )
+        torch.save(get_optimizer_state_dict(learner.model, learner.optimizer), folder / OPTIMIZER)
     (folder / STATE).write_text(json.dumps(state))
 
 
 def restore(checkpoint: Checkpoint, learner: Learner) -> dict[str, Any]:
-    """Load a checkpoint into a learner; returns what `save` was given as `state`.
+    """Load a checkpoint into a learner, sharded or not, whatever wrote it; returns what `save` was given as `state`.
 
     Raises:
         RuntimeError: weights missing or unexpected (named).
     """
     import torch
+    import torch.distributed.checkpoint as dcp
     from safetensors.torch import load_file
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        set_model_state_dict,
+        set_optimizer_state_dict,
+    )
 
     with checkpoint.as_directory() as name:
         folder = Path(name)
-        learner.model.load_state_dict(load_file(folder / WEIGHTS))
-        learner.optimizer.load_state_dict(torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu"))
         state: dict[str, Any] = json.loads((folder / STATE).read_text())
+        if (folder / SHARDS).is_dir():
+            shards = _sharded_state(learner)
+            dcp.load(shards, checkpoint_id=folder / SHARDS)
+            weights, moments, average = shards["model"], shards["optimizer"], shards["average"]
+        else:
+            weights = load_file(folder / WEIGHTS)
+            moments = torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu")
+            average = load_file(folder / AVERAGE) if learner.ema else {}
+        whole = StateDictOptions(full_state_dict=not (folder / SHARDS).is_dir())
+        set_model_state_dict(learner.model, weights, options=whole)
+        set_optimizer_state_dict(learner.model, learner.optimizer, moments, options=whole)
+        for key, kept in learner.ema.items():
+            _copy(kept, average[key])
     return state
+
+
+def weights(folder: Path, model: nn.Module) -> dict[str, Tensor]:
+    """The weights that a checkpoint's folder holds for use, whole: averaged ones where they were averaged.
+
+    Args:
+        model: one that they fit, with whole weights.
+    """
+    import torch.distributed.checkpoint as dcp
+    from safetensors.torch import load_file
+
+    found = {name: value.clone() for name, value in model.state_dict().items()}
+    if (folder / SHARDS).is_dir():
+        dcp.load({"model": found}, checkpoint_id=folder / SHARDS, no_dist=True)
+        averaged = {key.removeprefix("average.") for key in _keys(folder / SHARDS) if key.startswith("average.")}
+        if averaged:
+            dcp.load({"average": {key: found[key] for key in averaged}}, checkpoint_id=folder / SHARDS, no_dist=True)
+        return found
+    return load_file(folder / WEIGHTS) | (load_file(folder / AVERAGE) if (folder / AVERAGE).is_file() else {})
+
+
+def _copy(into: Tensor, value: Tensor) -> None:
+    """A whole value into a tensor that may be a shard."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if isinstance(into, DTensor) and not isinstance(value, DTensor):
+        value = distribute_tensor(value.to(into.device), into.device_mesh, into.placements)
+    into.copy_(value)
+
+
+def _keys(shards: Path) -> list[str]:
+    from torch.distributed.checkpoint import FileSystemReader
+
+    return list(FileSystemReader(shards).read_metadata().state_dict_metadata)
+
+
+def _sharded_state(learner: Learner) -> dict[str, Any]:
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
+
+    return {
+        "model": get_model_state_dict(learner.model),
+        "optimizer": get_optimizer_state_dict(learner.model, learner.optimizer),
+        "average": dict(learner.ema),
+    }
 
 
 def newest(product: Place) -> Checkpoint | None:

@@ -9,13 +9,9 @@ from __future__ import annotations
 import logging
 import math
 import os
-import resource
 import socket
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +29,9 @@ from biomedclip_ray.storage import Place
 from biomedclip_ray.train import checkpoint, journal
 from biomedclip_ray.train.metrics import MetricsLog, guessing
 from biomedclip_ray.train.order import deal
+from biomedclip_ray.train.pace import Pace, peak_rss
 from biomedclip_ray.train.step import Block, Learner, StepResult
+from biomedclip_ray.train.trackers import open_trackers
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +83,11 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     attempt = journal.begin(place, rank, _describe(job, first, world, device))
     feed = _Feed(recipe, first, rank, world, device)
     records = journal.PairsLog(place, attempt, rank) if recipe.log_pairs else None
-    metrics = MetricsLog(place, first) if rank == 0 else None
-    clock = _Clock(float(state["seconds"]))
+    metrics = None
+    if rank == 0:
+        facts = {**recipe.model_dump(mode="json", exclude={"resources"}), "rows": job.rows, "steps": job.steps}
+        metrics = MetricsLog(place, first, open_trackers(recipe.trackers, place, facts))
+    clock = Pace(learner, float(state["seconds"]))
     diverged_at, warned = None, False
     for number in range(first, job.steps):
         with clock.waiting():
@@ -103,11 +104,12 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
         if not (logs or saves):
             continue
         loss = float(result.loss)  # waits for the device
-        if not (math.isfinite(loss) and math.isfinite(float(result.grad_norm))) or (saves and not learner.is_finite()):
+        skipped = int(result.skipped)
+        if skipped > _allowed(recipe, done - first) or (saves and not learner.is_finite()):
             diverged_at = done
             break
-        pace = clock.read(done, recipe.batch)
-        if metrics is not None and logs:
+        pace = clock.read(done)
+        if metrics is not None and logs and math.isfinite(loss):
             metrics.line(_line(done, job, result, loss, pace))
         if saves:
             if metrics is not None:
@@ -115,8 +117,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
             _save(learner, {"step": done, "seconds": pace["seconds"], "seed": recipe.seed}, rank, loss, job)
     if metrics is not None:
         metrics.close()
-    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return {"step": diverged_at or job.steps, "diverged_at": diverged_at, "peak_rss": rss}
+    return {"step": diverged_at or job.steps, "diverged_at": diverged_at, "peak_rss": int(peak_rss())}
 
 
 class _Feed:
@@ -171,41 +172,16 @@ class _Feed:
         return tensor
 
 
-class _Clock:
-    """Seconds of training over all attempts, and the share of them spent waiting for the feed."""
-
-    def __init__(self, before: float) -> None:
-        self.before = before
-        self.started = self.line = time.monotonic()
-        self.waited = 0.0
-        self.steps_read: int | None = None
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Around whatever waits for the feed."""
-        since = time.monotonic()
-        yield
-        self.waited += time.monotonic() - since
-
-    def read(self, done: int, batch: int) -> dict[str, float]:
-        """Pace since the last call."""
-        now = time.monotonic()
-        spent = max(now - self.line, 1e-9)
-        steps = 1 if self.steps_read is None else done - self.steps_read
-        pace = {
-            "pairs_per_s": steps * batch / spent,
-            "data_wait_share": min(1.0, self.waited / spent),
-            "seconds": self.before + now - self.started,
-        }
-        self.line, self.waited, self.steps_read = now, 0.0, done
-        return pace
-
-
 def _quiet() -> None:
     """open_clip and Ray Train tell each step of a start and each report; what matters stands in attempts/ and metrics."""
     for name in (None, "ray.train"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("biomedclip_ray").setLevel(logging.INFO)
+
+
+def _allowed(recipe: Train, steps: int) -> int:
+    """Steps without a number for a gradient that an attempt of so many steps may have."""
+    return 0 if recipe.on_nan == "stop" else max(10, steps // 100)
 
 
 def _line(done: int, job: Job, result: StepResult, loss: float, pace: dict[str, float]) -> dict[str, float]:
@@ -217,19 +193,22 @@ def _line(done: int, job: Job, result: StepResult, loss: float, pace: dict[str, 
         "lr": result.lr,
         "logit_scale": float(result.logit_scale),
         "grad_norm": float(result.grad_norm),
+        "skipped": int(result.skipped),
         **pace,
     }
 
 
 def _save(learner: Learner, state: dict[str, Any], rank: int, loss: float, job: Job) -> None:
-    """Report a checkpoint: rank 0 writes it aside, Ray uploads it while training goes on."""
+    """Report a checkpoint: each worker with a part of it writes it aside, Ray uploads it while training goes on."""
     metrics = {"step": state["step"], "loss": loss}
-    if rank:
+    folder = Path(tempfile.mkdtemp(prefix="checkpoint-"))
+    checkpoint.save(folder, learner, state, rank)
+    if rank and not job.recipe.resources.shard:
+        folder.rmdir()
         ray.train.report(metrics, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
         return
-    folder = Path(tempfile.mkdtemp(prefix="checkpoint-"))
-    checkpoint.save(folder, learner, state)
-    checkpoint.keep_snapshot(Place(job.product))
+    if rank == 0:
+        checkpoint.keep_snapshot(Place(job.product))
     ray.train.report(
         metrics,
         checkpoint=Checkpoint.from_directory(folder),

@@ -2,7 +2,9 @@
 printed by the driver.
 
 A line of metrics.jsonl: step (optimiser steps done), epoch, loss, guess (the loss of pure guessing, ln of the global batch),
-lr, logit_scale, grad_norm, pairs_per_s, data_wait_share, seconds. The file is written whole each time, as object stores
+lr, logit_scale, grad_norm, skipped (steps whose gradient was no number), and the pace since the line before: pairs_per_s,
+step_seconds, where they went as shares (data_wait, forward, loss, backward, optimizer), tflop_per_s of this worker, mfu where
+the device's peak is known, memory_bytes at most so far, seconds of training altogether. The file is written whole each time, as object stores
 want it; after a restart the lines beyond the checkpoint are dropped and written again.
 """
 
@@ -14,6 +16,7 @@ import math
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,6 +25,7 @@ from ray.util.metrics import Gauge
 
 from biomedclip_ray.progress import rate_and_eta
 from biomedclip_ray.storage import Place
+from biomedclip_ray.train.trackers import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +40,10 @@ _STUCK_STEPS = 50
 class MetricsLog:
     """Rank 0's writer. `line` costs nothing but memory; `flush` writes."""
 
-    def __init__(self, product: Place, steps_done: int) -> None:
+    def __init__(self, product: Place, steps_done: int, trackers: Sequence[Tracker] = ()) -> None:
         from tensorboardX import SummaryWriter
 
-        self.product = product
+        self.product, self.trackers = product, trackers
         self.lines = [line for line in read(product) if line["step"] <= steps_done]
         self._scratch = None if product.local else tempfile.TemporaryDirectory(prefix="tensorboard-")
         self._events = Path(self._scratch.name) if self._scratch else product.at(TENSORBOARD).local
@@ -58,6 +62,8 @@ class MetricsLog:
             if name not in self._gauges:
                 self._gauges[name] = Gauge(f"biomedclip_train_{name}", f"{name} of the newest line of {FILE}")
             self._gauges[name].set(value)
+        for tracker in self.trackers:
+            tracker.line(values)
         if time.monotonic() - self._flushed > _FLUSH_S[self.product.local is not None]:
             self.flush()
 
@@ -71,6 +77,8 @@ class MetricsLog:
     def close(self) -> None:
         self.flush()
         self._writer.close()
+        for tracker in self.trackers:
+            tracker.close()
         if self._scratch:
             self._scratch.cleanup()
 

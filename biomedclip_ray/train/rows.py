@@ -6,7 +6,7 @@ the small corpus files and the footers of the pairs files are read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from biomedclip_ray.product import Product
-from biomedclip_ray.train.order import Rows
+from biomedclip_ray.train.order import Rows, mix
 
 _THREADS = 16
 
@@ -44,15 +44,29 @@ class SplitRows:
     def __len__(self) -> int:
         return len(self.row)
 
+    @property
+    def pairs(self) -> int:
+        """Different pairs: copies of one, which lie side by side, count once."""
+        starts = np.cumsum(self.chunk_rows)[:-1]
+        new = np.diff(self.row) != 0
+        new[starts - 1] = True
+        return 1 + int(np.count_nonzero(new))
 
-def find_rows(pairs: Product, corpus: Product, split: str) -> SplitRows:
-    """The kept rows of `split`.
+
+def find_rows(
+    pairs: Product, corpus: Product, split: str, kind_weights: Mapping[str, float] | None = None
+) -> SplitRows:
+    """The kept rows of `split`; a pair of a kind in `kind_weights` stands there as often as its weight says.
+
+    Copies of a pair lie beside it, so that one reading of its row group serves them all, and share its group, so that they
+    are not each other's negatives. A weight's fraction is drawn by hash of the pair's place.
 
     Raises:
         ValueError: pairs and corpus do not have the same rows in a part, or the split is empty.
     """
+    weights = dict(kind_weights or {})
     with ThreadPoolExecutor(_THREADS) as threads:
-        found = list(threads.map(lambda part: _part_rows(pairs, corpus, part, split), range(corpus.parts)))
+        found = list(threads.map(lambda part: _part_rows(pairs, corpus, part, split, weights), range(corpus.parts)))
     found = [piece for piece in found if len(piece.row)]
     if not found:
         raise ValueError(
@@ -90,7 +104,7 @@ class _PartRows:
     figure: Rows
 
 
-def _part_rows(pairs: Product, corpus: Product, part: int, split: str) -> _PartRows:
+def _part_rows(pairs: Product, corpus: Product, part: int, split: str, weights: dict[str, float]) -> _PartRows:
     marks = corpus.read(part, ["pair_id", "split", "group", "kept"])
     with pairs.open_data(part) as file:
         footer = pq.read_metadata(file)
@@ -102,6 +116,8 @@ def _part_rows(pairs: Product, corpus: Product, part: int, split: str) -> _PartR
         )
     wanted = pc.and_(pc.equal(marks["split"], split), marks["kept"])
     chosen = np.flatnonzero(wanted.to_numpy())
+    if weights:
+        chosen = np.repeat(chosen, _times(pairs.read(part, ["figure_kind"])["figure_kind"].take(chosen), weights, part))
     ends = np.cumsum(sizes)
     groups = np.searchsorted(ends, chosen, side="right")
     row_group, chunk_rows = np.unique(groups, return_counts=True)
@@ -115,6 +131,13 @@ def _part_rows(pairs: Product, corpus: Product, part: int, split: str) -> _PartR
         article=_number(pc.replace_substring_regex(ids, r"^([^/]*).*$", r"\1")),
         figure=_number(pc.replace_substring_regex(ids, r"^([^/]*/[^/#]*).*$", r"\1")),
     )
+
+
+def _times(kinds: pa.ChunkedArray, weights: dict[str, float], part: int) -> Rows:
+    """How often each row stands in an epoch."""
+    weight = np.array([weights.get(kind, 1.0) for kind in kinds.to_pylist()])
+    draw = mix(part, np.arange(len(weight))) / 2.0**64
+    return (weight + draw).astype(np.int64)
 
 
 def _number(names: pa.ChunkedArray) -> Rows:

@@ -6,14 +6,15 @@ gives the gradient on every feature, then each pass runs again, with a graph, an
 costs one more forward pass (about a third of a step) and makes the memory that of one pass: a batch of 64k fits anywhere.
 
 Features of all workers are gathered, each worker sums the loss of its own rows against all columns, and gradients are
-summed: one batch of 32 as 1x32, 2x16, 1x(4x8) or 2x(2x8) gives one gradient. Averages over workers or blocks appear
-nowhere, which is where other trainers scaled gradients wrongly.
+summed: one batch of 32 as 1x32, 2x16, 1x(4x8) or 2x(2x8) gives one gradient. DDP and FSDP average, so what enters the towers
+is scaled by the number of workers once, in `_into_towers`, and nowhere else; that is where other trainers went wrong.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,14 +24,13 @@ from torch import Tensor, nn
 
 from biomedclip_ray.clip.loss import loss_from_features
 from biomedclip_ray.config import Train
-from biomedclip_ray.train.lengths import encode_at_natural_length, masks_padding
+from biomedclip_ray.train import flops, parallel
 from biomedclip_ray.train.order import mix
+from biomedclip_ray.train.pace import Laps
+from biomedclip_ray.train.towers import PatchDropout, Towers, Vectors, compile_blocks, leave_out_unused, lock
 
 MAX_LOGIT_SCALE = math.log(100)
 """CLIP's limit on the learned temperature (Radford et al. 2021)."""
-
-BUCKET_BYTES = 64 * 1024 * 1024
-"""Bytes of gradients that one all-reduce carries."""
 
 
 @dataclass(frozen=True)
@@ -60,17 +60,27 @@ class StepResult:
         loss: scalar, the mean over the global batch, the same on every worker.
         grad_norm: scalar, before clipping.
         logit_scale: scalar, exponentiated.
+        skipped: scalar, steps of this learner whose gradient was no number and that changed nothing.
         lr: the step's learning rate.
     """
 
     loss: Tensor
     grad_norm: Tensor
     logit_scale: Tensor
+    skipped: Tensor
     lr: float
 
 
 class Learner:
-    """Model, optimiser and schedule. State is `state_dict()`; everything else follows from config and step number."""
+    """Model, optimiser and schedule. What changes is in the model, the optimiser and `ema`; the rest follows from config and
+    step number.
+
+    Attributes:
+        model: open_clip's, under its own names whatever was compiled or wrapped.
+        ema: the average of each trained parameter over the steps, by name; empty without train.ema.
+        laps: where the time of a step goes.
+        work: FLOPs that this worker's pairs have needed so far, padding and repeated passes not counted.
+    """
 
     def __init__(
         self,
@@ -83,65 +93,82 @@ class Learner:
     ) -> None:
         """`model` is open_clip's; `steps` the length of the schedule; `mean` and `std` of RGB in [0, 1]."""
         self.device = torch.device(device)
-        self.model = model.to(self.device)
-        for tower in recipe.lock:
-            for parameter in tower_parameters(model, tower):
-                parameter.requires_grad_(False)
-        if recipe.resources.grad_checkpointing:
-            model.set_grad_checkpointing(True)  # type: ignore[operator]
-        self.logit_scale = model.get_parameter("logit_scale")
-        self.logit_bias = model.get_parameter("logit_bias") if recipe.loss == "sigmoid" else None
-        self.trims = masks_padding(model)
         self.recipe = recipe
         self.steps = steps
-        self.mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1) * 255
-        self.std = torch.tensor(std, device=self.device).view(1, 3, 1, 1) * 255
+        self.laps = Laps(self.device)
+        self.model = model.to(self.device)
+        for tower in recipe.lock:
+            lock(model, tower)
+        if recipe.loss != "sigmoid" and getattr(model, "logit_bias", None) is not None:
+            model.get_parameter("logit_bias").requires_grad_(False)
+        self.patch_dropout = PatchDropout(model, recipe.patch_dropout) if recipe.patch_dropout else None
+        if recipe.resources.grad_checkpointing:
+            model.set_grad_checkpointing(True)  # type: ignore[operator]
+        towers = Towers(model, mean, std, recipe.precision == "bf16").to(self.device)
+        leave_out_unused(towers)
+        self.trims = towers.trims
+        self.flops = flops.count(model, towers.size, towers.context, towers.trims)
+        self.work = 0.0
+        if recipe.resources.compile:
+            compile_blocks(model)
+        self.towers = parallel.wrap(towers, recipe.resources.shard)
+        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.ema = {name: p.detach().clone() for name, p in self.trained.items()} if recipe.ema else {}
         self.optimizer = torch.optim.AdamW(
-            param_groups(model, recipe.weight_decay), lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, fused=True
+            param_groups(self.trained.values(), recipe.weight_decay),
+            lr=recipe.lr,
+            betas=recipe.betas,
+            eps=recipe.eps,
+            fused=True,
         )
+        self.skipped = torch.zeros((), device=self.device)
 
     def step(self, number: int, blocks: Sequence[Block], sizes: Sequence[int] | None = None) -> StepResult:
-        """One optimiser step, the `number`-th counted from 0.
+        """One optimiser step, the `number`-th counted from 0. A gradient that is no number changes nothing.
 
         Args:
             blocks: this worker's micro-blocks, at least one.
             sizes: rows of every worker, by rank; None without a process group.
         """
-        self.model.train()
+        self.towers.train()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.patch_dropout is not None:
+            self.patch_dropout.turn(number < self._thinned_steps())
+        self.laps.begin()
         loss = self.backward(blocks, sizes)
-        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        sum_over_workers(grads)
-        norm = torch.nn.utils.get_total_norm(grads)
+        grads = [p.grad for p in self.trained.values() if p.grad is not None]
+        norm = parallel.total_norm(grads)
         if self.recipe.grad_clip is not None:
-            scale = torch.clamp(self.recipe.grad_clip / (norm + 1e-6), max=1.0)
-            torch._foreach_mul_(grads, scale)
+            parallel.scale_(grads, torch.clamp(self.recipe.grad_clip / (norm + 1e-6), max=1.0))
         lr = learning_rate(number, self.recipe.lr, self.recipe.warmup_steps, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.optimizer.step()
-        with torch.no_grad():
-            self.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
-        return StepResult(loss, norm, self.logit_scale.detach().exp(), lr)
+        self.work += sum(self._cost(block, number) for block in blocks)
+        self._update(number, (~(norm + loss).isfinite()).float())
+        self.laps.lap("optimizer")
+        return StepResult(loss, norm, self.model.get_parameter("logit_scale").detach().exp(), self.skipped, lr)
 
     def backward(self, blocks: Sequence[Block], sizes: Sequence[int] | None = None) -> Tensor:
-        """Add this worker's share of the global batch's gradient to the parameters; the loss over the whole batch."""
+        """Add the gradient of the global batch to the parameters; the loss over the whole batch."""
         blocks = regroup(blocks, self.recipe.resources.forward_pairs)
         keep_graph = len(blocks) == 1
-        features = []
+        cached = []
         for block in blocks:
-            with torch.set_grad_enabled(keep_graph):
-                features.append(self.features(block))
-        image, text, group = self._local(features, blocks)
+            with nullcontext() if keep_graph else torch.no_grad():
+                cached.append(self.features(block))
+        self.laps.lap("forward")
+        image, text = (torch.cat([getattr(vectors, side) for vectors in cached]) for side in ("image", "text"))
+        group = torch.cat([block.group for block in blocks])
         sizes = sizes or [len(image)]
-        rank = dist.get_rank() if len(sizes) > 1 else 0
-        start = sum(sizes[:rank])
+        start = sum(sizes[: dist.get_rank()]) if len(sizes) > 1 else 0
         rows = slice(start, start + len(image))
         all_image = gather(image.detach(), sizes).requires_grad_()
         all_text = gather(text.detach(), sizes).requires_grad_()
-        loss = loss_from_features(
-            all_image, all_text, self.logit_scale.exp(), gather(group, sizes), self.logit_bias, rows=rows
-        )
+        scale = cached[0].scale.detach().requires_grad_()
+        bias = None
+        if self.recipe.loss == "sigmoid" and cached[0].bias is not None:
+            bias = cached[0].bias.detach().requires_grad_()
+        loss = loss_from_features(all_image, all_text, scale, gather(group, sizes), bias, rows=rows)
         loss.backward()
         assert all_image.grad is not None and all_text.grad is not None
         slopes = torch.stack([all_image.grad, all_text.grad])
@@ -149,56 +176,78 @@ class Learner:
         if len(sizes) > 1:
             dist.all_reduce(slopes)
             dist.all_reduce(total)
-        self._into_towers(features, blocks, slopes[:, rows], keep_graph)
+        self.laps.lap("loss")
+        self._into_towers(blocks, cached, slopes[:, rows], (scale.grad, None if bias is None else bias.grad))
+        self.laps.lap("backward")
         return total
 
-    def features(self, block: Block) -> tuple[Tensor, Tensor]:
-        """Unit vectors float32 (n, d) of a block's images and texts; the same random numbers each time it is asked."""
+    def features(self, block: Block) -> Vectors:
+        """A block's vectors; the same random numbers each time it is asked."""
         torch.manual_seed(int(mix(self.recipe.seed, block.first)[0] >> 1))
-        pixels = (block.pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
-            image = self.model.encode_image(pixels, normalize=True)  # type: ignore[operator]
-            if self.trims and block.lengths is not None:
-                text = encode_at_natural_length(self._encode_text, block.tokens.long(), block.lengths.tolist())
-            else:
-                text = self._encode_text(block.tokens.long())
-        return image.float(), text.float()
-
-    def _encode_text(self, tokens: Tensor) -> Tensor:
-        text: Tensor = self.model.encode_text(tokens, normalize=True)  # type: ignore[operator]
-        return text
+        lengths = None if block.lengths is None else block.lengths.tolist()
+        vectors: Vectors = self.towers(block.pixels, block.tokens, lengths)
+        return vectors
 
     def is_finite(self) -> bool:
         """Whether every weight is a number: a step whose loss was one may have broken them."""
-        return bool(torch.nn.utils.get_total_norm(list(self.model.parameters())).isfinite())
+        return bool(parallel.total_norm([p.detach() for p in self.model.parameters()]).isfinite())
 
-    def state_dict(self) -> dict[str, Any]:
-        """Weights under open_clip's own names, and the optimiser's moments."""
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+    def _cost(self, block: Block, number: int) -> float:
+        """FLOPs of training on a block; a locked tower goes forward only."""
+        image = self.flops.image * len(block.pixels)
+        if self.patch_dropout is not None and number < self._thinned_steps():
+            image *= 1 - self.patch_dropout.share
+        tokens = (
+            block.lengths.double()
+            if self.trims and block.lengths is not None
+            else torch.full((len(block.pixels),), float(block.tokens.shape[1]))
+        )
+        text = float(self.flops.token * tokens.sum() + self.flops.attention * tokens.square().sum())
+        image_passes, text_passes = (1 if side in self.recipe.lock else flops.TRAINING for side in ("image", "text"))
+        return image_passes * image + text_passes * text
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` gave. Raises RuntimeError that names missing and unexpected weights."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-
-    def _local(
-        self, features: Sequence[tuple[Tensor, Tensor]], blocks: Sequence[Block]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        image, text = (torch.cat([pair[side] for pair in features]) for side in (0, 1))
-        return image, text, torch.cat([block.group for block in blocks])
+    def _thinned_steps(self) -> float:
+        """Steps before the last `patch_dropout_off_epochs`."""
+        return self.steps * (1 - self.recipe.patch_dropout_off_epochs / self.recipe.epochs)
 
     def _into_towers(
-        self, features: Sequence[tuple[Tensor, Tensor]], blocks: Sequence[Block], slopes: Tensor, kept_graph: bool
+        self,
+        blocks: Sequence[Block],
+        cached: Sequence[Vectors],
+        slopes: Tensor,
+        scalars: tuple[Tensor | None, Tensor | None],
     ) -> None:
-        """Carry the gradient on the features, (2, rows, d), back into the parameters, block by block."""
+        """Carry the gradient on the vectors, (2, rows, d), back into the parameters, pass by pass; the workers' gradients
+        meet in the last one. `scalars`: this worker's part of the gradient on scale and bias."""
+        world = parallel.world_size()
         first = 0
-        for block, cached in zip(blocks, features, strict=True):
-            image, text = cached if kept_graph else self.features(block)
-            stop = first + len(image)
-            outputs = [(image, slopes[0, first:stop]), (text, slopes[1, first:stop])]
-            moving = [(out, slope) for out, slope in outputs if out.requires_grad]  # a locked tower has no graph
-            torch.autograd.backward([out for out, _ in moving], [slope for _, slope in moving])
+        for number, block in enumerate(blocks):
+            last = number == len(blocks) - 1
+            with nullcontext() if last else parallel.accumulating(self.towers):
+                vectors = cached[0] if len(blocks) == 1 else self.features(block)
+                stop = first + len(vectors.image)
+                outputs = [(vectors.image, slopes[0, first:stop]), (vectors.text, slopes[1, first:stop])]
+                for scalar, slope in zip(vectors[2:], scalars, strict=True):
+                    if last and scalar is not None and slope is not None:
+                        outputs.append((scalar, slope))
+                moving = [
+                    (out, slope * world) for out, slope in outputs if out.requires_grad
+                ]  # a locked tower's do not
+                if moving:
+                    torch.autograd.backward([out for out, _ in moving], [slope for _, slope in moving])
             first = stop
+        parallel.average_scalars(self.towers)
+
+    @torch.no_grad()
+    def _update(self, number: int, broken: Tensor) -> None:
+        """Move the weights, unless `broken` is 1; decided on the device, so that nothing waits."""
+        self.optimizer.found_inf = broken  # type: ignore[attr-defined]  # what torch's own GradScaler sets
+        self.optimizer.step()
+        self.skipped = self.skipped + broken
+        self.model.get_parameter("logit_scale").clamp_(0, MAX_LOGIT_SCALE)
+        if self.recipe.ema is not None:
+            decay = min(self.recipe.ema, (1 + number) / (10 + number))  # the start weighs little in a short run
+            torch._foreach_lerp_(list(self.ema.values()), list(self.trained.values()), 1 - decay)
 
 
 def regroup(blocks: Sequence[Block], pairs: int | None) -> list[Block]:
@@ -219,15 +268,6 @@ def regroup(blocks: Sequence[Block], pairs: int | None) -> list[Block]:
     ]
 
 
-def tower_parameters(model: nn.Module, tower: str) -> list[nn.Parameter]:
-    """All parameters of the "image" or the "text" tower, under the names of either of open_clip's two classes."""
-    other = {"logit_scale", "logit_bias"}
-    image = {name for name, _ in model.named_parameters() if name.startswith("visual.")}
-    names = {name for name, _ in model.named_parameters()} - other
-    chosen = image if tower == "image" else names - image
-    return [parameter for name, parameter in model.named_parameters() if name in chosen]
-
-
 def gather(rows: Tensor, sizes: Sequence[int]) -> Tensor:
     """(n, ...) of each worker to (sum of sizes, ...), by rank; shorter workers are padded on the way. No gradient."""
     if len(sizes) == 1:
@@ -240,35 +280,18 @@ def gather(rows: Tensor, sizes: Sequence[int]) -> Tensor:
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 
-def sum_over_workers(grads: Sequence[Tensor]) -> None:
-    """Sum gradients over all workers, in place, in buckets; nothing to do without a process group."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return
-    for bucket in _buckets(grads):
-        flat = torch._utils._flatten_dense_tensors(bucket)
-        dist.all_reduce(flat)
-        torch._foreach_copy_(bucket, list(torch._utils._unflatten_dense_tensors(flat, bucket)))
+def param_groups(trained: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Trained parameters in groups: matrices decay; norms, biases and the temperature (at most one dimension) do not.
 
-
-def _buckets(grads: Sequence[Tensor]) -> Iterable[list[Tensor]]:
-    bucket: list[Tensor] = []
-    size = 0
-    for grad in grads:
-        bucket.append(grad)
-        size += grad.numel() * grad.element_size()
-        if size >= BUCKET_BYTES:
-            yield bucket
-            bucket, size = [], 0
-    if bucket:
-        yield bucket
-
-
-def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trained parameters in two groups: matrices decay; norms, biases and the logit scale (all of one dimension) do not."""
-    trained = [p for p in model.parameters() if p.requires_grad]
+    The numbers, which FSDP leaves whole beside its shards, are a group of their own: a fused update takes one kind.
+    """
+    by_ndim: dict[int, list[nn.Parameter]] = {2: [], 1: [], 0: []}
+    for parameter in trained:
+        by_ndim[min(parameter.ndim, 2)].append(parameter)
     return [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {"params": params, "weight_decay": weight_decay if ndim == 2 else 0.0}
+        for ndim, params in by_ndim.items()
+        if params
     ]
 
 

@@ -29,6 +29,7 @@ from biomedclip_ray.train.batches import Feed, InOrder, batches
 from biomedclip_ray.train.metrics import Watch, guessing, read
 from biomedclip_ray.train.order import Order, shuffle_quality, total_steps
 from biomedclip_ray.train.rows import SplitRows, find_rows, texts
+from biomedclip_ray.train.trackers import missing
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,10 @@ def check(config: Config, cluster_cpus: float, cluster_gpus: float) -> list[str]
 
     if config.train.epochs == 0:
         return []
-    problems = []
+    problems = [
+        f"train.trackers={name}: the package {name} is not installed; pip install 'biomedclip-ray[trackers]'"
+        for name in missing(config.train.trackers)
+    ]
     wanted = config.train.resources
     feed = wanted.feed_cpus + min(_READ_CPUS, wanted.feed_cpus)
     workers = wanted.min_workers
@@ -110,31 +114,32 @@ def train(config: Config, pairs: Product, corpus: Product) -> Product:
     if config.train.epochs == 0:
         return _take(config, pairs, corpus, product)
     with product.running():
-        rows = find_rows(pairs, corpus, SPLIT)
+        rows = find_rows(pairs, corpus, SPLIT, config.train.kind_weights)
         steps = total_steps(len(rows), config.train.epochs, config.train.batch)
         start = _start(config, pairs, corpus, product.place)
         log.info(
             "train: %d pairs, %d steps of %d, towers from %s; pure guessing is a loss of %.3f",
-            *(len(rows), steps, config.train.batch, start["starts"], guessing(config.train.batch)),
+            *(rows.pairs, steps, config.train.batch, start["starts"], guessing(config.train.batch)),
         )
         order = _order(config, rows)
         checkpoint.mend(product.place)
         if checkpoint.steps_done(product.place) < steps:
             result = _fit(config, pairs, product.place, rows, order, start, steps)
             product.peak_rss = result["peak_rss"]
-        exported = ray.get(_export.remote(product.uri, _provenance(config, start, steps, len(rows), corpus)))
+        exported = ray.get(_export.remote(product.uri, _provenance(config, start, steps, rows.pairs, corpus)))
         extra = {
             **start,
             **exported,
             "validation": validate.figures(product.place),
             "steps": steps,
-            "pairs": len(rows),
+            "pairs": rows.pairs,
+            "rows_per_epoch": len(rows),
             "attempts": len(journal.attempts(product.place)),
             "loss": read(product.place)[-1]["loss"],
             "guess": guessing(config.train.batch),
             "shuffle": shuffle_quality(order, rows.article, config.train.batch),
         }
-        product.finish([Count("pair", len(rows), len(rows))], extra)
+        product.finish([Count("pair", rows.pairs, rows.pairs)], extra)
     return product
 
 
@@ -221,8 +226,9 @@ def _fit(
     if result["diverged_at"] is not None:
         good = checkpoint.newest(place)
         raise DivergedError(
-            f"train: after step {result['diverged_at']} loss or weights are no finite numbers; the last good checkpoint is "
-            f"{good.path if good else 'none'}; lower train.lr, lengthen train.warmup_steps or set train.precision=fp32"
+            f"train: by step {result['diverged_at']} loss, gradient or weights are no finite numbers; the last good checkpoint is "
+            f"{good.path if good else 'none'}; lower train.lr, lengthen train.warmup_steps, set train.precision=fp32, "
+            "or train.on_nan=skip where a few steps do it"
         )
     return result
 
@@ -266,8 +272,6 @@ def _export(uri: str, provenance: dict[str, Any]) -> dict[str, Any]:
 
     Without steps it is the bundle that training would have started from.
     """
-    from safetensors.torch import load_file
-
     from biomedclip_ray.clip.bundle import PROVENANCE, load_bundle, save_bundle
 
     place = Place(uri)
@@ -280,7 +284,7 @@ def _export(uri: str, provenance: dict[str, Any]) -> dict[str, Any]:
             raise FileNotFoundError(f"{uri} has no checkpoint to export")
         choice = {"chosen_by": validate.SPLIT if best else "last", "chosen_step": checkpoint.step_of(chosen.path)}
         with chosen.as_directory() as folder:
-            bundle.model.load_state_dict(load_file(Path(folder) / checkpoint.WEIGHTS))
+            bundle.model.load_state_dict(checkpoint.weights(Path(folder), bundle.model))
     with _local_folder(place.at(BUNDLE)) as target:
         info = bundle.info
         save_bundle(

@@ -59,8 +59,6 @@ class Validation:
     start: str
 
     def __call__(self, checkpoint: Checkpoint) -> dict[str, float]:
-        from safetensors.torch import load_file
-
         from biomedclip_ray.clip.bundle import load_bundle
         from biomedclip_ray.clip.encoder import Encoder
 
@@ -68,7 +66,7 @@ class Validation:
         table = pq.read_table(io.BytesIO(place.read(PAIRS)))
         bundle = load_bundle(self.start)
         with checkpoint.as_directory() as folder:
-            bundle.model.load_state_dict(load_file(Path(folder) / checkpoints.WEIGHTS))
+            bundle.model.load_state_dict(checkpoints.weights(Path(folder), bundle.model))
         encoder = Encoder(bundle)
         image = encoder.encode_images(table["image"].to_pylist())
         text = encoder.encode_text(table["text"].to_pylist())

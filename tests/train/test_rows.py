@@ -31,6 +31,24 @@ def test_only_kept_rows_of_the_split_are_found(two):
     assert len(find_rows(pairs, corpus, "validation")) == 3 * 4
 
 
+def test_a_kind_with_a_weight_comes_that_often_and_is_no_negative_of_its_copies(two):
+    pairs, corpus = two
+    plain = find_rows(pairs, corpus, "train")
+    doubled = find_rows(pairs, corpus, "train", {tiny.KIND: 2.5})
+    place = np.stack([np.repeat(np.arange(len(doubled.part)), doubled.chunk_rows), doubled.row])
+    _, times = np.unique(place, axis=1, return_counts=True)
+    kinds = np.array([tiny.is_of_kind(number) for number in _numbers(pairs, corpus)])
+    assert set(times[~kinds]) == {1} and set(times[kinds]) == {2, 3}
+    assert doubled.pairs == plain.pairs == len(plain) < len(doubled)
+    again = np.flatnonzero(np.diff(doubled.row) == 0)
+    assert len(again) >= kinds.sum() and (doubled.group[again] == doubled.group[again + 1]).all()
+
+
+def _numbers(pairs: Product, corpus: Product) -> list[int]:
+    """The article number of each kept training pair, in storage order."""
+    return [int(text.split("field ")[1].split()[0]) for text in texts(pairs, corpus, "train")]
+
+
 def test_each_row_is_where_the_arrays_say(two):
     pairs, corpus = two
     rows = find_rows(pairs, corpus, "train")

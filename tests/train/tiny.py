@@ -15,6 +15,12 @@ from biomedclip_ray.schema import CORPUS, LEDGER, PAIRS
 
 COLOURS = ["red", "green", "blue", "white", "yellow", "purple"]
 SHAPES = ["round", "square", "striped"]
+KIND = "micrograph"
+
+
+def is_of_kind(article: int) -> bool:
+    """Every third article shows micrographs, the others charts."""
+    return article % 3 == 0
 
 
 def config(root: Path | str, **train: object) -> Config:
@@ -69,6 +75,7 @@ def _article(number: int, figures: int) -> tuple[list[dict], list[dict]]:
                 "pair_id": pair_id,
                 "article_id": f"PMC{number + 1}.1",
                 "text": text,
+                "figure_kind": KIND if is_of_kind(number) else "chart",
                 "image": picture(colour, shape, count),
             }
         )

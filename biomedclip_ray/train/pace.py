@@ -1,0 +1,103 @@
+"""How fast training goes and where its time goes, without making the host wait for the device."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from biomedclip_ray.train import flops
+
+if TYPE_CHECKING:
+    from biomedclip_ray.train.step import Learner
+
+
+class Pace:
+    """Seconds of training over all attempts, and what a worker did in those since the last reading."""
+
+    def __init__(self, learner: Learner, before: float) -> None:
+        """`before`: seconds of the attempts before this one."""
+        self.learner, self.before = learner, before
+        self.peak = flops.peak(learner.device, learner.recipe.precision)
+        self.started = self.line = time.monotonic()
+        self.waited, self.work = 0.0, 0.0
+        self.steps_read: int | None = None
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around whatever waits for the feed."""
+        since = time.monotonic()
+        yield
+        self.waited += time.monotonic() - since
+
+    def read(self, done: int) -> dict[str, float]:
+        """The pace since the last call, in the words of metrics.jsonl; the device must have been waited for."""
+        now = time.monotonic()
+        spent = max(now - self.line, 1e-9)
+        steps = 1 if self.steps_read is None else done - self.steps_read
+        flop_per_s = (self.learner.work - self.work) / spent
+        pace = {
+            "pairs_per_s": steps * self.learner.recipe.batch / spent,
+            "step_seconds": spent / steps,
+            "data_wait_share": min(1.0, self.waited / spent),
+            **{f"{name}_share": seconds / spent for name, seconds in self.learner.laps.read().items()},
+            "tflop_per_s": flop_per_s / 1e12,
+            **({"mfu": flop_per_s / self.peak} if self.peak else {}),
+            "memory_bytes": memory(self.learner.device),
+            "seconds": self.before + now - self.started,
+        }
+        self.line, self.waited, self.work, self.steps_read = now, 0.0, self.learner.work, done
+        return pace
+
+
+class Laps:
+    """Seconds between marks, summed by name: `begin()`, then `lap(name)` at the end of each stretch, `read()` now and then.
+
+    CUDA events, or the clock on CPUs.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self.marks: list[tuple[str | None, Any]] = []
+
+    def begin(self) -> None:
+        self._mark(None)
+
+    def lap(self, name: str) -> None:
+        """Ends the stretch `name`, which began at the mark before."""
+        self._mark(name)
+
+    def read(self) -> dict[str, float]:
+        """Seconds by name since the last reading; ask when the device has been waited for anyway."""
+        seconds: dict[str, float] = {}
+        for (_, before), (name, after) in zip(self.marks, self.marks[1:], strict=False):
+            if name is not None:
+                spent = before.elapsed_time(after) / 1000 if self.cuda else after - before
+                seconds[name] = seconds.get(name, 0.0) + spent
+        self.marks = []
+        return seconds
+
+    def _mark(self, name: str | None) -> None:
+        if self.cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self.marks.append((name, event))
+        else:
+            self.marks.append((name, time.perf_counter()))
+
+
+def memory(device: torch.device) -> float:
+    """Most bytes held so far: on the device where there is one, else of this process."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    return peak_rss()
+
+
+def peak_rss() -> float:
+    """Most bytes of main memory that this process has held."""
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))

@@ -1,0 +1,160 @@
+"""Both towers and the temperature behind one `forward`: what DDP and FSDP hook into, compiled and thinned as configured.
+
+Everything here leaves the weights' names and numbers alone: a compiled block, a dropped patch and a trimmed caption are ways
+to run the same model.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from timm.layers import to_2tuple
+from torch import Tensor, nn
+
+from biomedclip_ray.config import ConfigError
+from biomedclip_ray.train.lengths import encode_at_natural_length, masks_padding
+
+log = logging.getLogger(__name__)
+
+
+class Vectors(NamedTuple):
+    """What a loss needs.
+
+    Attributes:
+        image, text: float32 (n, d), of unit length.
+        scale: float32 (), the temperature's inverse, exponentiated.
+        bias: float32 (), added to every logit; None: the model has none.
+    """
+
+    image: Tensor
+    text: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+
+class Towers(nn.Module):
+    """open_clip's model as one function of a block of pairs.
+
+    Attributes:
+        mean, std: float32 (1, 3, 1, 1), of pixels in [0, 255].
+        trims: whether captions run at their natural length.
+        size: height and width of the pictures.
+        context: tokens of a caption at most.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float], bf16: bool) -> None:
+        """`mean` and `std` of RGB in [0, 1]; `bf16`: autocast in the towers, vectors stay float32."""
+        super().__init__()
+        self.model = model
+        self.bf16 = bf16
+        self.trims = masks_padding(model)
+        described: Any = model
+        self.size: tuple[int, int] = to_2tuple(described.visual.image_size)
+        self.context = int(described.context_length)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
+
+    def forward(self, pixels: Tensor, tokens: Tensor, lengths: Sequence[int] | None = None) -> Vectors:
+        """Encode a block.
+
+        Args:
+            pixels: uint8 (n, h, w, 3).
+            tokens: int32 (n, context).
+            lengths: tokens of each text without padding, on the host; None: not known, the padding is paid for.
+        """
+        model: Any = self.model
+        inputs = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.bf16):
+            image = model.encode_image(inputs, normalize=True)
+            if self.trims and lengths is not None:
+                text = encode_at_natural_length(self._encode_text, tokens.long(), lengths)
+            else:
+                text = self._encode_text(tokens.long())
+        bias = getattr(model, "logit_bias", None)
+        return Vectors(image.float(), text.float(), model.logit_scale.exp(), bias)
+
+    def _encode_text(self, tokens: Tensor) -> Tensor:
+        text: Tensor = self.model.encode_text(tokens, normalize=True)  # type: ignore[operator]
+        return text
+
+
+def lock(model: nn.Module, tower: str) -> None:
+    """Train no parameter of the "image" or the "text" tower; each of open_clip's two classes has its own names."""
+    other = {"logit_scale", "logit_bias"}
+    for name, parameter in model.named_parameters():
+        side = "image" if name.startswith("visual.") else "text"
+        if name not in other and side == tower:
+            parameter.requires_grad_(False)
+
+
+def leave_out_unused(towers: Towers) -> list[str]:
+    """Stop training parameters that no vector depends on, such as a pooler nobody asks: DDP would wait for their gradient.
+
+    They are found by one backward pass over two blank pairs; returns their names.
+    """
+    model = towers.model
+    device = next(towers.parameters()).device
+    training = towers.training
+    towers.eval()
+    vectors = towers(
+        torch.zeros(2, *towers.size, 3, dtype=torch.uint8, device=device),
+        torch.ones(2, towers.context, dtype=torch.int32, device=device),
+    )
+    moving = [
+        v for v in (vectors.image, vectors.text, vectors.scale, vectors.bias) if v is not None and v.requires_grad
+    ]
+    torch.autograd.backward(moving, [torch.ones_like(v) for v in moving])
+    unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    for name in unused:
+        model.get_parameter(name).requires_grad_(False)
+    towers.zero_grad(set_to_none=True)
+    towers.train(training)
+    if unused:
+        log.info("train: no vector depends on %s; left as they are", ", ".join(unused))
+    return unused
+
+
+def repeated_blocks(tower: nn.Module) -> Iterator[nn.Module]:
+    """The equal blocks that a transformer is a list of, whatever library wrote it: what is compiled or sharded one by one."""
+    for module in tower.modules():
+        if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(module) > 1:
+            composite = any(True for _ in module[0].children())
+            if composite and len({type(block) for block in module}) == 1:
+                yield from module
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """torch.compile each repeated block in place: names stay, and equal blocks share one compilation."""
+    for block in repeated_blocks(model):
+        block.compile()
+
+
+class PatchDropout:
+    """Turns off and on the share of image tokens that training leaves out (FLIP, Li et al. 2023, arXiv 2212.00794)."""
+
+    def __init__(self, model: nn.Module, share: float) -> None:
+        """Raises ConfigError where the image tower has no tokens to drop."""
+        from open_clip.transformer import VisionTransformer
+        from timm.layers import PatchDropout as Layer  # open_clip's own draws on the CPU and waits for the device
+
+        self.share = share
+        visual: Any = model.get_submodule("visual")
+        trunk: Any = getattr(visual, "trunk", None)
+        if isinstance(visual, VisionTransformer):
+            visual.patch_dropout = self.layer = Layer(share)
+        elif trunk is not None and hasattr(trunk, "patch_drop"):
+            trunk.patch_drop = self.layer = Layer(share, num_prefix_tokens=trunk.num_prefix_tokens)
+        else:
+            raise ConfigError(
+                f"train.patch_dropout={share:g}: the image tower {type(trunk or visual).__name__} has no patches to leave "
+                "out; set train.patch_dropout=0"
+            )
+
+    def turn(self, on: bool) -> None:
+        self.layer.prob = self.share if on else 0.0

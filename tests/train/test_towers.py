@@ -1,0 +1,150 @@
+"""Compiled blocks, dropped patches and parameters nobody asks for: other ways to run the same model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from open_clip import CustomTextCLIP
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parent))
+from test_parallel import SIDE, TOWERS, batch
+from test_step import cut, recipe
+
+from biomedclip_ray.clip.bundle import clean_names
+from biomedclip_ray.config import ConfigError
+from biomedclip_ray.train import flops
+from biomedclip_ray.train.step import Learner
+from biomedclip_ray.train.towers import PatchDropout, repeated_blocks
+
+STEPS = 10
+
+
+def clip(timm: bool = False) -> nn.Module:
+    torch.manual_seed(3)
+    config = json.loads(json.dumps({key: value for key, value in TOWERS.items() if key != "custom_text"}))
+    if timm:
+        config["vision_cfg"] = {
+            "timm_model_name": "test_vit",
+            "timm_model_pretrained": False,
+            "timm_pool": "token",
+            "timm_proj": "linear",
+            "image_size": 160,
+        }
+    return CustomTextCLIP(**config)
+
+
+def learner(model: nn.Module | None = None, **changes: object) -> Learner:
+    return Learner(model or clip(), recipe(**changes), STEPS, (0.5,) * 3, (0.25,) * 3)
+
+
+def tokens_seen(one: Learner, block: nn.Module) -> list[int]:
+    """Image tokens that reach a block of the image tower, noted at each of its calls."""
+    seen: list[int] = []
+    block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
+    return seen
+
+
+def test_a_compiled_model_learns_the_same_and_keeps_its_names():
+    plain, compiled = learner(), learner(resources={"compile": True})
+    assert len(list(repeated_blocks(compiled.model))) == 2  # the text tower's one block is no repetition
+    for number in range(3):
+        blocks = cut(batch(number), 2)
+        assert float(compiled.step(number, blocks).loss) == pytest.approx(
+            float(plain.step(number, blocks).loss), rel=1e-4
+        )
+    assert (
+        compiled.model.state_dict().keys()
+        == clip().state_dict().keys()
+        == clean_names(compiled.model.state_dict()).keys()
+    )
+
+
+@pytest.mark.parametrize("timm", [False, True])
+def test_half_of_the_patches_are_left_out_but_in_the_last_epoch(timm):
+    model = clip(timm)
+    one = learner(model, patch_dropout=0.5, epochs=2)
+    visual = model.visual
+    seen = tokens_seen(one, visual.trunk.blocks[0] if timm else visual.transformer.resblocks[0])
+    side = 160 if timm else SIDE
+    patches = (160 // 16) ** 2 if timm else (16 // 8) ** 2
+    block = batch(0)
+    pixels = torch.randint(0, 256, (4, side, side, 3), dtype=torch.uint8)
+    few = type(block)(pixels, block.tokens[:4], block.group[:4], 0)
+    first, again = (one.step(0, [few]) for _ in range(2))
+    assert first.loss.isfinite() and again.loss.isfinite()
+    one.step(STEPS // 2 - 1, [few])
+    one.step(STEPS // 2, [few])
+    assert seen == [patches // 2 + 1] * 3 + [patches + 1]
+
+
+def test_the_same_patches_are_left_out_when_features_are_computed_again():
+    one = learner(patch_dropout=0.5, epochs=2)
+    one.towers.train()
+    first, second = one.features(batch(0)), one.features(batch(0))
+    assert torch.equal(first.image, second.image)
+    assert not torch.equal(first.image, one.features(batch(1)).image)
+
+
+def test_a_tower_without_patches_cannot_drop_them():
+    model = open_clip.CLIP(
+        embed_dim=32,
+        vision_cfg={"image_size": 32, "layers": [1, 1, 1, 1], "width": 8},
+        text_cfg={"context_length": 16, "vocab_size": 200, "width": 32, "heads": 2, "layers": 1},
+    )
+    with pytest.raises(ConfigError, match="train.patch_dropout=0.5: the image tower ModifiedResNet has no patches"):
+        PatchDropout(model, 0.5)
+
+
+def test_what_no_vector_depends_on_is_left_as_it_is(caplog):
+    model = clip()
+    model.text.register_parameter("nobody_asks", nn.Parameter(torch.ones(3)))
+    with caplog.at_level("INFO"):
+        one = learner(model)
+    assert "no vector depends on text.nobody_asks" in caplog.text
+    assert "text.nobody_asks" not in one.trained and "visual.proj" in one.trained
+
+
+def test_a_gradient_that_is_no_number_changes_nothing_and_is_counted():
+    one, undisturbed = learner(ema=0.5), learner(ema=0.5)
+    one.step(0, cut(batch(0), 2))
+    undisturbed.step(0, cut(batch(0), 2))
+    before = {name: value.clone() for name, value in one.model.state_dict().items()}
+    bad = cut(batch(1), 2)
+    one.model.visual.register_forward_hook(lambda *_: _[2] * (float("nan") if bad else 1.0))
+    result = one.step(1, bad)
+    assert not result.loss.isfinite() and int(result.skipped) == 1
+    assert all(torch.equal(value, before[name]) for name, value in one.model.state_dict().items())
+    bad.clear()
+    result = one.step(2, cut(batch(2), 2))
+    expected = undisturbed.step(2, cut(batch(2), 2))
+    assert int(result.skipped) == 1 and float(result.loss) == float(expected.loss)
+    for name, value in undisturbed.model.state_dict().items():
+        assert torch.equal(one.model.state_dict()[name], value), name
+
+
+def test_flops_are_those_of_the_formula():
+    towers = {"width": 64, "layers": 3}
+    model = open_clip.CLIP(
+        embed_dim=64,
+        vision_cfg={"image_size": 64, "patch_size": 8, "head_width": 32, **towers},
+        text_cfg={"context_length": 32, "vocab_size": 200, "heads": 2, **towers},
+    )
+    patches, width = 65, 64
+    block = 2 * 12 * patches * width**2 + 4 * patches**2 * width
+    found = flops.count(model, (64, 64), 32, trims=False)
+    assert found.image == 3 * block + 2 * 64 * (3 * 8 * 8) * width + 2 * width * 64
+    assert found.text(32) == 3 * (2 * 12 * 32 * width**2 + 4 * 32**2 * width) + 2 * width * 64
+
+
+def test_a_step_counts_what_its_pairs_need():
+    one = learner(lock=("image",))
+    one.step(0, cut(batch(0), 2))
+    assert one.work == pytest.approx(32 * (one.flops.image + 3 * one.flops.text(16)))
+    shares = one.laps.read()
+    assert set(shares) == {"forward", "loss", "backward", "optimizer"} and all(v > 0 for v in shares.values())
