@@ -42,7 +42,7 @@ _NAMES |= {"split": ("split",), "license": ("license",)}
 # pyarrow fails on a larger row group of bytes, and a part must fit into a task's memory
 _MAX_ROW_GROUP_BYTES = 2 << 30
 _MAX_MEMBER_BYTES = 512 << 20
-_CORRUPT = (tarfile.TarError, pa.ArrowException, csv.Error, zlib.error, EOFError)
+_CORRUPT = (tarfile.TarError, pa.ArrowException, csv.Error, zlib.error, EOFError, UnicodeDecodeError)
 
 
 @dataclass(frozen=True)
@@ -242,6 +242,22 @@ class _Strict(tarfile.TarInfo):
             raise tarfile.ReadError(f"the shard breaks off: {error}") from error
 
 
+class _Ends:
+    """A file that ends: tarfile skips a member by reading as far as its header claims, and a claim of terabytes takes hours."""
+
+    def __init__(self, file: pa.NativeFile) -> None:
+        self._file = file
+        self._left = 100  # reads behind the end; a whole shard ends with one or two
+
+    def read(self, size: int) -> bytes:
+        data: bytes = self._file.read(size)
+        if not data:
+            self._left -= 1
+            if not self._left:
+                raise tarfile.ReadError("the shard ends within a member")
+        return data
+
+
 def _plan_shard(place: Place, name: str, size: int) -> list[Piece]:
     return [Piece(name, 0, 1, 0)]
 
@@ -250,8 +266,8 @@ def _read_shard(place: Place, piece: Piece) -> Iterator[Record]:
     """Members that stand together and share the name up to its first dot are one sample (WebDataset's rule)."""
     key = ""
     sample: dict[str, bytes] = {}
-    with place.open(piece.file) as raw, tarfile.open(fileobj=raw, mode="r|*", tarinfo=_Strict) as tar:
-        for member in tar:
+    with place.open(piece.file) as raw:
+        for tar, member in _members(raw):
             file = tar.extractfile(member) if member.isfile() and member.size <= _MAX_MEMBER_BYTES else None
             if file is None:
                 continue
@@ -264,6 +280,16 @@ def _read_shard(place: Place, piece: Piece) -> Iterator[Record]:
             sample[extension.lower()] = file.read()
     if sample:
         yield _sample(piece.file, key, sample)
+
+
+def _members(raw: pa.NativeFile) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """The archive with each of its members in order. Raises tarfile.TarError for every header that cannot be read."""
+    try:
+        with tarfile.open(fileobj=_Ends(raw), mode="r|*", tarinfo=_Strict) as tar:
+            for member in tar:
+                yield tar, member
+    except (ValueError, IndexError, OverflowError, RecursionError) as error:  # of headers that hold no number, text or end
+        raise tarfile.ReadError(f"{type(error).__name__}: {error}") from error
 
 
 def _sample(file: str, key: str, sample: dict[str, bytes]) -> Record:

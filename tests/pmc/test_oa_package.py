@@ -6,8 +6,6 @@ import gzip
 import hashlib
 import io
 import json
-import random
-import shutil
 import tarfile
 import time
 from collections.abc import Callable
@@ -297,82 +295,3 @@ def test_a_disk_that_fails_is_transient(tmp_path: Path) -> None:
     (folder / "a/PMC7.tar.gz").mkdir()
     reason, _ = _reason(lambda: PackageBucket(folder).get("metadata/PMC7.1.json"))
     assert reason.transient
-
-
-# -- mutated packages ----------------------------------------------------------------------------------------------------
-
-
-def _seed_tars() -> list[bytes]:
-    members: list[Member] = [("p/a.nxml", XML), ("p/" + "long" * 40 + ".jpg", b"j" * 700), ("p/µ.gif", b"g" * 3)]
-    members.append((_of_type("p/l.jpg", tarfile.SYMTYPE, "a.nxml"), b""))
-    return [_tar(*members, form=form) for form in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT)]
-
-
-def _mutated(rng: random.Random, data: bytes) -> bytes:
-    result = bytearray(data)
-    for _ in range(rng.randint(1, 2)):
-        at, kind = rng.randrange(len(result) + 1), rng.randrange(7)
-        if kind == 0 and at < len(result):
-            result[at] ^= rng.randint(1, 255)
-        elif kind == 1:
-            del result[at : at + rng.choice((1, 8, 512, 3000))]
-        elif kind == 2:
-            result[at:at] = rng.randbytes(rng.randint(1, 20))
-        elif kind == 3:  # a field of a header: size, checksum, type, link name, magic
-            field = rng.choice((100, 124, 136, 148, 156, 157, 257, 345)) + 512 * rng.randrange(len(result) // 512 + 1)
-            result[field : field + 4] = rng.choice(
-                (b"\xff\xff\xff\xff", b"\x80\0\0\0", b"7777", b"-1 \0", b"LKxg", b"S\0\0\0")
-            )
-        elif kind == 4:
-            block = at - at % 512
-            result[block:block] = result[block : block + 512] * rng.choice((1, 2, 60))
-        elif kind == 5:  # a header whose checksum is right and whose size is not
-            info = tarfile.TarInfo(rng.choice(("p/x.jpg", "../x", "/x", "p/a.nxml")))
-            info.size, info.type = (
-                rng.choice((0, 1, 511, 10**6, 1 << 40)),
-                rng.choice((b"0", b"L", b"K", b"x", b"g", b"S", b"1", b"9")),
-            )
-            block = at - at % 512
-            result[block:block] = info.tobuf(tarfile.GNU_FORMAT)
-        else:
-            result[at : at + 4] = b"\0\0\0\0"
-    return bytes(result)
-
-
-def _read_or_refused(folder: Path, seeds: range) -> int:
-    """How many are read; each soon, within its folder's names, and with nothing raised but ObjectError."""
-    tars, read = _seed_tars(), 0
-    for seed in seeds:
-        rng = random.Random(seed)
-        packed = gzip.compress(_mutated(rng, rng.choice(tars)), 1)
-        if rng.random() < 0.2:
-            packed = _mutated(rng, packed)
-        started = time.monotonic()
-        bucket = PackageBucket(_folder(folder, packed), package_bytes=20_000_000)
-        entry = {"pmcid": "PMC7", "version": 1, "key": "metadata/PMC7.1.json", "last_modified": "", "etag": ""}
-        try:
-            row = parse_metadata(bucket.get(entry["key"]), entry)
-        except ObjectError as error:
-            assert error.reason is Reason.BAD_PACKAGE, seed
-            continue
-        for media in row["media"]:
-            try:
-                data = bucket.get(media["key"], media["md5"])
-            except ObjectError as error:
-                assert error.reason is Reason.BAD_PACKAGE, seed
-            else:
-                assert len(data) <= 20_000_000
-        assert time.monotonic() - started < 5, seed
-        read += 1
-    shutil.rmtree(folder / "a")
-    return read
-
-
-def test_mutated_packages_are_read_or_refused(tmp_path: Path) -> None:
-    assert 30 < _read_or_refused(tmp_path, range(300)) < 280
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_many_mutated_packages_are_read_or_refused(tmp_path: Path) -> None:
-    assert 200 < _read_or_refused(tmp_path, range(10_000, 12_000)) < 1900
