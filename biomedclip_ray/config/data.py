@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from biomedclip_ray.config.section import Percent, Positive, Section, Share, StageSection
+from biomedclip_ray.config.section import Percent, Positive, Section, Share, StageSection, known
 from biomedclip_ray.schema import KINDS
 
 COMMERCIAL = ("CC0", "CC BY", "CC BY-SA", "CC BY-ND")
@@ -22,15 +21,6 @@ ARTICLE_TYPES = tuple(
     product-review protocol rapid-communication reply report reprint research-article retraction review-article
     systematic-review technical-report translation""".split()
 )
-
-
-def _nearest(value: str, known: tuple[str, ...], what: str) -> str:
-    """Refuses a value that is not known, and says which one may have been meant."""
-    if value not in known:
-        near = difflib.get_close_matches(value, known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"{value!r} is no {what}; {hint}known: {', '.join(known)}")
-    return value
 
 
 class SourceResources(Section):
@@ -124,11 +114,13 @@ class IngestSelect(Section):
     @field_validator("article_types")
     @classmethod
     def _types(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(_nearest(name, ARTICLE_TYPES, "article type") for name in value)
+        return tuple(known(name, ARTICLE_TYPES, "article type") for name in value)
 
 
 class Ingest(StageSection):
     select: IngestSelect = IngestSelect()
+    tables: bool = False
+    """Take tables as figures where they have a picture of themselves: pictures of text, of which there are many."""
 
 
 class TextClassifier(Section):
@@ -226,7 +218,7 @@ class CurateSelect(Section):
     @field_validator("kinds")
     @classmethod
     def _known(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        return value and tuple(_nearest(kind, KINDS, "figure kind") for kind in value)
+        return value and tuple(known(kind, KINDS, "figure kind") for kind in value)
 
 
 class Splits(Section):
@@ -256,4 +248,4 @@ class Curate(Section):
     @field_validator("balance")
     @classmethod
     def _known(cls, value: dict[str, float]) -> dict[str, float]:
-        return {_nearest(kind, KINDS, "figure kind"): amount for kind, amount in value.items()}
+        return {known(kind, KINDS, "figure kind"): amount for kind, amount in value.items()}

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from biomedclip_ray.config import Config, IngestSelect, Source
+from biomedclip_ray.config import Config, Ingest, IngestSelect, Source
 from biomedclip_ray.pipeline import run_parts
 from biomedclip_ray.pmc.bucket import Bucket, ObjectError, open_bucket
 from biomedclip_ray.pmc.jats import Article, Figure, JatsError, parse_article
@@ -21,7 +21,7 @@ from biomedclip_ray.product import Ledger, PartResult, Product
 from biomedclip_ray.schema import ARTICLES, Reason, figure_ids
 from biomedclip_ray.sync import Previous, finished_or_none, parent_of
 
-VERSION = 1
+VERSION = 2
 ARTICLE, FIGURE = "article", "figure"
 
 Item = TypeVar("Item")
@@ -47,13 +47,13 @@ def ingest(config: Config, catalog: Product) -> Product:
         resources = config.ingest.resources
         earlier = parent_of(catalog)
         product.parent = finished_or_none(plan(config, earlier)) if earlier is not None else None
-        run_parts(product, _part, resources, (product, catalog, earlier, config.source, config.ingest.select))
+        run_parts(product, _part, resources, (product, catalog, earlier, config.source, config.ingest))
         product.finish_parts(config.ingest.transient_limit)
     return product
 
 
 def _part(
-    part: int, product: Product, catalog: Product, earlier: Product | None, source: Source, select: IngestSelect
+    part: int, product: Product, catalog: Product, earlier: Product | None, source: Source, config: Ingest
 ) -> PartResult:
     bucket = open_bucket(source.uri, source.resources)
     ledger = Ledger("ingest")
@@ -76,7 +76,7 @@ def _part(
     threads = source.resources.threads
     with ThreadPoolExecutor(threads) as pool:
         for entry, xml in fetch_ahead(pool, lambda e: _fetch(bucket, e), fresh, ahead=2 * threads):
-            if row := _parsed(entry, xml, select, ledger):
+            if row := _parsed(entry, xml, config, ledger):
                 rows.append(row)
     rows.sort(key=lambda row: str(row["article_id"]))
     ledger.count(ARTICLE, len(entries), len(rows))
@@ -84,19 +84,17 @@ def _part(
     return PartResult(pa.Table.from_pylist(rows, schema=ARTICLES), ledger, reused, withdrawn)
 
 
-def _parsed(
-    entry: dict[str, Any], xml: bytes | ObjectError, select: IngestSelect, ledger: Ledger
-) -> dict[str, Any] | None:
+def _parsed(entry: dict[str, Any], xml: bytes | ObjectError, config: Ingest, ledger: Ledger) -> dict[str, Any] | None:
     """A row of ARTICLES, or None and a row in the ledger."""
     if isinstance(xml, ObjectError):
         ledger.drop(ARTICLE, entry["article_id"], xml.reason, xml.detail)
         return None
     try:
-        article = parse_article(xml)
+        article = parse_article(xml, config.tables)
     except JatsError as error:
         ledger.drop(ARTICLE, entry["article_id"], error.reason, str(error))
         return None
-    if unwanted := judge(article, select):
+    if unwanted := judge(article, config.select):
         ledger.drop(ARTICLE, entry["article_id"], *unwanted)
         return None
     row = article_row(entry, article, ledger)
