@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from biomedclip_ray.config.section import PartResources, Positive, Section, StageSection
+from biomedclip_ray.config.section import PartResources, Positive, Section, StageSection, known
+from biomedclip_ray.schema import KINDS
 
 
 class Model(Section):
@@ -25,6 +26,8 @@ class Model(Section):
 class TrainResources(Section):
     workers: Positive | tuple[Positive, Positive] = 1
     """Training workers (processes in the gradient's group); [min, max]: as many as the cluster has, which may change."""
+    resize_interval_s: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds between looks for workers to add, where `workers` is [min, max]; each change costs a restart of ten seconds."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     """Logical CPUs of a training worker; leave some of the cluster's CPUs to the feed."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
@@ -123,6 +126,11 @@ class Train(Section):
     log_pairs: bool = False
     """Write pairs/*.jsonl with {step, attempt, positions} per rank: who trained on what, to check the order."""
     resources: TrainResources = TrainResources()
+
+    @field_validator("kind_weights")
+    @classmethod
+    def _known(cls, value: dict[str, float]) -> dict[str, float]:
+        return {known(kind, KINDS, "figure kind"): weight for kind, weight in value.items()}
 
     @model_validator(mode="after")
     def _divisible(self) -> Train:

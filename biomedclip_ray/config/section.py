@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -36,3 +37,12 @@ class StageSection(Section):
     transient_limit: Share = 0.001
     """Share of units that may be lost to network or disk; above it the stage is unfinished (exit 3) and can be rerun."""
     resources: PartResources = PartResources()
+
+
+def known(value: str, names: tuple[str, ...], what: str) -> str:
+    """Refuses a value that is not known, and says which one may have been meant."""
+    if value not in names:
+        near = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"{value!r} is no {what}; {hint}known: {', '.join(names)}")
+    return value

@@ -204,6 +204,7 @@ def _fit(
             num_workers=resources.workers,
             use_gpu=bool(resources.gpus_per_worker),
             resources_per_worker=worker,
+            elastic_resize_monitor_interval_s=resources.resize_interval_s,
         ),
         run_config=RunConfig(
             name=checkpoint.RUN,

@@ -149,6 +149,23 @@ def test_a_finished_product_is_skipped(killed, two):
     assert time.monotonic() - started < 1
 
 
+def test_a_sharded_run_whose_worker_is_killed_goes_on_from_the_shards_of_both(two, undisturbed, tmp_path):
+    resources = {"workers": 2, "max_failures": 1, "shard": True}
+    changes = {"epochs": (80 - 0.5) * 32 / 72, "checkpoint_steps": 20, "ema": 0.9, "validation_pairs": 7}
+    config = tiny.config(tmp_path, **changes, resources=resources)
+    product = plan(config, *two)
+    killer = kill_after(product.place, 20, rank=1)
+    train(config, *two)
+    killer.join()
+    assert len(attempts(product.place)) == 2 and product.manifest["chosen_by"] == "validation"
+    (newest,) = Path(product.place.uri).glob("checkpoints/step-00000080")
+    assert {file.name for file in (newest / "shards").glob("*.distcp")} == {"__0_0.distcp", "__1_0.distcp"}
+    losses = [line["loss"] for line in read(product.place)]
+    assert losses[:20] == pytest.approx([line["loss"] for line in read(undisturbed.place)][:20], rel=5e-2)
+    vectors = Encoder.load(product.place.at("bundle").uri, device="cpu").encode_text(["3 round red cells"])
+    assert np.linalg.norm(vectors) == pytest.approx(1, abs=1e-5)
+
+
 def test_without_epochs_the_given_clip_becomes_the_product_with_nothing_trained(killed, two, tmp_path):
     given = Encoder.load(killed[1].place.at("bundle").uri, device="cpu")
     model = {"bundle": killed[1].place.at("bundle").uri}
@@ -167,7 +184,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_last_good_checkpoin
     config = tiny.config(tmp_path, lr=1e35, warmup_steps=0, checkpoint_steps=1, resources={"max_failures": 3})
     with pytest.raises(
         DivergedError,
-        match=r"after step 1 loss or weights are no finite numbers.*last good checkpoint is none.*train\.lr",
+        match=r"by step 1 loss, gradient or weights are no finite numbers.*last good checkpoint is none.*train\.lr",
     ):
         train(config, *two)
     product = plan(config, *two)
