@@ -51,8 +51,9 @@ def find_letters(luma: Grey, wanted: tuple[str, ...]) -> dict[str, Letter]:
 
     Args:
         luma: (h, w) uint8; letters 9 to 64 pixels high are seen.
-        wanted: labels in reading order; their case does not matter.
+        wanted: labels in reading order; their case does not matter. Those of several characters ("B1", "iv") are not seen.
     """
+    wanted = tuple(label for label in wanted if len(label) == 1)
     glyphs = _glyphs(luma)
     if not glyphs or not wanted:
         return {}

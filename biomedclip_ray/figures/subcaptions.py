@@ -1,60 +1,29 @@
 """A compound figure's caption -> one text for each panel label. Pure, by rules.
 
-Labels stand before their text ("(A) Liver. (B) Kidney."), after it ("liver (A) and kidney (B)"), as lists and ranges
-("(A-C)", "panels A and B"), in brackets or bare at the start of a sentence ("a Liver. b Kidney."). Whatever the form, panels
-are lettered in order: only letters that make a gapless sequence from A count as labels, which is what keeps "(n = 3)",
-"(H and E)" or "A representative image" out.
+`caption_labels` finds the places that name panels; here each stretch of text between two of them goes to one side or the other,
+to several panels where a sentence or a list is about several, or to all.
 """
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import re
-from dataclasses import dataclass
 
-_LETTER = r"(?:[A-Za-z](?:\d|['′])?)"
-_JOIN = r"(?:\s*(?:[,;&/+]|and\b|to\b|[-–—])\s*)+"
-_LIST = rf"{_LETTER}(?:{_JOIN}{_LETTER}(?![A-Za-z]))*"
-_NOUN = r"(?:sub-?)?(?:panel|image|picture|photo|part|section|plate|graph|frame)s?"
-_SIDE = r"(?:upper|lower|top|bottom|left|right|middle|center|centre|inset)(?:[ -](?:left|right|panel|row))*"
-# "(A)", "(A, B)", "(panel A)", "(left, A)", "(C, 200x)", "[A]"; the letter may close a remark: "(PSA; image C)".
-_BRACKETED = re.compile(
-    rf"(?:(?<![A-Za-z0-9])|(?<=[a-z]{{4}})(?![(]s))[(\[]\s*(?:{_NOUN}\s+|{_SIDE}[,:;]?\s+)?({_LIST})(?:\s*[:;,.]\s*[^()\[\]]{{0,60}}|,?\s+{_SIDE})?\s*[)\]]"
-)
-_CLOSING_REMARK = re.compile(rf"[;,]\s*{_NOUN}\s+({_LIST})\s*(?=\))")
-# "A) text" at the start of a sentence or clause.
-_HALF_BRACKET = re.compile(rf"(?:^|(?<=[\s.;,:]))({_LIST})\)(?=\s|$)")
-# "A. Text", "A: text", "A, text", "A - text", "A and B, text".
-_PUNCTUATED = re.compile(rf"(?:^|(?<=[.;:)]\s)|(?<=[.;:)]))({_LIST})\s*[.:,;–—-](?=\s)\s*(?=\S)")
-# "panel A", "Panels B and C", "image D".
-_NAMED = re.compile(rf"\b{_NOUN}\s+({_LIST})(?![A-Za-z'’])(?:\s*[:,.](?=\s))?", re.IGNORECASE)
-# "a Text. b Text."
-_BARE = re.compile(rf"(?:^|(?<=[.;:,)]\s)|(?<=[.;:)]))({_LIST})\s+(?=[A-Z0-9(α-ωΔ]|[a-z]{{2,}})")
-_FORMS = (_BRACKETED, _HALF_BRACKET, _PUNCTUATED, _NAMED, _BARE)
-# Forms that ordinary words have too.
-_RISKY = (_PUNCTUATED, _BARE)
-# A bracket is so surely a label that other forms must find two letters more.
-_BRACKET_WORTH = 1.5
-_STAIN = {"H", "E"}
+from biomedclip_ray.figures.caption_labels import Mention, label_mentions, sentence_starts
 
-_JOINED = re.compile(r"[\s,;()&]*(?:and)?[\s,;()&]*")
-_CLAUSE_END = re.compile(r"(?:^|[.;:,)])\s*$")
 _CLOSING = re.compile(
     r"scale|bars?\b|error bars?|data (?:are|were|represent)|values|results are|(?:original )?magnification|abbreviations?|all |\*?\s?\d+[x×*]|"
     r"asterisks?|\W*p\W|statistic|\(?\*|n ?=|ns\b|[A-Za-z0-9-]{1,8}(?:,| ?[=:]) [^.;]{3,60}(?:;|\.?$)",
     re.IGNORECASE,
 )
-_SENTENCE = re.compile(r"(?<=[.;])\s+(?=[A-Z(]|\*?\s?\d+[x×*])|(?<=[a-z)]\.)(?=[A-Z][a-z])")
 
-
-@dataclass(frozen=True, slots=True)
-class _Mention:
-    """A place that names labels; `follows`: the text it is about stands before it."""
-
-    start: int
-    end: int
-    labels: tuple[str, ...]
-    follows: bool | None
+_JOINT = re.compile(r"[,;](?=\s)|\s(?=(?:and|while|whereas|but)\s)")
+_SENTENCE_END = re.compile(r"(?<=[.;])\s+(?=[A-Z(])")
+_REMARK = re.compile(r"\s*\([^()]*\)")
+# What joined a text to the one before or after it.
+_LOOSE = re.compile(r"^\W*(?:and|or)\s|[\s,;]+(?:and|or)\s*$")
+_COLON = re.compile(r":\s")
 
 
 def subcaptions(caption: str) -> dict[str, str]:
@@ -66,202 +35,126 @@ def subcaptions(caption: str) -> dict[str, str]:
     Returns:
         label -> text in the labels' order, the letters as the caption writes them ("A", "b").
     """
-    mentions = _settle(_merged(_mentions(caption), caption), caption)
-    labels = sorted({label for mention in mentions for label in mention.labels})
-    if len(labels) < 2:
+    mentions = label_mentions(caption)
+    if not mentions:
         return {}
-    before, own, after = _share(mentions, caption, labels)
+    labels = sorted({label for mention in mentions for label in mention.labels})
+    before, own, after = _Sharing(caption, mentions, labels).share()
     return {label: _tidy(" ".join((before, *own[label], after))) for label in labels}
 
 
-def _mentions(caption: str) -> list[_Mention]:
-    """The mentions of the form, or of all forms together, that make the longest sequence of letters from A on."""
-    best: list[_Mention] = []
-    best_worth = 0.0
-    for upper in (True, False):
-        found = [(form, _of_form(form, caption, upper)) for form in _FORMS]
-        single = [(form, _in_order(some) if form in _RISKY else some) for form, some in found]
-        union = _without_overlaps([(form in _RISKY, mention) for form, some in found for mention in some])
-        for form, candidates in (*single, (None, union)):
-            length = _sequence_length(candidates)
-            worth = length + (_BRACKET_WORTH if form in (_BRACKETED, _HALF_BRACKET) else 0)
-            if length > 1 and worth > best_worth:
-                best_worth = worth
-                last = chr(ord("A" if upper else "a") + length - 1)
-                best = [m for c in candidates if (m := _limited(c, last))]
-    return best
+class _Sharing:
+    """Gives each stretch of a caption to the labels it is about."""
 
+    def __init__(self, caption: str, mentions: list[Mention], labels: list[str]):
+        self._caption = caption
+        self._mentions = mentions
+        self._starts = sentence_starts(caption, mentions)
+        self._sentences: dict[int, list[Mention]] = {}
+        for mention in mentions:
+            self._sentences.setdefault(bisect.bisect_right(self._starts, mention.start), []).append(mention)
+        self._own: dict[str, list[str]] = {label: [] for label in labels}
 
-def _of_form(form: re.Pattern[str], caption: str, upper: bool) -> list[_Mention]:
-    found = []
-    matches = list(form.finditer(caption))
-    if form is _BRACKETED:
-        matches += _CLOSING_REMARK.finditer(caption)
-    for match in matches:
-        labels = _expand(match[1])
-        if not labels or labels[0][0].isupper() != upper or set(labels) == _STAIN:
-            continue
-        found.append(_Mention(match.start(), match.end(), labels, _direction(form, match, caption)))
-    found.sort(key=lambda mention: mention.start)
-    return found
-
-
-def _expand(text: str) -> tuple[str, ...]:
-    """ "A-C, E" -> A, B, C, E; () where the letters differ in case or a range runs backwards."""
-    labels: list[str] = []
-    parts = re.findall(rf"(?<![A-Za-z]){_LETTER}(?![A-Za-z])|[-–—]|\bto\b", text)
-    ranging = False
-    for part in parts:
-        if part in ("-", "–", "—", "to"):
-            ranging = bool(labels)
-            continue
-        letter = part[0]
-        if labels and letter.isupper() != labels[0].isupper():
-            return ()
-        if ranging:
-            if not labels[-1] < letter:
-                return ()
-            labels.extend(chr(code) for code in range(ord(labels[-1]) + 1, ord(letter)))
-            ranging = False
-        labels.append(letter)
-    return tuple(dict.fromkeys(labels))
-
-
-def _direction(form: re.Pattern[str], match: re.Match[str], caption: str) -> bool | None:
-    """Whether the text stands before the mention; None where the place alone does not tell."""
-    if form is not _BRACKETED and form is not _NAMED:
-        return False
-    opens = bool(_CLAUSE_END.search(caption[: match.start()]))
-    rest = caption[match.end() :].lstrip()
-    closes = not rest or rest[0] in ".;,)" or rest.startswith(("and ", "or "))
-    if form is _NAMED and re.match(r"(?:shows?|depicts?|represents?|illustrates?|is|are)\b", rest):
-        return False
-    if opens == closes:
-        return None
-    return closes
-
-
-def _in_order(mentions: list[_Mention]) -> list[_Mention]:
-    """Of bare letters, each the first after the one before it: "A" may be an article, "C." an initial."""
-    return _without_overlaps([(True, mention) for mention in mentions])
-
-
-def _without_overlaps(mentions: list[tuple[bool, _Mention]]) -> list[_Mention]:
-    """In the order of the text; of two that share characters the first and longer stays, a risky one if it is next in line."""
-    kept: list[_Mention] = []
-    wanted = 0
-    for risky, mention in sorted(mentions, key=lambda item: (item[1].start, item[0], -item[1].end)):
-        position = ord(mention.labels[0].lower()) - ord("a")
-        if (kept and mention.start < kept[-1].end) or (risky and position != wanted):
-            continue
-        kept.append(mention)
-        wanted = max(wanted, ord(mention.labels[-1].lower()) - ord("a") + 1)
-    return kept
-
-
-def _merged(mentions: list[_Mention], caption: str) -> list[_Mention]:
-    """ "(A) and (B) show": neighbours with nothing but a joint between them are one mention."""
-    merged: list[_Mention] = []
-    for mention in mentions:
-        if merged and _JOINED.fullmatch(caption, merged[-1].end, mention.start):
-            last = merged.pop()
-            labels = tuple(dict.fromkeys((*last.labels, *mention.labels)))
-            follows = mention.follows if mention.follows is not None else last.follows
-            mention = _Mention(last.start, mention.end, labels, follows)
-        merged.append(mention)
-    return merged
-
-
-def _sequence_length(mentions: list[_Mention]) -> int:
-    """How many letters from A on are all named."""
-    named = {label.lower() for mention in mentions for label in mention.labels}
-    length = 0
-    while length < 26 and chr(ord("a") + length) in named:
-        length += 1
-    return length
-
-
-def _limited(mention: _Mention, last: str) -> _Mention | None:
-    labels = tuple(label for label in mention.labels if label <= last)
-    return _Mention(mention.start, mention.end, labels, mention.follows) if labels else None
-
-
-def _settle(mentions: list[_Mention], caption: str) -> list[_Mention]:
-    """Give the undecided mentions the direction of the majority, and of the first where there is none."""
-    votes = [mention.follows for mention in mentions if mention.follows is not None]
-    trailing = votes.count(True) > votes.count(False)
-    if votes and votes.count(True) == votes.count(False):
-        trailing = votes[0]
-    if mentions and not votes:
-        trailing = bool(caption[: mentions[0].start].strip(" .:;("))
-    return [_Mention(m.start, m.end, m.labels, trailing if m.follows is None else m.follows) for m in mentions]
-
-
-def _share(mentions: list[_Mention], caption: str, labels: list[str]) -> tuple[str, dict[str, list[str]], str]:
-    """(text before all, each label's own texts, text after all): each stretch between mentions goes to one of its ends."""
-    own: dict[str, list[str]] = {label: [] for label in labels}
-    before = after = ""
-    first = caption[: mentions[0].start]
-    if mentions[0].follows:
-        sentences = _SENTENCE.split(first.strip())
-        before = " ".join(sentences[:-1])
-        _give(own, mentions[0], sentences[-1])
-    else:
-        before = first
-    for left, right in itertools.pairwise(mentions):
-        stretch = caption[left.end : right.start]
-        if left.follows == right.follows:
-            if right.follows:
-                # What is said after a mention's sentence is still about it; the last sentence is the next one's.
-                *rest, stretch = _SENTENCE.split(stretch.lstrip(" .;,"))
-                _give(own, left, " ".join(rest))
-            elif _in_mid_sentence(right, caption):
-                # "Staining for CD34 (B, right) shows": the sentence is B's from its start.
-                *rest, start = _SENTENCE.split(stretch)
-                if rest:
-                    _give(own, right, start)
-                    stretch = " ".join(rest)
-            _give(own, right if right.follows else left, stretch)
-        elif left.follows:
-            _give(own, left, stretch)
-        elif set(right.labels) < set(left.labels):
-            _give(own, right, stretch)
+    def share(self) -> tuple[str, dict[str, list[str]], str]:
+        """(text before all, each label's own texts, text after all)."""
+        first, last = self._mentions[0], self._mentions[-1]
+        before, head = self._split_head(0, first.start)
+        if first.follows:
+            self._give_head(first, head)
         else:
-            parts = _SENTENCE.split(stretch, maxsplit=1)
-            _give(own, left, parts[0])
-            _give(own, right, parts[-1])
-    last = caption[mentions[-1].end :]
-    if mentions[-1].follows:
-        after = last
-    else:
-        stays, after = _without_closing(last, [len(_SENTENCE.split(" ".join(texts).strip())) for texts in own.values()])
-        _give(own, mentions[-1], stays)
-    return before, own, after
+            before += head
+        for left, right in itertools.pairwise(self._mentions):
+            self._between(left, right)
+        tail, rest = self._split_tail(last.end, len(self._caption))
+        self._give(self._run(last) if last.follows else last.labels, tail)
+        if not last.follows:
+            usual = max(1, *(len(_SENTENCE_END.split(" ".join(texts).strip())) for texts in self._own.values()))
+            stays, rest = self._without_closing(last.end + len(tail), usual)
+            self._give(self._around(last), stays)
+        return before, self._own, rest
+
+    def _between(self, left: Mention, right: Mention) -> None:
+        inner = set(right.labels) < set(left.labels) and not left.follows
+        if not self._cuts(left.end, right.start):
+            text = self._caption[left.end : right.start]
+            if inner:
+                self._give(right.labels if right.follows else left.labels, text)
+            elif right.follows:
+                if left.follows and (remark := _REMARK.match(text)):
+                    self._give(left.labels, remark[0])
+                    text = text[remark.end() :]
+                joint = 0 if left.follows else _last_end(_JOINT, text)
+                self._give(left.labels, text[:joint])
+                self._give(right.labels, text[joint:])
+            else:
+                self._give(self._run(left) if left.follows else left.labels, text)
+            return
+        tail, _ = self._split_tail(left.end, right.start)
+        middle, head = self._split_head(left.end + len(tail), right.start)
+        self._give(self._run(left) if left.follows else left.labels, tail)
+        self._give(self._around(left), middle)
+        self._give_head(right, head)
+
+    def _give_head(self, mention: Mention, head: str) -> None:
+        """The beginning of a mention's sentence, up to a colon about all that the sentence names: "Sections: liver (A), kidney (B)"."""
+        run = self._run(mention)
+        colon = _last_end(_COLON, head) if mention.follows and len(run) > len(mention.labels) else 0
+        self._give(run, head[:colon] if mention.follows else head)
+        if mention.follows:
+            self._give(mention.labels, head[colon:])
+
+    def _cuts(self, start: int, end: int) -> list[int]:
+        """Where sentences begin in the stretch."""
+        return self._starts[bisect.bisect_right(self._starts, start) : bisect.bisect_right(self._starts, end)]
+
+    def _split_tail(self, start: int, end: int) -> tuple[str, str]:
+        """(the rest of the sentence, the sentences after it)."""
+        at = next(iter(self._cuts(start, end)), end)
+        return self._caption[start:at], self._caption[at:end]
+
+    def _split_head(self, start: int, end: int) -> tuple[str, str]:
+        """(whole sentences, the beginning of one that goes on)."""
+        cuts = self._cuts(start - 1, end)
+        at = cuts[-1] if cuts else start
+        return self._caption[start:at], self._caption[at:end]
+
+    def _run(self, mention: Mention) -> tuple[str, ...]:
+        """The labels of all mentions in this one's sentence that look the same way: what frames them is about all of them."""
+        same = [each for each in self._beside(mention) if each.follows == mention.follows]
+        return tuple(dict.fromkeys(label for each in same for label in each.labels))
+
+    def _around(self, mention: Mention) -> tuple[str, ...]:
+        """Whom the sentences after a mention's are about: the list that its sentence goes through, else itself."""
+        lists = (each.labels for each in self._beside(mention) if not each.follows)
+        return next((labels for labels in lists if set(mention.labels) < set(labels)), mention.labels)
+
+    def _beside(self, mention: Mention) -> list[Mention]:
+        """The mentions of one sentence."""
+        return self._sentences[bisect.bisect_right(self._starts, mention.start)]
+
+    def _give(self, labels: tuple[str, ...], text: str) -> None:
+        text = _LOOSE.sub("", text)
+        if text.strip():
+            for label in dict.fromkeys(labels):
+                self._own[label].append(text)
+
+    def _without_closing(self, start: int, usual: int) -> tuple[str, str]:
+        """The last label's further sentences, and what closes the caption and is about all: scale bars, statistics, abbreviations.
+
+        Args:
+            usual: sentences of the longest label; the last is likely to have no more of its own than that.
+        """
+        cuts = [start, *self._cuts(start, len(self._caption)), len(self._caption)]
+        for k, (begin, end) in enumerate(itertools.pairwise(cuts), start=1):
+            if k >= usual or _CLOSING.match(self._caption[begin:end]):
+                return self._caption[start:begin], self._caption[begin:]
+        return self._caption[start:], ""
 
 
-def _in_mid_sentence(mention: _Mention, caption: str) -> bool:
-    opens = _CLAUSE_END.search(caption[: mention.start]) or caption[mention.end :].lstrip()[:1].isupper()
-    return not opens
-
-
-def _without_closing(text: str, sentences: list[int]) -> tuple[str, str]:
-    """The last label's own text, and what closes the caption and is about all: scale bars, statistics, abbreviations.
-
-    Args:
-        text: from the last label to the caption's end.
-        sentences: how many each label has so far; the last is likely to have no more of its own than the longest other.
-    """
-    parts = _SENTENCE.split(text.strip())
-    usual = max([*sentences, 1])
-    for k in range(1, len(parts)):
-        if k >= usual or _CLOSING.match(parts[k]):
-            return " ".join(parts[:k]), " ".join(parts[k:])
-    return text, ""
-
-
-def _give(own: dict[str, list[str]], mention: _Mention, text: str) -> None:
-    for label in mention.labels:
-        own[label].append(text)
+def _last_end(pattern: re.Pattern[str], text: str) -> int:
+    """Where the last match outside brackets ends; 0 where there is none."""
+    flat = re.sub(r"\([^()]*\)", lambda brackets: "x" * len(brackets[0]), text)
+    return max((match.end() for match in pattern.finditer(flat)), default=0)
 
 
 def _tidy(text: str) -> str:

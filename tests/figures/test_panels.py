@@ -69,6 +69,13 @@ def test_a_panel_whose_letter_is_missing_takes_its_place_in_the_order() -> None:
     assert min(overlap(found[label], boxes[label]) for label in "ABCD") > 0.9
 
 
+def test_a_label_of_two_characters_takes_its_place_in_the_order() -> None:
+    image, boxes = grid(2, 2, 12, "ABBD")
+    found = by_label(split_panels(image, ("A", "B1", "B2", "D")))
+    assert overlap(found["A"], boxes["A"]) > 0.9 and overlap(found["D"], boxes["D"]) > 0.9
+    assert set(found) == {"A", "B1", "B2", "D"}
+
+
 def test_without_any_letter_the_gaps_decide() -> None:
     image, _ = grid(3, 1, 14, "")
     found = by_label(split_panels(image, ("A", "B", "C")))
