@@ -242,14 +242,14 @@ class _Strict(tarfile.TarInfo):
             raise tarfile.ReadError(f"the shard breaks off: {error}") from error
 
 
-class _Ends:
+class _Ends(io.RawIOBase):
     """A file that ends: tarfile skips a member by reading as far as its header claims, and a claim of terabytes takes hours."""
 
     def __init__(self, file: pa.NativeFile) -> None:
         self._file = file
         self._left = 100  # reads behind the end; a whole shard ends with one or two
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int = -1) -> bytes:
         data: bytes = self._file.read(size)
         if not data:
             self._left -= 1
@@ -288,7 +288,12 @@ def _members(raw: pa.NativeFile) -> Iterator[tuple[tarfile.TarFile, tarfile.TarI
         with tarfile.open(fileobj=_Ends(raw), mode="r|*", tarinfo=_Strict) as tar:
             for member in tar:
                 yield tar, member
-    except (ValueError, IndexError, OverflowError, RecursionError) as error:  # of headers that hold no number, text or end
+    except (
+        ValueError,
+        IndexError,
+        OverflowError,
+        RecursionError,
+    ) as error:  # of headers that hold no number, text or end
         raise tarfile.ReadError(f"{type(error).__name__}: {error}") from error
 
 

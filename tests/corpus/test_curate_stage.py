@@ -131,6 +131,24 @@ def test_only_pictures_whose_hashes_are_near_are_read(
     assert sorted(decoded) == sorted([rows[7]["image"], rows[20]["image"]])
 
 
+def test_kinds_licences_and_panels_that_are_not_selected_have_their_reasons(config: Config, tmp_path: Path) -> None:
+    changes: list[dict[str, Any]] = [
+        {},
+        {"figure_kind": "gel"},
+        {"figure_kind": "photograph"},
+        {"license": "CC BY-NC"},
+        {"license": "unknown"},
+        {"panel": 1},
+        {"text": "Gel."},
+    ]
+    rows = [_row(TRAIN, f"F{n}", _figure(n), f"Figure {n}.") | change for n, change in enumerate(changes)]
+    select = {"kinds": ["chart", "gel"], "licenses": "commercial", "panels": False}
+    config = parse(config.model_dump(mode="json") | {"curate": {"select": select}}, "test")
+    product = curate(config, _pairs(tmp_path, [rows]))
+    reasons = [row["reason"] for table in product.scan() for row in table.to_pylist()]
+    assert reasons == [None, None, "curate_kind", "curate_license", "curate_license", "curate_panel", "short_text"]
+
+
 def test_a_corpus_without_a_pair_is_finished(config: Config, tmp_path: Path) -> None:
     product = curate(config, _pairs(tmp_path, [[], []]))
     assert product.finished

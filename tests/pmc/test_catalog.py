@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from biomedclip_ray.config import SourceSelect
-from biomedclip_ray.pmc.catalog import judge, parse_metadata
+from biomedclip_ray.config import SourceSelect, parse
+from biomedclip_ray.pmc.catalog import judge, parse_metadata, plan
+from biomedclip_ray.pmc.inventory import Inventory
 from biomedclip_ray.schema import Reason
 
 ENTRY = {"pmcid": "PMC10", "version": 2, "key": "metadata/PMC10.2.json", "last_modified": "2026-11-12", "etag": "e"}
@@ -65,6 +66,16 @@ def test_metadata_that_points_elsewhere_or_has_no_form_is_refused(changes: dict[
 def test_what_is_no_json_object_is_refused(data: bytes) -> None:
     with pytest.raises((ValueError, TypeError, KeyError)):
         parse_metadata(data, ENTRY)
+
+
+def test_the_fingerprint_follows_the_inventory_and_not_the_place_of_the_source() -> None:
+    def of(uri: str, *inventory: str) -> str:
+        return plan(parse({"root": "r", "source": {"uri": uri}}, "test"), Inventory(*inventory, ())).fingerprint
+
+    here = of("s3://pmc-oa-opendata", "2026-11-20T01-00Z", "etags")
+    assert of("/a/copy", "2026-11-20T01-00Z", "etags") == here
+    assert of("s3://pmc-oa-opendata", "2026-11-21T01-00Z", "etags") != here
+    assert of("s3://pmc-oa-opendata", "2026-11-20T01-00Z", "other etags") != here
 
 
 def test_presets_and_lists_decide_the_licence() -> None:

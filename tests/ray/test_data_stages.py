@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -166,6 +167,38 @@ def test_a_source_that_fails_for_a_while_adds_exactly_what_was_missing(bucket: P
     assert pairs.state == "resumed"
     columns = [name for name in PAIRS.names if name != "part"]
     pd.testing.assert_frame_equal(_rows(pairs)[columns], _rows(plain["preprocess"])[columns])
+
+
+def test_a_twentieth_of_all_objects_missing_is_as_many_ledger_rows_and_no_failure(
+    bucket: Path, products: dict[str, Product], tmp_path: Path
+) -> None:
+    """Each object is one row; the other figures and articles stay, and the stages finish."""
+    articles = _rows(products["ingest"]).to_dict("records")
+    no_xml = {article["article_id"] for article in articles[::20]}
+    pictures = {
+        figure["figure_id"]: figure["media"][0]["key"]
+        for article in articles
+        for figure in article["figures"]
+        if article["article_id"] not in no_xml and len(figure["media"]) == 1
+    }
+    before = products["preprocess"].ledger().to_pylist()
+    lost_before = {row["id"] for row in before if row["id"].split("/")[0] not in no_xml}
+    sound = sorted(set(pictures) - {pair_id.split("#")[0] for pair_id in lost_before})
+    lost = {f"{figure_id}#0": pictures[figure_id] for figure_id in sound[::20]}
+    shutil.copytree(bucket, tmp_path / "bucket")
+    for key in (*lost.values(), *(f"{article_id}/{article_id}.xml" for article_id in no_xml)):
+        (tmp_path / "bucket" / key).unlink()
+    damaged = _data_stages(_config(tmp_path / "root", tmp_path / "bucket"))
+    assert len(no_xml) >= 2
+    assert len(lost) >= 5
+    rows = damaged["ingest"].ledger().to_pylist()
+    assert {row["id"] for row in rows if row["reason"] == "missing_object"} == no_xml
+    rows = damaged["preprocess"].ledger().to_pylist()
+    assert {row["id"] for row in rows} == lost_before | set(lost)
+    assert {row["reason"] for row in rows if row["id"] in lost} == {"missing_object"}
+    whole, left = _rows(products["preprocess"]), _rows(damaged["preprocess"])
+    gone = whole["pair_id"].isin(lost) | whole["article_id"].isin(no_xml)
+    assert left["pair_id"].tolist() == whole["pair_id"][~gone].tolist()
 
 
 def test_the_whole_data_side_runs_with_source_and_root_on_s3(
