@@ -1,9 +1,9 @@
 """Contrastive losses over the gathered batch, in pure torch: softmax InfoNCE and the sigmoid loss.
 
 Every worker computes the rows of its own pairs against all pairs. The logits are made and used in blocks of rows, with
-their gradient, and thrown away: a worker holds `2 x block x N x 4` bytes of logits (block 256 and N = 4,096: 8 MB)
-instead of `N x N x 4` and what autograd keeps of it, at no extra multiplication. The price is that the loss cannot be
-differentiated twice.
+their gradient, and thrown away: a worker holds `block x N x 4` bytes of logits (block 256 and N = 4,096: 4 MB)
+instead of `N x N x 4` and what autograd keeps of it, at no extra multiplication (`benchmarks/loss_memory.py`). The price is
+that the loss cannot be differentiated twice.
 
 **Scale.** What the losses return is the mean over the global batch, the same number on every worker. The gradient of a
 worker is that of `world size x its share`, so that the *mean* over workers, which DDP takes, is the gradient of that
@@ -197,52 +197,53 @@ def _softmax_block(
     sums: _Sums, a: Tensor, b: Tensor, grad_a: Tensor, grad_b: Tensor, rows: slice, group: Tensor | None
 ) -> None:
     """Rows of `a` against all of `b`: half of each row's cross entropy."""
-    cosine = a[rows] @ b.T
-    logits = cosine * sums.scale_value
-    own = torch.arange(rows.start, rows.stop, device=a.device)
+    logits = (a[rows] @ b.T).mul_(sums.scale_value)
+    own = torch.arange(rows.start, rows.stop, device=a.device)[:, None]
     if group is not None:
         logits.masked_fill_(_same_group(group, rows, own), -torch.inf)
     weight = 0.5 / len(a)
     norm = torch.logsumexp(logits, dim=1, keepdim=True)
-    sums.loss += weight * (norm.squeeze(1) - logits.gather(1, own[:, None]).squeeze(1)).sum()
+    sums.loss += weight * (norm - logits.gather(1, own)).sum()
     if sums.wanted:
         slope = logits.sub_(norm).exp_()
-        slope.scatter_add_(1, own[:, None], slope.new_full((len(own), 1), -1.0))
-        slope *= weight
-        _add_gradient(sums, a, b, grad_a, grad_b, rows, slope, cosine)
+        slope.scatter_add_(1, own, slope.new_full(own.shape, -1.0)).mul_(weight)
+        _add_gradient(sums, a, b, grad_a, grad_b, rows, slope)
 
 
 def _sigmoid_block(sums: _Sums, image: Tensor, text: Tensor, rows: slice, group: Tensor | None) -> None:
+    """Rows of images against all texts; each logit counts by how far it lies on its right side."""
     assert sums.bias_value is not None
-    cosine = image[rows] @ text.T
-    logits = cosine * sums.scale_value + sums.bias_value
-    own = torch.arange(rows.start, rows.stop, device=image.device)
-    sign = torch.full_like(logits, -1.0).scatter_(1, own[:, None], 1.0)
-    weight = torch.full_like(logits, 1.0 / len(image))
+    right = (image[rows] @ text.T).mul_(-sums.scale_value).sub_(sums.bias_value)
+    own = torch.arange(rows.start, rows.stop, device=image.device)[:, None]
+    right.scatter_(1, own, -right.gather(1, own))
     if group is not None:
-        weight.masked_fill_(_same_group(group, rows, own), 0.0)
-    sums.loss -= (torch.nn.functional.logsigmoid(sign * logits) * weight).sum()
+        right.masked_fill_(_same_group(group, rows, own), torch.inf)
+    sums.loss -= torch.nn.functional.logsigmoid(right).sum() / len(image)
     if sums.wanted:
-        slope = -sign * torch.sigmoid(-sign * logits) * weight
+        slope = right.neg_().sigmoid_().div_(len(image))
+        slope.scatter_(1, own, -slope.gather(1, own))
         sums.bias += slope.sum()
-        _add_gradient(sums, image, text, sums.image, sums.text, rows, slope, cosine)
+        _add_gradient(sums, image, text, sums.image, sums.text, rows, slope)
 
 
 def _add_gradient(
-    sums: _Sums, a: Tensor, b: Tensor, grad_a: Tensor, grad_b: Tensor, rows: slice, slope: Tensor, cosine: Tensor
+    sums: _Sums, a: Tensor, b: Tensor, grad_a: Tensor, grad_b: Tensor, rows: slice, slope: Tensor
 ) -> None:
-    """`slope` is the loss's derivative by each logit of the block, where logit = scale x cosine (+ bias)."""
-    sums.scale += (slope * cosine).sum()
-    slope *= sums.scale_value
-    grad_a[rows] += slope @ b
-    grad_b += slope.T @ a[rows]
+    """`slope` is the loss's derivative by each logit of the block, where logit = scale x cosine (+ bias).
+
+    The sum of slope x cosine, which the scale needs, is that of a x (slope @ b): no cosine is kept for it.
+    """
+    toward = slope @ b
+    sums.scale += (toward * a[rows]).sum()
+    grad_a[rows] += toward.mul_(sums.scale_value)
+    grad_b.addmm_(slope.T, a[rows] * sums.scale_value)
 
 
 def _same_group(group: Tensor, rows: slice, own: Tensor) -> Tensor:
-    """bool (rows, N): another pair of the row's group."""
+    """bool (rows, N): another pair of the row's group; `own` int64 (rows, 1)."""
     mine = group[rows, None]
     same = (mine == group[None, :]) & (mine >= 0)
-    return same.scatter_(1, own[:, None], False)
+    return same.scatter_(1, own, False)
 
 
 class _GatherWithGradient(torch.autograd.Function):
