@@ -224,6 +224,18 @@ def test_a_tokenizer_that_does_not_load(refused: Callable[..., str]) -> None:
     assert "give a folder with tokenizer.json" in line
 
 
+def test_a_text_classifier_or_a_bundle_of_kinds_that_does_not_load(refused: Callable[..., str], tmp_path: Path) -> None:
+    data_side = ("--until", "curate")
+    assert "classifier.uri=/nowhere/a.onnx cannot be read" in refused(
+        "preprocess.select.classifier.uri=/nowhere/a.onnx", *data_side
+    )
+    (tmp_path / "a.onnx").write_bytes(b"a pickle")
+    line = refused(f"preprocess.select.classifier.uri={tmp_path}/a.onnx", *data_side)
+    assert line.startswith(f"error: preprocess.select.classifier.uri={tmp_path}/a.onnx cannot be loaded: ")
+    line = refused("preprocess.kinds.bundle=/nowhere", *data_side)
+    assert line.startswith("error: preprocess.kinds.bundle: /nowhere: no open_clip_config.json there")
+
+
 def test_all_that_is_wrong_is_said_at_once(cli: Cli) -> None:
     answer = cli("root=/proc", "model.tokenizer=/nowhere/tokenizer", "model.init=random")
     assert answer.code == 2
