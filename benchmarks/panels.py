@@ -1,12 +1,13 @@
 """How well compound figures are separated, and what it costs.
 
-    python benchmarks/panels.py [--data FOLDER] [--failures FOLDER]
+    python benchmarks/panels.py [--data FOLDER] [--report FILE]
 
 On the labelled figures of the corpus and on the sample's drawn compounds: compound or single, panels found (F1 at an overlap of
 0.5 and 0.75 of the union), labels, core-milliseconds a figure; on the labelled captions: subcaptions. Each with its 95%
 interval, from 2,000 resamples of the figures, because the truth is small. A subcaption counts when its label is right and its
-words (F1 >= 0.8) are, after the words common to all subcaptions are taken off both ends. `--failures` writes the figures that
-are not wholly right, truth in green and answer in red. Prints `panels_f1_50 ratio=...` and so on; exit 1 below a goal.
+words (F1 >= 0.8) are, after the words common to all subcaptions are taken off both ends. `--report` writes one HTML file with
+the table and all that is not wholly right, truth and answer side by side. Prints `panels_f1_50 ratio=...` and so on; exit 1
+below a goal.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from panels_report import Box, Measured, WrongCaption, WrongFigure, write
 from PIL import Image
 
 from biomedclip_ray.figures.panels import Panel, split_panels
@@ -33,7 +35,6 @@ from biomedclip_ray.pmc import jats
 from biomedclip_ray.sample import plots
 
 GOALS = {"compound_or_single": 0.95, "panels_f1_50": 0.92, "panels_f1_75": 0.80, "labels": 0.90, "subcaptions_f1": 0.90}
-Box = tuple[float, float, float, float]
 
 
 @dataclass
@@ -114,49 +115,56 @@ def share(counts: NDArray[np.float64]) -> float:
     return float(right / max(1.0, every))
 
 
-def report(
-    name: str, score: Callable[[NDArray[np.float64]], float], rows: Sequence[Sequence[float]], goal: bool
-) -> bool:
-    """Print a figure with its interval; whether the goal is reached."""
+def measured(
+    source: str, name: str, score: Callable[[NDArray[np.float64]], float], rows: Sequence[Sequence[float]]
+) -> Measured:
+    """A figure of merit with its interval, printed."""
     counts = np.array(rows, np.float64)
     rng = np.random.default_rng(0)
     resampled = [score(counts[rng.integers(len(counts), size=len(counts))]) for _ in range(2000)]
     low, high = np.percentile(resampled, (2.5, 97.5))
-    value = score(counts)
-    key = name.split()[-1]
-    text = f"{name} ratio={value:.3f}  95% {low:.3f} to {high:.3f}, n={len(counts)}"
-    print(text + (f"  goal {GOALS[key]}" if goal else ""))
-    return value >= GOALS[key] or not goal
+    result = Measured(source, name, score(counts), float(low), float(high), len(counts), GOALS[name])
+    print(f"{source} {name} ratio={result.value:.3f}  95% {low:.3f} to {high:.3f}, n={result.n}  goal {result.goal}")
+    return result
 
 
-def measure(source: str, figures: list[Figure], failures: Path | None) -> bool:
+def measure(source: str, figures: list[Figure]) -> tuple[list[Measured], float, list[WrongFigure]]:
+    """(figures of merit, mean core-milliseconds a figure, what is not wholly right)."""
     kind, half, most, named, spent = [], [], [], [], []
+    wrong = []
     for figure in figures:
         began = time.process_time()
         panels = split_panels(figure.image, tuple(subcaptions(figure.caption)))
         spent.append(time.process_time() - began)
         right_kind = (len(panels) > 1) == figure.is_compound
         kind.append((float(right_kind), 1.0))
-        good = right_kind
+        why = [] if right_kind else [f"taken for a {'single picture' if figure.is_compound else 'compound figure'}"]
         if figure.boxes:
             at_half, at_most = matches(panels, figure.boxes, 0.5), matches(panels, figure.boxes, 0.75)
             half.append((len(at_half), len(panels), len(figure.boxes)))
             most.append((len(at_most), len(panels), len(figure.boxes)))
-            good = good and len(at_most) == len(figure.boxes) == len(panels)
+            if not len(at_most) == len(figure.boxes) == len(panels):
+                why.append(
+                    f"found {len(panels)} of {len(figure.boxes)} panels, {len(at_half)} right at 0.5, {len(at_most)} at 0.75"
+                )
             if figure.labels:
                 right = [(panels[i].label or "").lower() == figure.labels[j].lower() for i, j in at_half]
                 named.append((sum(right), len(figure.labels)))
-        if failures is not None and not good:
-            draw(figure, panels, failures / f"{source}-{Path(figure.name).stem}.png")
+                if sum(right) < len(figure.labels):
+                    why.append(f"{sum(right)} of {len(figure.labels)} labels right")
+        if why:
+            true = list(zip(figure.labels or [""] * len(figure.boxes), figure.boxes, strict=True))
+            found = [(panel.label or "", panel.box) for panel in panels]
+            wrong.append(WrongFigure(f"{source}: {figure.name}", figure.image, "; ".join(why), true, found))
     results = [
-        report(f"{source} compound_or_single", share, kind, True),
-        report(f"{source} panels_f1_50", f1, half, True),
-        report(f"{source} panels_f1_75", f1, most, True),
-        report(f"{source} labels", share, named, True),
+        measured(source, "compound_or_single", share, kind),
+        measured(source, "panels_f1_50", f1, half),
+        measured(source, "panels_f1_75", f1, most),
+        measured(source, "labels", share, named),
     ]
     milliseconds = 1000 * np.array(spent)
     print(f"{source} core-ms a figure: mean {milliseconds.mean():.0f}, median {np.median(milliseconds):.0f}")
-    return all(results)
+    return results, float(milliseconds.mean()), wrong
 
 
 def own_words(texts: dict[str, str]) -> dict[str, list[str]]:
@@ -178,45 +186,41 @@ def word_f1(a: list[str], b: list[str]) -> float:
     return 2 * (Counter(a) & Counter(b)).total() / (len(a) + len(b))
 
 
-def measure_captions(path: Path) -> bool:
-    rows = []
+def measure_captions(path: Path) -> tuple[Measured, list[WrongCaption]]:
+    rows, wrong = [], []
     for line in path.read_text().splitlines():
         row = json.loads(line)
         true = own_words({item["label"]: item["text"] for item in row["subcaptions"]})
         given = own_words(subcaptions(row["caption"]))
-        right = sum(label in true and word_f1(words, true[label]) >= 0.8 for label, words in given.items())
-        rows.append((right, len(given), len(true)))
-    return report("corpus subcaptions_f1", f1, rows, True)
-
-
-def draw(figure: Figure, panels: list[Panel], path: Path) -> None:
-    picture = np.ascontiguousarray(figure.image[:, :, ::-1])
-    height, width = picture.shape[:2]
-    boxes = [(box, (0, 160, 0)) for box in figure.boxes] + [(panel.box, (0, 0, 255)) for panel in panels]
-    for (x0, y0, x1, y1), colour in boxes:
-        cv2.rectangle(picture, (int(x0 * width), int(y0 * height)), (int(x1 * width), int(y1 * height)), colour, 3)
-    cv2.imwrite(str(path), picture)
+        right = {label for label, words in given.items() if label in true and word_f1(words, true[label]) >= 0.8}
+        rows.append((len(right), len(given), len(true)))
+        if not len(right) == len(given) == len(true):
+            labels = sorted({*true, *given})
+            sides = [tuple(" ".join(side.get(label, ["–"])) for side in (true, given)) for label in labels]
+            table = [(label, *texts, label in right) for label, texts in zip(labels, sides, strict=True)]
+            wrong.append(WrongCaption(row["caption"], table))  # type: ignore[arg-type]
+    return measured("corpus", "subcaptions_f1", f1, rows), wrong
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     default = os.environ.get("BIOMEDCLIP_TEST_DATA", str(Path(__file__).resolve().parents[2] / "shared"))
     parser.add_argument("--data", type=Path, default=Path(default), help="the folder that holds corpus/")
-    parser.add_argument("--failures", type=Path, help="folder for pictures of what went wrong")
+    parser.add_argument("--report", type=Path, help="HTML file for the table and what went wrong")
     options = parser.parse_args()
-    if options.failures is not None:
-        options.failures.mkdir(parents=True, exist_ok=True)
     corpus = options.data / "corpus"
     if not corpus.is_dir():
         print(f"{corpus} is not there; name the folder that holds corpus/ with --data", file=sys.stderr)
         return 2
     cv2.setNumThreads(1)
-    good = [
-        measure("corpus", corpus_figures(corpus), options.failures),
-        measure("sample", sample_figures(60), options.failures),
-        measure_captions(corpus / "captions" / "subcaptions-dev.jsonl"),
-    ]
-    return 0 if all(good) else 1
+    of_corpus, corpus_cost, corpus_wrong = measure("corpus", corpus_figures(corpus))
+    of_sample, sample_cost, sample_wrong = measure("sample", sample_figures(60))
+    of_captions, captions = measure_captions(corpus / "captions" / "subcaptions-dev.jsonl")
+    every = [*of_corpus, of_captions, *of_sample]
+    if options.report is not None:
+        cost = {"corpus": corpus_cost, "sample": sample_cost}
+        write(options.report, every, cost, [*corpus_wrong, *sample_wrong], captions)
+    return 0 if all(each.reached for each in every) else 1
 
 
 if __name__ == "__main__":
