@@ -12,6 +12,7 @@ quarter of float32 through the object store and over the bus.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 from ray.data import DataContext, DataIterator, Dataset, TaskPoolStrategy
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.train import DataConfig
 
 from biomedclip_ray.clip.tokenizer import Tokenizer
@@ -40,6 +42,7 @@ MAX_RATIO = 4 / 3
 """Largest ratio of a crop's sides (that of torchvision's RandomResizedCrop)."""
 
 _READ_THREADS = 16
+_QUICK_ROUND_S, _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.01, 0.5
 
 
 @dataclass(frozen=True)
@@ -195,12 +198,31 @@ def _rows_of(feed: Feed, file: pq.ParquetFile, chunk: int, rows: npt.NDArray[np.
     return pa.table({"image": image, "text": table["text"]}).take(pa.array(feed.rows.row[rows]))
 
 
+class _Pauses(ExecutionCallback):
+    """Pauses, longer and longer, between rounds of Ray Data's scheduling that had nothing to wait for.
+
+    A round waits for running tasks. While the store is full, which in training is always, none runs and the next round begins at
+    once: the feed would take a core to do nothing (Ray 2.60).
+    """
+
+    def __init__(self) -> None:
+        self.pause = 0.0
+        self.began = time.monotonic()
+
+    def on_execution_step(self, executor: Any) -> None:
+        waited = time.monotonic() - self.began > _QUICK_ROUND_S
+        self.pause = 0.0 if waited else min(max(2 * self.pause, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
+        time.sleep(self.pause)
+        self.began = time.monotonic()
+
+
 def _context(resources: TrainResources) -> DataContext:
     context: DataContext = DataContext.get_current().copy()
     context.target_max_block_size = None  # a block is a micro-block, whatever its bytes
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = resources.no_progress_timeout_s
+    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, _Pauses]
     return context
 
 

@@ -9,6 +9,7 @@ padded. The loss never sees any of this: features are put back into their order.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,21 @@ def masks_padding(model: nn.Module) -> bool:
     from open_clip.hf_model import HFTextEncoder
 
     return isinstance(dict(model.named_children()).get("text"), HFTextEncoder)
+
+
+def mask_without_waiting(model: nn.Module) -> None:
+    """Hand the text tower its mask ready made, bool (n, 1, T, T), where it would look whether any token is padding at all:
+    the host would wait for the device there, once for each group of captions."""
+    tower: Any = model.get_submodule("text.transformer")
+    if tower.config._attn_implementation == "sdpa":
+        tower.register_forward_pre_hook(_ready_mask, with_kwargs=True)
+
+
+def _ready_mask(tower: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    mask: Tensor = kwargs["attention_mask"]
+    if mask.ndim == 2:
+        kwargs["attention_mask"] = mask.bool()[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
+    return args, kwargs
 
 
 def length_groups(lengths: Sequence[int], context: int, min_tokens: int) -> list[tuple[list[int], int]]:

@@ -15,7 +15,7 @@ from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 from biomedclip_ray.config import ConfigError
-from biomedclip_ray.train.lengths import encode_at_natural_length, masks_padding
+from biomedclip_ray.train.lengths import encode_at_natural_length, mask_without_waiting, masks_padding
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +54,8 @@ class Towers(nn.Module):
         self.model = model
         self.bf16 = bf16
         self.trims = masks_padding(model)
+        if self.trims:
+            mask_without_waiting(model)
         described: Any = model
         self.size: tuple[int, int] = to_2tuple(described.visual.image_size)
         self.context = int(described.context_length)

@@ -7,10 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from open_clip.hf_model import HFTextEncoder
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig
 
 from biomedclip_ray.train import lengths as module
-from biomedclip_ray.train.lengths import encode_at_natural_length, length_groups, masks_padding
+from biomedclip_ray.train.lengths import encode_at_natural_length, length_groups, mask_without_waiting, masks_padding
 
 CONTEXT = 48
 
@@ -72,3 +73,28 @@ def test_vectors_and_gradients_are_those_of_padded_captions(tower, monkeypatch):
 def test_only_a_tower_that_masks_its_padding_is_trimmed(tower):
     assert masks_padding(torch.nn.ModuleDict({"text": tower}))
     assert not masks_padding(torch.nn.ModuleDict({"text": torch.nn.Linear(2, 2)}))
+
+
+class Waits(TorchDispatchMode):
+    """Counts the values that the host asks a tensor for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket is torch.ops.aten._local_scalar_dense
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_ready_mask_gives_the_same_vectors_and_asks_for_nothing(tower):
+    tokens, lengths = texts()
+    with Waits() as before:
+        plain = encode_at_natural_length(tower, tokens, lengths)
+    assert before.count  # or the hook is needed no more
+    for _ in range(2):  # a second learner of the same model changes nothing
+        mask_without_waiting(torch.nn.ModuleDict({"text": tower}))
+    with Waits() as after:
+        ready = encode_at_natural_length(tower, tokens, lengths)
+    assert after.count == 0
+    assert torch.equal(ready, plain)
