@@ -200,7 +200,7 @@ class Learner:
         tokens = (
             block.lengths.double()
             if self.trims and block.lengths is not None
-            else torch.full((len(block.pixels),), float(block.tokens.shape[1]))
+            else torch.full((len(block.pixels),), block.tokens.shape[1], dtype=torch.float64)
         )
         text = float(self.flops.token * tokens.sum() + self.flops.attention * tokens.square().sum())
         image_passes, text_passes = (1 if side in self.recipe.lock else flops.TRAINING for side in ("image", "text"))
