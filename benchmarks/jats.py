@@ -48,9 +48,10 @@ def main() -> int:
     return int(any(ratio < BOUNDS[name] for name, ratio in ratios.items()))
 
 
-def real_articles() -> list[bytes]:
+def real_articles(data: Path | None = None) -> list[bytes]:
+    """The XML of the corpus' full articles; `data` is the folder that holds corpus/."""
     default = Path(__file__).resolve().parents[2] / "shared"
-    folder = Path(os.environ.get("BIOMEDCLIP_TEST_DATA", default)) / "corpus" / "jats"
+    folder = (data or Path(os.environ.get("BIOMEDCLIP_TEST_DATA", default))) / "corpus" / "jats"
     articles = []
     for archive in ("jats-dev-400.tar.gz", "jats-2026-24.tar.gz"):
         if not (folder / archive).is_file():

@@ -1,0 +1,118 @@
+"""What the benchmarks of training share: real pictures and captions, products made of them, and towers built from configs alone.
+
+A picture goes with whatever caption comes next: the corpus has pictures for some of its figures and captions for all, and no
+pace depends on which belongs to which. `real_pairs` are the ones that belong together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from transformers import BertConfig
+
+from biomedclip_ray.clip.model import Built, build_model
+from biomedclip_ray.clip.tokenizer import Tokenizer
+from biomedclip_ray.config import Model, PartResources, parse
+from biomedclip_ray.figures.captions import training_text
+from biomedclip_ray.figures.preprocess import preprocess
+from biomedclip_ray.measure import without_ray
+from biomedclip_ray.pmc.catalog import catalog
+from biomedclip_ray.pmc.ingest import ingest
+from biomedclip_ray.pmc.jats import parse_figures
+from biomedclip_ray.product import PartResult, Product, conform
+from biomedclip_ray.run import resolve_inventory
+from biomedclip_ray.schema import CORPUS, LEDGER, PAIRS
+
+sys.path.insert(0, str(Path(__file__).parent))
+from jats import real_articles
+
+Pair = tuple[bytes, str]
+
+VOCABULARY = 30522
+"""Words that BERT's own tokenizer knows; one fitted on the captions stays below."""
+PARTS = 8
+
+
+def add_data_option(parser: argparse.ArgumentParser) -> None:
+    default = os.environ.get("BIOMEDCLIP_TEST_DATA", str(Path(__file__).resolve().parents[2] / "shared"))
+    parser.add_argument("--data", type=Path, default=Path(default), help="the folder that holds corpus/")
+
+
+def verdict(ratios: dict[str, float], bounds: dict[str, float]) -> int:
+    """Print a line for each ratio; the exit code: 1 where one is below its bound."""
+    for name, ratio in ratios.items():
+        print(f"{name} ratio={ratio:.3f}  bound {bounds[name]:.2f}", flush=True)
+    return int(any(ratio < bounds[name] for name, ratio in ratios.items()))
+
+
+def real_pairs(data: Path) -> list[Pair]:
+    """(JPEG, text) of every figure in the corpus' bucket that has a picture, through the stages themselves: short side 384."""
+
+    def run(
+        product: Product, worker: Callable[..., PartResult], resources: PartResources, args: tuple[Any, ...]
+    ) -> None:
+        for part in product.missing_parts():
+            result = worker(part, *args)
+            product.write_part(part, result.data, result.ledger.table(), result.ledger.counts)
+
+    with tempfile.TemporaryDirectory(prefix="biomedclip-bench-") as root, without_ray(run):
+        source = {"uri": str(data / "corpus" / "bucket"), "select": {"licenses": "all"}}
+        config = parse({"root": root, "source": source, "preprocess": {"short_side": 384}}, "benchmark")
+        pairs = preprocess(config, ingest(config, catalog(config, resolve_inventory(config))))
+        return [(row["image"], row["text"]) for table in pairs.scan(["image", "text"]) for row in table.to_pylist()]
+
+
+def real_captions(data: Path) -> list[str]:
+    """The training text of every figure in the corpus' full articles."""
+    figures = (figure for xml in real_articles(data) for figure in parse_figures(xml))
+    texts = (training_text(figure.caption, figure.label) for figure in figures)
+    return [text for text in texts if text]
+
+
+def products(rows: list[Pair], root: str) -> tuple[Product, Product]:
+    """Finished pairs and corpus in parts, everything kept and in the train split."""
+    pairs = Product.plan(root, "preprocess", 1, {}, [])
+    corpus = Product.plan(root, "curate", 1, {}, [pairs])
+    for product, schema in ((pairs, PAIRS), (corpus, CORPUS)):
+        with product.running(parts=PARTS):
+            for part in range(PARTS):
+                chosen = [
+                    {"pair_id": f"PMC{n}.1/F1#0", "image": image, "text": text, "split": "train", "kept": True}
+                    for n, (image, text) in list(enumerate(rows))[part::PARTS]
+                ]
+                table = conform(pa.Table.from_pylist(chosen, schema=schema), schema)
+                product.write_part(part, table, LEDGER.empty_table(), {"pair": (len(chosen), len(chosen))})
+            product.finish_parts(0.0)
+    return pairs, corpus
+
+
+def timm_vit(size: str) -> dict[str, Any]:
+    """A ViT of 224 px and patches of 16, as BiomedCLIP's."""
+    name = f"vit_{size}_patch16_224"
+    return {"timm_model_name": name, "timm_pool": "", "timm_proj": "linear", "image_size": 224}
+
+
+def build(vision: dict[str, Any], bert: dict[str, Any], embed_dim: int, tokenizer: Tokenizer) -> Built:
+    """A CLIP of that image tower (open_clip's vision_cfg) and a BERT of that BertConfig, at random weights of seed 0."""
+    with tempfile.TemporaryDirectory(prefix="biomedclip-bench-") as name:
+        folder = Path(name)
+        BertConfig(**bert).save_pretrained(folder / "bert")
+        text = {
+            "hf_model_name": str(folder / "bert"),
+            "hf_proj_type": "mlp",
+            "hf_pooler_type": "cls_last_hidden_state_pooler",
+            "context_length": tokenizer.context_length,
+        }
+        config = {"embed_dim": embed_dim, "vision_cfg": vision, "text_cfg": text}
+        (folder / "model.json").write_text(json.dumps(config))
+        torch.manual_seed(0)
+        return build_model(Model(config=str(folder / "model.json"), init="random"), tokenizer)

@@ -1,0 +1,329 @@
+"""A training step beside open_clip's own, on a CPU: the same weights, pairs, precision and threads, each with its own loader.
+
+    python benchmarks/train_vs_open_clip.py [--data FOLDER] [--rounds N] [--steps N] [--precision bf16|fp32] [--only pace|parity] [--quick]
+
+ViT-S/16 of 224 px and a BERT of width 384, depth 12 and context 256, which is the paper's share of image to text; 64 pairs. open_clip
+runs its `train_one_epoch` on WebDataset shards, we a `Learner` on the feed through Ray Data. The sides take turns, a few steps each;
+Ray runs only during ours, and its feed is left to fill its store before the clock starts, so that it works at the pace of the steps.
+Ratios are of the median step.
+
+- `step_padded_vs_open_clip`: their seconds over ours, captions padded to the context in both.
+- `step_natural_of_ceiling`: how much of what the FLOPs promise is reached when our captions run at their natural length: their
+  seconds over ours, divided by the FLOPs of padded over those of natural captions, for the very batches that were run.
+- `text_tower_natural_vs_padded`: forward and backward of the text tower alone, on captions of the corpus.
+- `loss_parity`: both learn from the same recorded tensors (64 px, 64 tokens, 200 steps); one minus the worst relative difference of
+  a mean of 20 steps.
+
+About eight minutes on two cores. `--quick`: tiny towers, to see that everything runs; its ratios say nothing. Exit 1 below a bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import logging
+import os
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import open_clip
+import ray
+import torch
+
+from biomedclip_ray.clip.model import Built
+from biomedclip_ray.clip.tokenizer import Tokenizer, fit_tokenizer
+from biomedclip_ray.config import Train, TrainResources
+from biomedclip_ray.train.batches import Feed, InOrder, batches, crop, decode
+from biomedclip_ray.train.flops import Flops, count
+from biomedclip_ray.train.lengths import encode_at_natural_length
+from biomedclip_ray.train.order import Order
+from biomedclip_ray.train.rows import find_rows
+from biomedclip_ray.train.step import Block, Learner
+
+sys.path.insert(0, str(Path(__file__).parent))
+import clips
+import reference
+
+BOUNDS = {
+    "step_padded_vs_open_clip": 0.97,
+    "step_natural_of_ceiling": 0.90,
+    "text_tower_natural_vs_padded": 2.0,
+    "loss_parity": 0.98,
+}
+CPUS = 2
+STORE_BYTES = 96 * 1024 * 1024
+"""Of Ray's object store: ten batches ahead, which the feed has ready in seconds."""
+AHEAD = 40
+"""Batches that the feed still has to make when our turn ends: more than fit into the store."""
+IDLE = 0.25
+"""Share of a core below which the feed has nothing more to do."""
+WINDOW_STEPS = 20
+SCHEDULE = 10_000
+
+
+class Size(NamedTuple):
+    vision: dict[str, Any]
+    bert: dict[str, Any]
+    embed_dim: int
+    context: int
+    batch: int
+
+
+def bert(width: int, depth: int, **changes: Any) -> dict[str, Any]:
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": width // 64,
+        "intermediate_size": 4 * width,
+        **changes,
+    }
+
+
+WITHOUT_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+SMALL = Size(clips.timm_vit("small"), bert(384, 12), 512, 256, 64)
+TINY = Size({"image_size": 32, "patch_size": 16, "width": 64, "layers": 1, "head_width": 64}, bert(64, 1), 32, 32, 8)
+PARITY = Size(
+    {"image_size": 64, "patch_size": 16, "width": 128, "layers": 3, "head_width": 64},
+    bert(128, 3, **WITHOUT_DROPOUT),
+    128,
+    64,
+    64,
+)
+
+
+def recipe_of(batch: int, precision: str, **changes: Any) -> Train:
+    return Train.model_validate({"batch": batch, "micro_batches": 1, "precision": precision, **changes})
+
+
+def learner_of(built: Built, recipe: Train, steps: int) -> Learner:
+    return Learner(built.model, recipe, steps, built.preprocess_cfg["mean"], built.preprocess_cfg["std"])
+
+
+def block_of(arrays: dict[str, np.ndarray], natural: bool) -> Block:
+    pixels, tokens, group = (
+        torch.from_numpy(np.require(arrays[name], requirements=["C", "W"])) for name in ("pixels", "tokens", "group")
+    )
+    return Block(pixels, tokens, group, int(arrays["position"][0]), torch.tensor(arrays["length"]) if natural else None)
+
+
+class Ours:
+    """Our side: the learner, and Ray with the feed while it is our turn."""
+
+    def __init__(self, built: Built, recipe: Train, feed: Feed) -> None:
+        self.learner = learner_of(built, recipe, SCHEDULE)
+        self.feed = feed
+        self.step = 0
+
+    def turn(self, steps: int) -> dict[bool, list[tuple[float, list[int]]]]:
+        """Some steps of padded captions, then as many at natural length: (seconds, captions' lengths) of each, by natural."""
+        ray.init(
+            "local",
+            num_cpus=CPUS,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            object_store_memory=STORE_BYTES,
+        )
+        threads = set(threading.enumerate())
+        size = self.feed.micro_rows
+        start = self.step * size
+        shard = InOrder().configure(
+            {"train": batches(ray.put(self.feed), start, start + (2 * steps + AHEAD) * size, TrainResources())},
+            1,
+            None,
+            None,
+        )[0]["train"]
+        found: dict[bool, list[tuple[float, list[int]]]] = {False: [], True: []}
+        arriving = iter(shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2))
+        with closing(arriving):  # while Ray is still there to be told
+            next(arriving)
+            wait_until_idle()
+            for natural, _ in itertools.product((False, True), range(steps)):
+                began = time.perf_counter()
+                arrays = next(arriving)
+                self.learner.step(self.step, [block_of(arrays, natural)])
+                found[natural].append((time.perf_counter() - began, arrays["length"].tolist()))
+                self.step += 1
+        for thread in set(threading.enumerate()) - threads:  # who asks Ray for a block after its end ends the process
+            thread.join(timeout=2)
+        ray.shutdown()
+        return found
+
+
+def wait_until_idle() -> None:
+    """Until the processes below this one have nothing to do."""
+    spent = busy()
+    while True:
+        time.sleep(1)
+        before, spent = spent, busy()
+        if spent - before < IDLE:
+            return
+
+
+def busy() -> float:
+    """CPU seconds of all processes below this one."""
+    import psutil  # which comes with Ray, once that is imported
+
+    total = 0.0
+    for process in psutil.Process().children(recursive=True):
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system
+    return total
+
+
+def pace(data: Path, size: Size, precision: str, rounds: int, steps: int) -> dict[str, float]:
+    """The ratios of the steps."""
+    captions = clips.real_captions(data)
+    pictures = [image for image, _ in clips.real_pairs(data)]
+    pairs = [(pictures[n % len(pictures)], text) for n, text in enumerate(captions)]
+    tokenizer = fit_tokenizer(captions, clips.VOCABULARY, size.context)
+    built = clips.build(size.vision, size.bert, size.embed_dim, tokenizer)
+    mean, std = (built.preprocess_cfg[key] for key in ("mean", "std"))
+    flops = count(built.model, built.model.visual.image_size, size.context, trims=True)
+    image_size = built.model.visual.image_size[0]
+    recipe = recipe_of(size.batch, precision)
+    with tempfile.TemporaryDirectory(prefix="biomedclip-bench-") as root:
+        folder = Path(root)
+        (folder / "shards").mkdir()
+        reference.write_shards(pairs, folder / "shards", 4)
+        tokenizer.save(folder / "tokenizer")
+        words = open_clip.tokenizer.HFTokenizer(str(folder / "tokenizer"), context_length=size.context)
+        loader = reference.loader(folder / "shards", image_size, mean, std, words, size.batch, workers=1)
+        theirs = reference.Reference(built.model, recipe, SCHEDULE)
+        theirs.train(loader, 1)  # warm, and its worker is started before there is Ray
+        stored = clips.products(pairs, str(folder / "root"))
+        rows = find_rows(*stored, "train")
+        order = Order(rows.chunk_rows, 8 * size.batch, 0)
+        feed = Feed(stored[0], rows, order, tokenizer, image_size, recipe.crop_scale, 0, size.batch)
+        ours = Ours(built, recipe, feed)
+        ours.learner.step(0, [Block(*warm_tensors(size, image_size), 0, torch.full((size.batch,), size.context // 2))])
+        theirs.seconds.clear()
+        found: dict[bool, list[tuple[float, list[int]]]] = {False: [], True: []}
+        for number in range(rounds):
+            theirs.train(loader, steps)
+            for natural, measured in ours.turn(steps).items():
+                found[natural] += measured
+            print(
+                f"  round {number + 1}: open_clip {seconds(theirs.seconds[-steps:])}, ours padded "
+                f"{seconds([s for s, _ in found[False][-steps:]])}, natural {seconds([s for s, _ in found[True][-steps:]])}",
+                flush=True,
+            )
+    text = text_ratio(built.model, tokenizer, captions, size.batch, precision, max(2, rounds))
+    return {**step_ratios(theirs.seconds, found, flops, size), "text_tower_natural_vs_padded": text}
+
+
+def warm_tensors(size: Size, image_size: int) -> tuple[torch.Tensor, ...]:
+    pixels = torch.zeros(size.batch, image_size, image_size, 3, dtype=torch.uint8)
+    return pixels, torch.ones(size.batch, size.context, dtype=torch.int32), torch.full((size.batch,), -1)
+
+
+def seconds(values: list[float]) -> str:
+    return " ".join(f"{value:.2f}" for value in values) + " s"
+
+
+def step_ratios(
+    theirs: list[float], ours: dict[bool, list[tuple[float, list[int]]]], flops: Flops, size: Size
+) -> dict[str, float]:
+    lengths = [length for _, row in ours[True] for length in row]
+    reference_s = statistics.median(theirs)
+    padded_s, natural_s = (statistics.median(s for s, _ in ours[natural]) for natural in (False, True))
+    natural = np.mean([flops.text(length) for length in lengths])
+    ceiling = float((flops.image + flops.text(size.context)) / (flops.image + natural))
+    reached = reference_s / natural_s
+    print(
+        f"  {np.mean(lengths):.0f} tokens a caption of {size.context}; FLOPs of a pair: image {flops.image / 1e9:.1f} G, "
+        f"text padded {flops.text(size.context) / 1e9:.1f} G\n  at natural length FLOPs promise {ceiling:.3f} times "
+        f"open_clip's pace, {reached:.3f} are reached ({padded_s / natural_s:.3f} times our own padded pace)"
+    )
+    return {"step_padded_vs_open_clip": reference_s / padded_s, "step_natural_of_ceiling": reached / ceiling}
+
+
+def text_ratio(model: Any, tokenizer: Tokenizer, captions: list[str], batch: int, precision: str, rounds: int) -> float:
+    """Seconds of the padded text tower over those at natural length, forward and backward, on batches drawn from the captions."""
+    model.train()
+    draw = np.random.default_rng(0)
+
+    def encode(tokens: torch.Tensor) -> torch.Tensor:
+        vectors: torch.Tensor = model.encode_text(tokens, normalize=True)
+        return vectors
+
+    spent: dict[bool, float] = {False: 0.0, True: 0.0}
+    for _ in range(rounds):
+        tokens = torch.from_numpy(tokenizer([captions[i] for i in draw.choice(len(captions), batch, replace=False)]))
+        lengths = (tokens != tokenizer.pad_id).sum(1).tolist()
+        for natural in (False, True):
+            model.zero_grad(set_to_none=True)
+            began = time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                vectors = encode_at_natural_length(encode, tokens, lengths) if natural else encode(tokens)
+            vectors.float().square().sum().backward()
+            spent[natural] += time.perf_counter() - began
+    return spent[False] / spent[True]
+
+
+def parity(data: Path, size: Size, precision: str, steps: int) -> float:
+    """One minus the worst relative difference between the two curves of losses, averaged over windows."""
+    pairs = clips.real_pairs(data)
+    tokenizer = fit_tokenizer([text for _, text in pairs], clips.VOCABULARY, size.context)
+    built = clips.build(size.vision, size.bert, size.embed_dim, tokenizer)
+    recipe = recipe_of(size.batch, precision, lr=5e-4, warmup_steps=steps // 10)
+    mean, std = (torch.tensor(built.preprocess_cfg[key]).view(1, 3, 1, 1) * 255 for key in ("mean", "std"))
+    side = size.vision["image_size"]
+    pixels = torch.from_numpy(np.stack([crop(decode(jpeg), side, (1.0, 1.0), np.zeros(4)) for jpeg, _ in pairs]))
+    tokens = torch.from_numpy(tokenizer([text for _, text in pairs]))
+    draw = np.random.default_rng(0)
+    rows = [torch.from_numpy(draw.choice(len(pairs), size.batch, replace=False)) for _ in range(steps)]
+
+    def recorded() -> Iterator[reference.Batch]:
+        for chosen in rows:
+            yield (pixels[chosen].permute(0, 3, 1, 2).float() - mean) / std, tokens[chosen]
+
+    theirs = reference.Reference(built.model, recipe, steps)
+    theirs.train(recorded(), steps)
+    ours = learner_of(built, recipe, steps)
+    nobodys = torch.full((size.batch,), -1)
+    losses = []
+    for number, chosen in enumerate(rows):
+        lengths = (tokens[chosen] != tokenizer.pad_id).sum(1)
+        block = Block(pixels[chosen], tokens[chosen].int(), nobodys, number * size.batch, lengths)
+        losses.append(ours.step(number, [block]).loss)
+    means = [torch.stack(curve).view(-1, WINDOW_STEPS).mean(1) for curve in (theirs.losses, losses)]
+    print(f"  open_clip's losses, means of {WINDOW_STEPS} steps: " + " ".join(f"{value:.3f}" for value in means[0]))
+    print("  ours:" + " " * 45 + " ".join(f"{value:.3f}" for value in means[1]), flush=True)
+    return 1 - float(((means[1] - means[0]).abs() / means[0]).max())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    clips.add_data_option(parser)
+    parser.add_argument("--rounds", type=int, default=2, help="turns of each side")
+    parser.add_argument("--steps", type=int, default=2, help="steps of a turn")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--only", choices=("pace", "parity"))
+    parser.add_argument("--quick", action="store_true", help="tiny towers and few steps")
+    options = parser.parse_args()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    torch.set_num_threads(CPUS)
+    ratios: dict[str, float] = {}
+    if options.only != "parity":
+        size = TINY if options.quick else SMALL
+        ratios |= pace(options.data, size, options.precision, options.rounds, options.steps)
+    if options.only != "pace":
+        steps = 2 * WINDOW_STEPS if options.quick else 200
+        ratios["loss_parity"] = parity(options.data, PARITY, "fp32", steps)
+    return clips.verdict(ratios, BOUNDS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
