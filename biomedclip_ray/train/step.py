@@ -101,13 +101,13 @@ class Learner:
             lock(model, tower)
         if recipe.loss != "sigmoid" and getattr(model, "logit_bias", None) is not None:
             model.get_parameter("logit_bias").requires_grad_(False)
-        self.patch_dropout = PatchDropout(model, recipe.patch_dropout) if recipe.patch_dropout else None
         if recipe.resources.grad_checkpointing:
             model.set_grad_checkpointing(True)  # type: ignore[operator]
         towers = Towers(model, mean, std, recipe.precision == "bf16").to(self.device)
         leave_out_unused(towers)
         self.trims = towers.trims
-        self.flops = flops.count(model, towers.size, towers.context, towers.trims)
+        self.flops = flops.count(model, towers.size, towers.context, towers.trims)  # of whole pictures
+        self.patch_dropout = PatchDropout(model, recipe.patch_dropout) if recipe.patch_dropout else None
         self.work = 0.0
         if recipe.resources.compile:
             compile_blocks(model)
