@@ -5,8 +5,7 @@ operator decodes, crops and tokenizes block by block. Both are CPU tasks that sc
 fractional CPUs so that two of them run beside two workers on two cores. Order is kept (`preserve_order`), blocks are dealt
 without equalising (`equal=True` would cut the tail), so block k of the sequence reaches rank k mod W.
 
-Windows are multiples of a micro-block and read + cut fuse into one operator (`repartition` not strict): a strict
-repartition is an operator of its own that wants a whole CPU, which on two cores starves. Pixels travel as uint8: a
+Windows are multiples of a micro-block and are cut without waiting for the next one (`repartition` not strict). Pixels travel as uint8: a
 quarter of float32 through the object store and over the bus.
 """
 
@@ -41,8 +40,11 @@ Pixels = npt.NDArray[np.uint8]
 MAX_RATIO = 4 / 3
 """Largest ratio of a crop's sides (that of torchvision's RandomResizedCrop)."""
 
+READ_CPUS = 0.25
+"""Logical CPUs of a task that reads a window and cuts it into blocks: it waits for storage."""
+
 _READ_THREADS = 16
-_QUICK_ROUND_S, _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.01, 0.5
+_PAUSE_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ def batches(feed: ray.ObjectRef, start: int, stop: int, resources: TrainResource
     """
     spec: Feed = ray.get(feed)
     spans = [{"start": a, "stop": b} for a, b in spec.order.spans(start, stop)]
+    read_cpus = min(READ_CPUS, resources.feed_cpus)
     with DataContext.current(_context(resources)):
         if not spans:
             return ray.data.from_arrow(_EMPTY.empty_table())
@@ -82,10 +85,10 @@ def batches(feed: ray.ObjectRef, start: int, stop: int, resources: TrainResource
             batch_size=1,
             batch_format="pyarrow",
             fn_args=(feed,),
-            num_cpus=min(0.25, resources.feed_cpus),
+            num_cpus=read_cpus,
             compute=TaskPoolStrategy(size=2),
         )
-        blocks = blocks.repartition(target_num_rows_per_block=spec.micro_rows)
+        blocks = _light(blocks.repartition(target_num_rows_per_block=spec.micro_rows), read_cpus)
         return blocks.map_batches(
             _decode_task,
             batch_size=None,
@@ -94,6 +97,13 @@ def batches(feed: ray.ObjectRef, start: int, stop: int, resources: TrainResource
             num_cpus=resources.feed_cpus,
             compute=TaskPoolStrategy(size=resources.feed_concurrency),
         )
+
+
+def _light(cut: Dataset, num_cpus: float) -> Dataset:
+    """`repartition` with a share of a CPU: it takes no resources of its own (Ray 2.60), and its default of one CPU starves beside
+    workers that leave the feed one."""
+    cut._logical_plan.dag.ray_remote_args["num_cpus"] = num_cpus
+    return cut
 
 
 class InOrder(DataConfig):
@@ -199,21 +209,15 @@ def _rows_of(feed: Feed, file: pq.ParquetFile, chunk: int, rows: npt.NDArray[np.
 
 
 class _Pauses(ExecutionCallback):
-    """Pauses, longer and longer, between rounds of Ray Data's scheduling that had nothing to wait for.
+    """Pauses between rounds of Ray Data's scheduling while no task runs.
 
     A round waits for running tasks. While the store is full, which in training is always, none runs and the next round begins at
     once: the feed would take a core to do nothing (Ray 2.60).
     """
 
-    def __init__(self) -> None:
-        self.pause = 0.0
-        self.began = time.monotonic()
-
     def on_execution_step(self, executor: Any) -> None:
-        waited = time.monotonic() - self.began > _QUICK_ROUND_S
-        self.pause = 0.0 if waited else min(max(2 * self.pause, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
-        time.sleep(self.pause)
-        self.began = time.monotonic()
+        if not any(operator.num_active_tasks() for operator in executor._topology):
+            time.sleep(_PAUSE_S)
 
 
 def _context(resources: TrainResources) -> DataContext:

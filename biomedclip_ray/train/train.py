@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -21,11 +22,11 @@ import numpy as np
 import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, ValidationConfig
 
-from biomedclip_ray.config import Config, ConfigError
+from biomedclip_ray.config import Config, ConfigError, TrainResources
 from biomedclip_ray.product import Count, Product, StageError
 from biomedclip_ray.storage import Place
 from biomedclip_ray.train import checkpoint, journal, validate
-from biomedclip_ray.train.batches import Feed, InOrder, batches
+from biomedclip_ray.train.batches import READ_CPUS, Feed, InOrder, batches
 from biomedclip_ray.train.metrics import Watch, guessing, read
 from biomedclip_ray.train.order import Order, shuffle_quality, total_steps
 from biomedclip_ray.train.rows import SplitRows, find_rows, texts
@@ -39,7 +40,6 @@ START = "start"
 BUNDLE = "bundle"
 _FACTS = "start.json"
 _TASK_CPUS = 0.5
-_READ_CPUS = 0.25
 _VALIDATION_CPUS = 0.25
 _FEW_WORKERS = 16
 
@@ -69,14 +69,16 @@ def check(config: Config, cluster_cpus: float, cluster_gpus: float) -> list[str]
         for name in missing(config.train.trackers)
     ]
     wanted = config.train.resources
-    feed = wanted.feed_cpus + min(_READ_CPUS, wanted.feed_cpus)
+    feed = wanted.feed_cpus + min(READ_CPUS, wanted.feed_cpus)
     workers = wanted.min_workers
-    left = cluster_cpus - workers * wanted.cpus_per_worker
+    comes = _workers_that_come(wanted, cluster_cpus, cluster_gpus)
+    # Ray Train keeps its workers' share, and what is left goes to Ray Data in whole CPUs: of 0.75 it gets none, and stands still
+    left = math.floor(max(0.0, cluster_cpus - comes * wanted.cpus_per_worker))
     if left < feed:
-        fits = max(0.0, (cluster_cpus - feed) / workers)
+        fits = max(0.0, (cluster_cpus - math.ceil(feed)) / comes)
         problems.append(
-            f"train.resources.cpus_per_worker={wanted.cpus_per_worker:g} with train.resources.workers={workers} leaves "
-            f"{max(left, 0):g} of {cluster_cpus:g} CPUs to the feed, which needs {feed:g}; "
+            f"train.resources.cpus_per_worker={wanted.cpus_per_worker:g} with {comes} workers (train.resources.workers="
+            f"{wanted.workers}) leaves {left} whole CPUs of {cluster_cpus:g} to the feed, which needs {feed:g}; "
             f"set train.resources.cpus_per_worker={int(fits * 100) / 100:g} or less, or fewer workers"
         )
     if workers * wanted.gpus_per_worker > cluster_gpus:
@@ -96,6 +98,14 @@ def check(config: Config, cluster_cpus: float, cluster_gpus: float) -> list[str]
                 "add it there, or set train.loss=infonce"
             )
     return problems
+
+
+def _workers_that_come(wanted: TrainResources, cpus: float, gpus: float) -> int:
+    """Workers that Ray Train starts on a cluster of that size: the fixed number, or of [min, max] as many as fit."""
+    fit = math.floor(cpus / wanted.cpus_per_worker)
+    if wanted.gpus_per_worker:
+        fit = min(fit, math.floor(gpus / wanted.gpus_per_worker))
+    return max(wanted.min_workers, min(wanted.max_workers, fit))
 
 
 def train(config: Config, pairs: Product, corpus: Product) -> Product:

@@ -20,12 +20,12 @@ from biomedclip_ray.train.order import total_steps
 from biomedclip_ray.train.step import learning_rate
 from biomedclip_ray.train.train import plan, train
 
-STEPS = 1500
+STEPS = 800
 
 
 @pytest.mark.slow
 def test_a_node_that_comes_is_used_and_no_batch_changes(tmp_path, monkeypatch):
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3})
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     ray.init(cluster.address, log_to_driver=False)
     try:
@@ -35,7 +35,7 @@ def test_a_node_that_comes_is_used_and_no_batch_changes(tmp_path, monkeypatch):
             checkpoint_steps=50,
             log_steps=1,
             log_pairs=True,
-            resources={"workers": [1, 2], "cpus_per_worker": 1.25, "resize_interval_s": 2},
+            resources={"workers": [1, 2], "cpus_per_worker": 2, "threads": 1, "resize_interval_s": 2},
         )
         pairs, corpus = tiny.products(tmp_path)
         product = plan(config, pairs, corpus)

@@ -34,9 +34,11 @@ def test_how_fast_it_trains_does_not_rename_the_product(tmp_path):
             {"resources": {"workers": 2, "cpus_per_worker": 1}},
             2,
             0,
-            "cpus_per_worker=1 .*leaves 0 of 2 CPUs to the feed.*set train.resources.cpus_per_worker=0.75 or less",
+            "cpus_per_worker=1 .*leaves 0 whole CPUs of 2 to the feed.*set train.resources.cpus_per_worker=0.5 or less",
         ),
-        ({"resources": {"workers": [1, 4], "cpus_per_worker": 1}}, 2, 0, None),
+        ({"resources": {"workers": 1, "cpus_per_worker": 1.25}}, 2, 0, "leaves 0 whole CPUs of 2 to the feed"),
+        ({"resources": {"workers": [1, 4], "cpus_per_worker": 1}}, 2, 0, "with 2 workers .*leaves 0 whole CPUs"),
+        ({"resources": {"workers": [1, 4], "cpus_per_worker": 2}}, 3, 0, None),
         (
             {"resources": {"workers": 4, "gpus_per_worker": 1}},
             16,
