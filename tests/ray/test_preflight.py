@@ -38,7 +38,9 @@ def test_a_stage_that_has_nothing_to_do_is_not_asked_about(tmp_path: Path) -> No
 def test_training_that_leaves_its_feed_no_cpu_is_refused(tmp_path: Path) -> None:
     train = {"resources": {"workers": 2, "cpus_per_worker": 1}}
     [problem] = check_cluster(_config(tmp_path, train=train), ("train",))
-    assert problem.startswith("train.resources.cpus_per_worker=1 with train.resources.workers=2 leaves 0 of 2 CPUs")
+    assert problem.startswith(
+        "train.resources.cpus_per_worker=1 with 2 workers (train.resources.workers=2) leaves 0 whole CPUs of 2"
+    )
     assert "set train.resources.cpus_per_worker=" in problem
 
 
