@@ -44,7 +44,7 @@ READ_CPUS = 0.25
 """Logical CPUs of a task that reads a window and cuts it into blocks: it waits for storage."""
 
 _READ_THREADS = 16
-_QUICK_ROUND_S, _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.01, 0.1
+_PAUSE_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -209,22 +209,15 @@ def _rows_of(feed: Feed, file: pq.ParquetFile, chunk: int, rows: npt.NDArray[np.
 
 
 class _Pauses(ExecutionCallback):
-    """Pauses between rounds of Ray Data's scheduling that had nothing to wait for, each longer than the one before.
+    """Pauses between rounds of Ray Data's scheduling while no task runs.
 
-    A round waits for running tasks. While the store is full, which in training is always, there is nothing to wait for, also
-    where a task still runs whose blocks are not taken; the next round begins at once, and the feed takes a core to do
-    nothing (Ray 2.60). A round that waited was of use: after it there is no pause.
+    A round waits for running tasks. While the store is full, which in training is always, none runs and the next round begins at
+    once: the feed would take a core to do nothing (Ray 2.60).
     """
 
-    def __init__(self) -> None:
-        self.pause = 0.0
-        self.began = time.monotonic()
-
     def on_execution_step(self, executor: Any) -> None:
-        waited = time.monotonic() - self.began > _QUICK_ROUND_S
-        self.pause = 0.0 if waited else min(max(2 * self.pause, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
-        time.sleep(self.pause)
-        self.began = time.monotonic()
+        if not any(operator.num_active_tasks() for operator in executor._topology):
+            time.sleep(_PAUSE_S)
 
 
 def _context(resources: TrainResources) -> DataContext:
