@@ -5,6 +5,7 @@ Files are links, so that five thousand articles cost no space; XML, pictures and
 
 from __future__ import annotations
 
+import argparse
 import csv
 import gzip
 import hashlib
@@ -17,12 +18,17 @@ from biomedclip_ray.pmc.inventory import INVENTORIES
 from biomedclip_ray.sample import make_bucket
 
 DATE = "2026-11-20T01-00Z"
+DATA = Path(os.environ.get("BIOMEDCLIP_TEST_DATA", Path(__file__).resolve().parents[2] / "shared"))
+"""The folder that holds corpus/, unless a benchmark is told another."""
+
+
+def add_data_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, default=DATA, help="the folder that holds corpus/")
 
 
 def origin(folder: Path) -> Path:
-    """The bucket of real articles where BIOMEDCLIP_TEST_DATA (default ../shared) has it, else a generated one in `folder`."""
-    data = Path(os.environ.get("BIOMEDCLIP_TEST_DATA", Path(__file__).resolve().parents[2] / "shared"))
-    real = data / "corpus" / "bucket"
+    """The bucket of real articles where DATA has it, else a generated one in `folder`."""
+    real = DATA / "corpus" / "bucket"
     if real.is_dir():
         return real
     make_bucket(folder, n_articles=60)

@@ -6,9 +6,7 @@ pace depends on which belongs to which. `real_pairs` are the ones that belong to
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -40,11 +38,6 @@ Pair = tuple[bytes, str]
 VOCABULARY = 30522
 """Words that BERT's own tokenizer knows; one fitted on the captions stays below."""
 PARTS = 8
-
-
-def add_data_option(parser: argparse.ArgumentParser) -> None:
-    default = os.environ.get("BIOMEDCLIP_TEST_DATA", str(Path(__file__).resolve().parents[2] / "shared"))
-    parser.add_argument("--data", type=Path, default=Path(default), help="the folder that holds corpus/")
 
 
 def verdict(ratios: dict[str, float], bounds: dict[str, float]) -> int:

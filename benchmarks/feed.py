@@ -38,6 +38,7 @@ from biomedclip_ray.train.train import train
 
 sys.path.insert(0, str(Path(__file__).parent))
 import clips
+from articles import add_data_option
 
 BOUND = {"feed_vs_functions": 0.75}
 WAIT_AIM = 0.05
@@ -103,7 +104,7 @@ def start_ray() -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    clips.add_data_option(parser)
+    add_data_option(parser)
     parser.add_argument("--pairs", type=int, default=8192)
     parser.add_argument("--steps", type=int, default=18, help="of the run with two workers")
     options = parser.parse_args()

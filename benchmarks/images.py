@@ -14,7 +14,6 @@ import argparse
 import hashlib
 import io
 import math
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from articles import add_data_option
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -119,8 +119,7 @@ def measure(files: list[bytes], short_side: int, rounds: int) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    default = os.environ.get("BIOMEDCLIP_TEST_DATA", str(Path(__file__).resolve().parents[2] / "shared"))
-    parser.add_argument("--data", type=Path, default=Path(default), help="the folder that holds corpus/")
+    add_data_option(parser)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     cv2.setNumThreads(1)

@@ -14,7 +14,6 @@ the folder that holds corpus/ (default ../shared beside the checkout).
 from __future__ import annotations
 
 import importlib.util
-import os
 import statistics
 import sys
 import tarfile
@@ -23,6 +22,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from articles import DATA
 from lxml import etree
 
 from biomedclip_ray.pmc.jats import parse_article, parse_figures
@@ -48,10 +48,9 @@ def main() -> int:
     return int(any(ratio < BOUNDS[name] for name, ratio in ratios.items()))
 
 
-def real_articles(data: Path | None = None) -> list[bytes]:
+def real_articles(data: Path = DATA) -> list[bytes]:
     """The XML of the corpus' full articles; `data` is the folder that holds corpus/."""
-    default = Path(__file__).resolve().parents[2] / "shared"
-    folder = (data or Path(os.environ.get("BIOMEDCLIP_TEST_DATA", default))) / "corpus" / "jats"
+    folder = data / "corpus" / "jats"
     articles = []
     for archive in ("jats-dev-400.tar.gz", "jats-2026-24.tar.gz"):
         if not (folder / archive).is_file():

@@ -10,13 +10,13 @@ Each with its 95% interval from 2,000 resamples. Prints `NAME ratio=X`; exit 1 b
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+from articles import add_data_option
 
 from biomedclip_ray.config import Kinds
 from biomedclip_ray.figures.captions import training_text
@@ -27,7 +27,7 @@ from biomedclip_ray.pmc import jats
 from biomedclip_ray.sample import plots
 
 GOAL = 0.85
-# What the sample draws, in the names of `kinds.KINDS` where they differ.
+# What the sample draws, in the names of `schema.KINDS` where they differ.
 NAMES = {
     "radiograph": "radiology",
     "ecg": "signal",
@@ -104,8 +104,7 @@ def pathways(bucket: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    default = os.environ.get("BIOMEDCLIP_TEST_DATA", str(Path(__file__).resolve().parents[2] / "shared"))
-    parser.add_argument("--data", type=Path, default=Path(default), help="the folder that holds corpus/")
+    add_data_option(parser)
     parser.add_argument("--bundle", help="a CLIP whose zero-shot answer is measured beside")
     options = parser.parse_args()
     good = sample()

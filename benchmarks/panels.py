@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import sys
 import time
@@ -25,6 +24,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from articles import add_data_option
 from numpy.typing import NDArray
 from panels_report import Box, Measured, WrongCaption, WrongFigure, write
 from PIL import Image
@@ -204,8 +204,7 @@ def measure_captions(path: Path) -> tuple[Measured, list[WrongCaption]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    default = os.environ.get("BIOMEDCLIP_TEST_DATA", str(Path(__file__).resolve().parents[2] / "shared"))
-    parser.add_argument("--data", type=Path, default=Path(default), help="the folder that holds corpus/")
+    add_data_option(parser)
     parser.add_argument("--report", type=Path, help="HTML file for the table and what went wrong")
     options = parser.parse_args()
     corpus = options.data / "corpus"

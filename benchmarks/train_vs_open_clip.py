@@ -51,6 +51,7 @@ from biomedclip_ray.train.step import Block, Learner
 sys.path.insert(0, str(Path(__file__).parent))
 import clips
 import reference
+from articles import add_data_option
 
 BOUNDS = {
     "step_padded_vs_open_clip": 0.97,
@@ -306,7 +307,7 @@ def parity(data: Path, size: Size, precision: str, steps: int) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    clips.add_data_option(parser)
+    add_data_option(parser)
     parser.add_argument("--rounds", type=int, default=2, help="turns of each side")
     parser.add_argument("--steps", type=int, default=2, help="steps of a turn")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")

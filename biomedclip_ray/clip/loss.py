@@ -132,7 +132,7 @@ def _over_workers(
     if len(sizes) != world or sizes[rank] != len(image):
         raise ValueError(f"sizes={list(sizes)} does not fit {world} workers with {len(image)} rows on rank {rank}")
     start = sum(sizes[:rank])
-    groups = None if group is None else _gather(group, sizes)
+    groups = None if group is None else gather(group, sizes)
     share = loss_from_features(
         _GatherWithGradient.apply(image, sizes),
         _GatherWithGradient.apply(text, sizes),
@@ -252,7 +252,7 @@ class _GatherWithGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, sizes: Sequence[int]) -> Tensor:
         ctx.sizes = sizes
-        return _gather(rows, sizes)
+        return gather(rows, sizes)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None]:
@@ -263,8 +263,11 @@ class _GatherWithGradient(torch.autograd.Function):
         return whole[start : start + ctx.sizes[rank]], None
 
 
-def _gather(rows: Tensor, sizes: Sequence[int]) -> Tensor:
-    """(n, ...) of each worker to (sum of sizes, ...); shorter workers are padded on the way, as the backends ask."""
+def gather(rows: Tensor, sizes: Sequence[int]) -> Tensor:
+    """(n, ...) of each worker to (sum of sizes, ...), by rank; shorter workers are padded on the way, as the backends ask. No
+    gradient."""
+    if len(sizes) == 1:
+        return rows
     longest = max(sizes)
     padded = rows.new_zeros((longest, *rows.shape[1:]))
     padded[: len(rows)] = rows.detach()

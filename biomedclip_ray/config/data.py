@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from biomedclip_ray.config.section import Percent, Positive, Section, Share, StageSection, known
-from biomedclip_ray.schema import KINDS
+from biomedclip_ray.config.section import KnownKinds, Percent, Positive, Section, Share, StageSection, known
 
 COMMERCIAL = ("CC0", "CC BY", "CC BY-SA", "CC BY-ND")
 NON_COMMERCIAL = ("CC BY-NC", "CC BY-NC-SA", "CC BY-NC-ND")
@@ -208,17 +207,12 @@ class Own(StageSection):
 class CurateSelect(Section):
     licenses: tuple[str, ...] | Literal["commercial", "non_commercial", "all"] = "all"
     """Licences trained on; source.select says which are fetched."""
-    kinds: tuple[str, ...] | None = None
+    kinds: Annotated[tuple[str, ...], KnownKinds] | None = None
     """Figure kinds trained on; null: all."""
     panels: bool = True
     """Train on panels too, where preprocess cut them."""
     min_text_chars: Annotated[int, Field(ge=0)] = 5
     """Characters; a shorter text tells nothing about its picture."""
-
-    @field_validator("kinds")
-    @classmethod
-    def _known(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        return value and tuple(known(kind, KINDS, "figure kind") for kind in value)
 
 
 class Splits(Section):
@@ -242,10 +236,5 @@ class Curate(Section):
     near_bits: Annotated[int, Field(ge=0, le=8)] | None = 4
     """Bits of 64 in which the perceptual hashes of two copies of a picture may differ (recompressed or shrunk to a third: 97% of
     figures at 4); such pairs are then compared pixel by pixel. null: equal bytes only."""
-    balance: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    balance: Annotated[dict[str, Annotated[float, Field(ge=0)]], KnownKinds] = Field(default_factory=dict)
     """Figure kind -> share (up to 1) or number (above 1) of its pairs that is kept, drawn by hash; other kinds stay whole."""
-
-    @field_validator("balance")
-    @classmethod
-    def _known(cls, value: dict[str, float]) -> dict[str, float]:
-        return {known(kind, KINDS, "figure kind"): amount for kind, amount in value.items()}

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from biomedclip_ray.config.section import PartResources, Positive, Section, StageSection, known
-from biomedclip_ray.schema import KINDS
+from biomedclip_ray.config.section import KnownKinds, PartResources, Positive, Section, StageSection
 
 
 class Model(Section):
@@ -99,7 +98,7 @@ class Train(Section):
     """Epochs at the end that see whole pictures again, as whoever uses the model does."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of a running average of the weights, which is then what is validated and exported; null: none is kept."""
-    kind_weights: dict[str, Annotated[float, Field(ge=1)]] = Field(default_factory=dict)
+    kind_weights: Annotated[dict[str, Annotated[float, Field(ge=1)]], KnownKinds] = Field(default_factory=dict)
     """Figure kind -> how often an epoch shows a pair of it (1.5: half of them twice); kinds not named are shown once. What
     is too frequent is thinned by curate.balance."""
     on_nan: Literal["stop", "skip"] = "stop"
@@ -126,11 +125,6 @@ class Train(Section):
     log_pairs: bool = False
     """Write pairs/*.jsonl with {step, attempt, positions} per rank: who trained on what, to check the order."""
     resources: TrainResources = TrainResources()
-
-    @field_validator("kind_weights")
-    @classmethod
-    def _known(cls, value: dict[str, float]) -> dict[str, float]:
-        return {known(kind, KINDS, "figure kind"): weight for kind, weight in value.items()}
 
     @model_validator(mode="after")
     def _divisible(self) -> Train:

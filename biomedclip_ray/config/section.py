@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from biomedclip_ray.schema import KINDS
 
 Percent = Annotated[float, Field(ge=0, le=100)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -46,3 +49,13 @@ def known(value: str, names: tuple[str, ...], what: str) -> str:
         hint = f"did you mean {near[0]}? " if near else ""
         raise ValueError(f"{value!r} is no {what}; {hint}known: {', '.join(names)}")
     return value
+
+
+def _known_kinds(names: Iterable[str]) -> Iterable[str]:
+    for name in names:
+        known(name, KINDS, "figure kind")
+    return names
+
+
+KnownKinds = AfterValidator(_known_kinds)
+"""Of a field whose items or keys are figure kinds."""

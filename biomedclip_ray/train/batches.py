@@ -5,8 +5,8 @@ operator decodes, crops and tokenizes block by block. Both are CPU tasks that sc
 fractional CPUs so that two of them run beside two workers on two cores. Order is kept (`preserve_order`), blocks are dealt
 without equalising (`equal=True` would cut the tail), so block k of the sequence reaches rank k mod W.
 
-Windows are multiples of a micro-block and are cut without waiting for the next one (`repartition` not strict). Pixels travel as uint8: a
-quarter of float32 through the object store and over the bus.
+Windows are multiples of a micro-block and are cut without waiting for the next one (`repartition` not strict). Pixels travel
+as uint8: a quarter of float32 through the object store and over the bus.
 """
 
 from __future__ import annotations

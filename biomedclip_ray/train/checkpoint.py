@@ -2,8 +2,9 @@
 
 Weights are safetensors under open_clip's own names, whatever was compiled or wrapped; the optimiser's moments, by the same
 names, a torch file that loads without unpickling code. A sharded run writes each worker's own shards instead (torch's
-distributed checkpoint), which any number of workers reads. Which checkpoint counts is Ray Train's snapshot file, written after the upload: a
-half-written folder is never resumed from. Feed and workers read the same snapshot, so both begin at the same step.
+distributed checkpoint), which any number of workers reads. Which checkpoint counts is Ray Train's snapshot file, written
+after the upload: a half-written folder is never resumed from. Feed and workers read the same snapshot, so both begin at the
+same step.
 """
 
 from __future__ import annotations
@@ -59,17 +60,14 @@ def save(folder: Path, learner: Learner, state: dict[str, Any], rank: int) -> No
 
     if learner.recipe.resources.shard:
         dcp.save(_sharded_state(learner), checkpoint_id=folder / SHARDS)
-    if rank:
-        return
-    if not learner.recipe.resources.shard:
-        files = {WEIGHTS: clean_names(learner.model.state_dict()), AVERAGE: learner.ema}
-        for name, tensors in files.items():
+    elif rank == 0:
+        for name, tensors in ((WEIGHTS, clean_names(learner.model.state_dict())), (AVERAGE, learner.ema)):
             if tensors:
-                save_file(
-                    {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, folder / name
-                )
+                whole = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+                save_file(whole, folder / name)
         torch.save(get_optimizer_state_dict(learner.model, learner.optimizer), folder / OPTIMIZER)
-    (folder / STATE).write_text(json.dumps(state))
+    if rank == 0:
+        (folder / STATE).write_text(json.dumps(state))
 
 
 def restore(checkpoint: Checkpoint, learner: Learner) -> dict[str, Any]:
@@ -90,7 +88,8 @@ def restore(checkpoint: Checkpoint, learner: Learner) -> dict[str, Any]:
     with checkpoint.as_directory() as name:
         folder = Path(name)
         state: dict[str, Any] = json.loads((folder / STATE).read_text())
-        if (folder / SHARDS).is_dir():
+        sharded = (folder / SHARDS).is_dir()
+        if sharded:
             shards = _sharded_state(learner)
             dcp.load(shards, checkpoint_id=folder / SHARDS)
             weights, moments, average = shards["model"], shards["optimizer"], shards["average"]
@@ -98,7 +97,7 @@ def restore(checkpoint: Checkpoint, learner: Learner) -> dict[str, Any]:
             weights = load_file(folder / WEIGHTS)
             moments = torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu")
             average = load_file(folder / AVERAGE) if learner.ema else {}
-        whole = StateDictOptions(full_state_dict=not (folder / SHARDS).is_dir())
+        whole = StateDictOptions(full_state_dict=not sharded)
         set_model_state_dict(learner.model, weights, options=whole)
         set_optimizer_state_dict(learner.model, learner.optimizer, moments, options=whole)
         for key, kept in learner.ema.items():

@@ -23,7 +23,7 @@ PEAK = {
     "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12,
     "A10G": 70e12,
 }  # fmt: skip
-"""bf16 FLOP/s without sparsity by a part of the device's name, from the makers' data sheets; the first that fits counts."""
+"""bf16 FLOP/s without sparsity by words of the device's name, from the makers' data sheets; the first that fits counts."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,13 @@ def peak(device: torch.device, precision: str) -> float | None:
     """FLOP/s that the device can do at most in that precision; None where it is not known."""
     if device.type != "cuda" or precision != "bf16":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((value for part, value in PEAK.items() if part in name), None)
+    return peak_of(torch.cuda.get_device_name(device))
+
+
+def peak_of(name: str) -> float | None:
+    """bf16 FLOP/s of a device of that name ("NVIDIA A100-SXM4-80GB"); None where it is not known."""
+    words = set(name.replace("-", " ").split())
+    return next((value for part, value in PEAK.items() if words.issuperset(part.split())), None)
 
 
 def _forward(model: nn.Module, run: Callable[[], Tensor]) -> float:

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from biomedclip_ray.clip.loss import loss_from_features
+from biomedclip_ray.clip.loss import gather, loss_from_features
 from biomedclip_ray.config import Train
 from biomedclip_ray.train import flops, parallel
 from biomedclip_ray.train.order import mix
@@ -197,12 +197,10 @@ class Learner:
         image = self.flops.image * len(block.pixels)
         if self.patch_dropout is not None and number < self._thinned_steps():
             image *= 1 - self.patch_dropout.share
-        tokens = (
-            block.lengths.double()
-            if self.trims and block.lengths is not None
-            else torch.full((len(block.pixels),), block.tokens.shape[1], dtype=torch.float64)
-        )
-        text = float(self.flops.token * tokens.sum() + self.flops.attention * tokens.square().sum())
+        lengths = [block.tokens.shape[1]] * len(block.pixels)
+        if self.trims and block.lengths is not None:
+            lengths = block.lengths.tolist()
+        text = sum(map(self.flops.text, lengths))
         image_passes, text_passes = (1 if side in self.recipe.lock else flops.TRAINING for side in ("image", "text"))
         return image_passes * image + text_passes * text
 
@@ -266,18 +264,6 @@ def regroup(blocks: Sequence[Block], pairs: int | None) -> list[Block]:
         )
         for i in range(0, len(pixels), size)
     ]
-
-
-def gather(rows: Tensor, sizes: Sequence[int]) -> Tensor:
-    """(n, ...) of each worker to (sum of sizes, ...), by rank; shorter workers are padded on the way. No gradient."""
-    if len(sizes) == 1:
-        return rows
-    longest = max(sizes)
-    padded = rows.new_zeros((longest, *rows.shape[1:]))
-    padded[: len(rows)] = rows
-    parts = [torch.empty_like(padded) for _ in sizes]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 
 def param_groups(trained: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:

@@ -69,7 +69,7 @@ def check(config: Config, cluster_cpus: float, cluster_gpus: float) -> list[str]
         for name in missing(config.train.trackers)
     ]
     wanted = config.train.resources
-    feed = wanted.feed_cpus + min(READ_CPUS, wanted.feed_cpus)
+    feed = wanted.feed_cpus + 2 * min(READ_CPUS, wanted.feed_cpus)  # decode, read and cut
     workers = wanted.min_workers
     comes = _workers_that_come(wanted, cluster_cpus, cluster_gpus)
     # Ray Train keeps its workers' share, and what is left goes to Ray Data in whole CPUs: of 0.75 it gets none, and stands still

@@ -142,6 +142,22 @@ def test_flops_are_those_of_the_formula():
     assert found.text(32) == 3 * (2 * 12 * 32 * width**2 + 4 * 32**2 * width) + 2 * width * 64
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA L40", None),
+        ("Tesla T4", None),
+    ],
+)
+def test_a_device_has_the_peak_of_its_data_sheet_or_none(name, value):
+    assert flops.peak_of(name) == value
+
+
 def test_a_step_counts_what_its_pairs_need():
     one = learner(lock=("image",))
     one.step(0, cut(batch(0), 2))
