@@ -105,7 +105,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
             continue
         loss = float(result.loss)  # waits for the device
         skipped = int(result.skipped)
-        if skipped > _allowed(recipe, done - first) or (saves and not learner.is_finite()):
+        if skipped > allowed(recipe, done - first) or (saves and not learner.is_finite()):
             diverged_at = done
             break
         pace = clock.read(done)
@@ -179,7 +179,7 @@ def _quiet() -> None:
     logging.getLogger("biomedclip_ray").setLevel(logging.INFO)
 
 
-def _allowed(recipe: Train, steps: int) -> int:
+def allowed(recipe: Train, steps: int) -> int:
     """Steps without a number for a gradient that an attempt of so many steps may have."""
     return 0 if recipe.on_nan == "stop" else max(10, steps // 100)
 

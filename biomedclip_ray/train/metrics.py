@@ -4,8 +4,8 @@ printed by the driver.
 A line of metrics.jsonl: step (optimiser steps done), epoch, loss, guess (the loss of pure guessing, ln of the global batch),
 lr, logit_scale, grad_norm, skipped (steps whose gradient was no number), and the pace since the line before: pairs_per_s,
 step_seconds, where they went as shares (data_wait, forward, loss, backward, optimizer), tflop_per_s of this worker, mfu where
-the device's peak is known, memory_bytes at most so far, seconds of training altogether. The file is written whole each time, as object stores
-want it; after a restart the lines beyond the checkpoint are dropped and written again.
+the device's peak is known, memory_bytes at most so far, seconds of training altogether. The file is written whole each time,
+as object stores want it; after a restart the lines beyond the checkpoint are dropped and written again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import math
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,7 +25,7 @@ from ray.util.metrics import Gauge
 
 from biomedclip_ray.progress import rate_and_eta
 from biomedclip_ray.storage import Place
-from biomedclip_ray.train.trackers import Tracker
+from biomedclip_ray.train.trackers import Tracker, send
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +40,10 @@ _STUCK_STEPS = 50
 class MetricsLog:
     """Rank 0's writer. `line` costs nothing but memory; `flush` writes."""
 
-    def __init__(self, product: Place, steps_done: int, trackers: Sequence[Tracker] = ()) -> None:
+    def __init__(self, product: Place, steps_done: int, trackers: Iterable[Tracker] = ()) -> None:
         from tensorboardX import SummaryWriter
 
-        self.product, self.trackers = product, trackers
+        self.product, self.trackers = product, list(trackers)
         self.lines = [line for line in read(product) if line["step"] <= steps_done]
         self._scratch = None if product.local else tempfile.TemporaryDirectory(prefix="tensorboard-")
         self._events = Path(self._scratch.name) if self._scratch else product.at(TENSORBOARD).local
@@ -62,8 +62,7 @@ class MetricsLog:
             if name not in self._gauges:
                 self._gauges[name] = Gauge(f"biomedclip_train_{name}", f"{name} of the newest line of {FILE}")
             self._gauges[name].set(value)
-        for tracker in self.trackers:
-            tracker.line(values)
+        send(self.trackers, values)
         if time.monotonic() - self._flushed > _FLUSH_S[self.product.local is not None]:
             self.flush()
 

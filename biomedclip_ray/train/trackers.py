@@ -7,9 +7,12 @@ from the cluster's environment, or from Ray's runtime_env. Both packages are the
 from __future__ import annotations
 
 import importlib.util
+import logging
 from typing import Any, Protocol
 
 from biomedclip_ray.storage import Place
+
+log = logging.getLogger(__name__)
 
 PROJECT = "biomedclip"
 """The experiment of MLflow, and the project of Weights & Biases."""
@@ -18,6 +21,8 @@ _MLFLOW_RUN = "mlflow_run.txt"
 
 
 class Tracker(Protocol):
+    name: str
+
     def line(self, values: dict[str, float]) -> None:
         """A line of metrics.jsonl."""
 
@@ -41,7 +46,22 @@ def open_trackers(names: tuple[str, ...], product: Place, facts: dict[str, Any])
     return [kinds[name](product, facts) for name in names]
 
 
+def send(trackers: list[Tracker], values: dict[str, float]) -> None:
+    """Give a line to each tracker. One that fails is taken off the list: its server's outage must not cost the run."""
+    for tracker in list(trackers):
+        try:
+            tracker.line(values)
+        except Exception as error:  # what two libraries and their transports raise has nothing in common
+            trackers.remove(tracker)
+            log.warning(
+                "train: %s takes no more lines (%s: %s); the run goes on without it, metrics.jsonl has them all",
+                *(tracker.name, type(error).__name__, str(error).partition("\n")[0]),
+            )
+
+
 class _MLflow:
+    name = "mlflow"
+
     def __init__(self, product: Place, facts: dict[str, Any]) -> None:
         from mlflow import MlflowClient
 
@@ -69,6 +89,8 @@ class _MLflow:
 
 
 class _WandB:
+    name = "wandb"
+
     def __init__(self, product: Place, facts: dict[str, Any]) -> None:
         import wandb
 

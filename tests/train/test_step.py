@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from biomedclip_ray.config import Train
 from biomedclip_ray.train import checkpoint
+from biomedclip_ray.train.loop import allowed
 from biomedclip_ray.train.step import Block, Learner, learning_rate, param_groups
 
 N, SIDE, CONTEXT, WORDS = 32, 8, 6, 50
@@ -223,3 +224,8 @@ def test_the_rate_warms_up_and_falls_to_nothing():
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[4] == 1.0 and rates[12] == pytest.approx(0.5) and rates[20] == pytest.approx(0)
     assert all(a >= b for a, b in itertools.pairwise(rates[3:]))
+
+
+def test_one_step_in_a_hundred_may_be_skipped_and_none_where_it_stops():
+    assert [allowed(recipe(on_nan="stop"), steps) for steps in (1, 10_000)] == [0, 0]
+    assert [allowed(recipe(on_nan="skip"), steps) for steps in (1, 900, 5000)] == [10, 10, 50]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from biomedclip_ray.storage import Place
 from biomedclip_ray.train import trackers
-from biomedclip_ray.train.metrics import MetricsLog
+from biomedclip_ray.train.metrics import MetricsLog, read
 from biomedclip_ray.train.train import check
 from tests.train import tiny
 
@@ -27,6 +29,21 @@ def test_mlflow_has_one_run_of_the_product_with_every_line(tmp_path, monkeypatch
     assert run.info.run_name == "0123abcd" and run.data.params == {"lr": "0.1"} and run.info.status == "FINISHED"
     history = client.get_metric_history(run.info.run_id, "loss")
     assert [(metric.step, metric.value) for metric in history] == [(step, 1.0 / step) for step in range(1, 5)]
+
+
+def test_a_tracker_that_fails_in_the_middle_costs_its_lines_and_not_the_run(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "store").as_uri())
+    place = Place(str(tmp_path / "0123abcd"))
+    log = MetricsLog(place, 0, trackers.open_trackers(("mlflow",), place, {}))
+    log.line({"step": 1, "loss": 1.0})
+    shutil.rmtree(tmp_path / "store")
+    log.line({"step": 2, "loss": 0.5})
+    log.line({"step": 3, "loss": 0.4})
+    log.close()
+    assert [line["step"] for line in read(place)] == [1, 2, 3]
+    (warning,) = [record.message for record in caplog.records if "takes no more lines" in record.message]
+    assert warning.startswith("train: mlflow takes no more lines (") and "metrics.jsonl has them all" in warning
 
 
 def test_wandb_writes_the_run_of_the_product(tmp_path, monkeypatch):
