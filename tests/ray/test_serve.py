@@ -422,6 +422,8 @@ def test_waiting_and_failing_are_shown_and_can_be_tried_again(page, served):
     page.unroute("**/v1/search")
     page.get_by_role("button", name="Try again").click()
     page.wait_for_selector(".card:not(.ghost)")
+    expect(page.locator("[role=alert]:visible")).to_have_count(0)
+    assert len(held) == 1
 
 
 def test_a_narrow_screen_needs_no_sideways_scrolling(browser, served):
