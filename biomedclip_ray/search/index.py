@@ -225,8 +225,8 @@ def finish(place: Place, ann_rows: int, seed: int = 0) -> Settings:
 def _approximate(dataset: lance.LanceDataset, seed: int) -> Settings:
     """Build IVF_PQ on both vectors and find the fewest probes, and rows re-ranked, that reach the wanted recall.
 
-    Queries are rows of the table, half by the searched column's own vectors and half by the other's: captions lie apart
-    from pictures (the modality gap), and a probe count that serves pictures fails text queries.
+    Queries are rows of the table, by the searched column's own vectors and by the other's, and each of these must reach it
+    alone: captions lie apart from pictures (the modality gap), and a probe count that serves pictures fails text queries.
     """
     rows = dataset.count_rows()
     dimensions = dataset.schema.field("image_vector").type.list_size
@@ -238,22 +238,24 @@ def _approximate(dataset: lance.LanceDataset, seed: int) -> Settings:
         )
     chosen = np.random.default_rng(seed).choice(rows, min(_QUERIES, rows), replace=False)
     sample = dataset.take(np.sort(chosen).tolist(), columns=list(VECTORS))
-    own, other = (np.array(sample[column].to_pylist(), np.float32) for column in VECTORS)
-    half = len(own) // 2
-    queries = {"image_vector": np.concatenate([own[:half], other[half:]])}
-    queries["text_vector"] = np.concatenate([other[:half], own[half:]])
-    truth = {column: exact_neighbours(dataset, column, queries[column]) for column in VECTORS}
+    queries = {name: np.array(sample[name].to_pylist(), np.float32) for name in VECTORS}
+    every = np.concatenate(list(queries.values()))
+    truth = {column: np.split(exact_neighbours(dataset, column, every), len(VECTORS)) for column in VECTORS}
     for refine_factor in _REFINE:
         probes = 1
         while True:
             settings = Settings(False, probes, refine_factor)
-            recall = {column: _recall(dataset, column, queries[column], truth[column], settings) for column in VECTORS}
+            recall = {
+                f"{name} in {column}@10": round(_recall(dataset, column, queries[name], exact, settings), 4)
+                for column in VECTORS
+                for name, exact in zip(queries, truth[column], strict=True)
+            }
             if min(recall.values()) >= WANTED_RECALL or probes >= partitions:
                 break
             probes = min(2 * probes, partitions)
         if min(recall.values()) >= WANTED_RECALL:
             break
-    return replace(settings, recall={f"{column}@10": round(value, 4) for column, value in recall.items()})
+    return replace(settings, recall=recall)
 
 
 def exact_neighbours(
