@@ -43,10 +43,12 @@ from articles import add_data_option
 BOUND = {"feed_vs_functions": 0.75}
 WAIT_AIM = 0.05
 CPUS = 2
-MICRO, WINDOW, SIZE, CONTEXT = 64, 1024, 224, 256
+MICRO, WINDOW, SIZE, CONTEXT = 256, 2048, 224, 256
+STEP_ROWS = 64
+"""Of one worker in the run with two."""
 ROUNDS = 2
 """Of each side, the best of which counts."""
-EDGE = 6
+EDGE = 4
 """Blocks at either end that are not timed."""
 
 
@@ -75,7 +77,8 @@ def pace_of_functions(feed: Feed, count: int) -> float:
 
 
 def pace_of_feed(feed: Feed, count: int) -> float:
-    resources = TrainResources(feed_cpus=0.75, feed_concurrency=CPUS)
+    # one task more than CPUs: Ray starts the next up to 0.1 s after one ended
+    resources = TrainResources(feed_cpus=0.5, feed_concurrency=CPUS + 1)
     shard = InOrder().configure({"train": batches(ray.put(feed), 0, count, resources)}, 1, None, None)[0]["train"]
     blocks = count // MICRO
     arrived = []
@@ -88,7 +91,7 @@ def pace_of_feed(feed: Feed, count: int) -> float:
 
 def wait_share(root: str, pairs: Product, corpus: Product, steps: int) -> float:
     """Of the time of a step, over all but the first third of `steps`, with two workers."""
-    batch = 2 * MICRO
+    batch = 2 * STEP_ROWS
     epochs = steps * batch / len(find_rows(pairs, corpus, "train"))
     resources = {"workers": 2, "cpus_per_worker": 0.5, "threads": 1, "feed_cpus": 0.5}
     recipe = {"epochs": epochs, "batch": batch, "micro_batches": 2, "log_steps": 1, "window": WINDOW}

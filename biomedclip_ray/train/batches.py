@@ -44,7 +44,7 @@ READ_CPUS = 0.25
 """Logical CPUs of a task that reads a window and cuts it into blocks: it waits for storage."""
 
 _READ_THREADS = 16
-_PAUSE_S = 0.02
+_QUICK_ROUND_S, _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.01, 0.5
 
 
 @dataclass(frozen=True)
@@ -209,15 +209,26 @@ def _rows_of(feed: Feed, file: pq.ParquetFile, chunk: int, rows: npt.NDArray[np.
 
 
 class _Pauses(ExecutionCallback):
-    """Pauses between rounds of Ray Data's scheduling while no task runs.
+    """Pauses, longer and longer, between rounds of Ray Data's scheduling that neither waited nor moved anything.
 
-    A round waits for running tasks. While the store is full, which in training is always, none runs and the next round begins at
-    once: the feed would take a core to do nothing (Ray 2.60).
+    A round waits for running tasks. While the store is full, which in training is always, there is nothing to wait for, also where
+    a task still runs whose blocks nobody takes: the next round begins at once, and the feed takes a core to do nothing (Ray 2.60).
+    What moved is asked too, since after a pause short tasks are done and rounds are quick.
     """
 
+    def __init__(self) -> None:
+        self.moved: list[tuple[int, int, int]] = []
+        self.pause = 0.0
+        self.began = time.monotonic()
+
     def on_execution_step(self, executor: Any) -> None:
-        if not any(operator.num_active_tasks() for operator in executor._topology):
-            time.sleep(_PAUSE_S)
+        metrics = [operator.metrics for operator in executor._topology]
+        moved = [(m.num_tasks_submitted, m.num_task_outputs_generated, m.num_outputs_taken) for m in metrics]
+        idle = moved == self.moved and time.monotonic() - self.began < _QUICK_ROUND_S
+        self.pause = min(max(2 * self.pause, _FIRST_PAUSE_S), _LONGEST_PAUSE_S) if idle else 0.0
+        self.moved = moved
+        time.sleep(self.pause)
+        self.began = time.monotonic()
 
 
 def _context(resources: TrainResources) -> DataContext:
