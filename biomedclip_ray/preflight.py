@@ -11,6 +11,7 @@ import socket
 from pathlib import Path
 
 import ray
+from ray.exceptions import NodeDiedError, TaskUnschedulableError, WorkerCrashedError
 
 from biomedclip_ray.config import Config, ConfigError
 from biomedclip_ray.pmc.bucket import SourceError, open_bucket
@@ -181,7 +182,7 @@ def _check_nodes(root: str) -> list[str]:
             task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote()
             for node in nodes
         ]
-        seen = ray.get(answers)
+        seen = [_answer(answer) for answer in answers]
     finally:
         place.delete(name)
     return [
@@ -189,3 +190,11 @@ def _check_nodes(root: str) -> list[str]:
         for node, answer in zip(nodes, seen, strict=True)
         if answer
     ]
+
+
+def _answer(task: ray.ObjectRef[str]) -> str:
+    """Of a node; none where it is gone: the head takes seconds to notice, and work that a lost node had goes to others."""
+    try:
+        return ray.get(task)
+    except (TaskUnschedulableError, NodeDiedError, WorkerCrashedError):
+        return ""

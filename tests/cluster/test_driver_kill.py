@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import random
 import signal
 import socket
-import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,32 +166,3 @@ def test_the_same_command_once_more_skips_everything(story: Story) -> None:
     story.workflow.run()
     assert set(_states(story.workflow.root).values()) == {"skipped"}
     assert _times(list(before)) == before
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_ten_kills_at_random_moments_change_no_row(
-    source: str, undisturbed: dict[str, pa.Table], s3_server: S3, tmp_path: Path
-) -> None:
-    moments = random.Random(5)
-    kills, roots = 0, 0
-    s3_server.delay_s = 0.1
-    while kills < 10:
-        (tmp_path / str(roots)).mkdir()
-        workflow = Workflow(tmp_path / str(roots), source)
-        done: dict[Path, int] = {}
-        while (driver := workflow.start()).process.poll() is None:
-            driver.until(lambda: "catalog: " in driver.output, "the first stage begins")
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                driver.process.wait(moments.uniform(0, 8) if kills < 10 else PATIENCE_S)
-                break
-            assert driver.kill() == set()
-            kills += 1
-            assert _times(list(done)) == done
-            done = _times([path for stage in ("catalog", "ingest", "preprocess") for path in workflow.done(stage)])
-        assert driver.process.returncode == 0, driver.output
-        found = tables(workflow.root)
-        assert set(found) == set(undisturbed)
-        assert [name for name in found if not found[name].equals(undisturbed[name])] == []
-        roots += 1
-    s3_server.delay_s = 0.0
