@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,11 +42,11 @@ def run(root: Path | str, workers: int) -> str:
     return output.strip().splitlines()[-1]
 
 
-def kill_after(root: Path, workers: int, product: Product, step: int) -> None:
-    """Start a driver and kill it hard as soon as there is a checkpoint of `step` steps or more."""
+def kill_after(root: Path, workers: int, reached: Callable[[], bool]) -> None:
+    """Start a driver and kill it hard as soon as that is so."""
     driver = start(root, workers)
     deadline = time.monotonic() + ENOUGH_S
-    while steps_done(product.place) < step:
+    while not reached():
         assert driver.poll() is None, "the driver ended before it was killed"
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -80,7 +82,7 @@ def undisturbed(tmp_path_factory) -> Product:
 
 def test_a_killed_driver_goes_on_to_the_same_weights(undisturbed, tmp_path):
     product = product_of(tmp_path, 1)
-    kill_after(tmp_path, 1, product, 20)
+    kill_after(tmp_path, 1, lambda: steps_done(product.place) >= 20)
     half = tmp_path / "train" / product.fingerprint / "checkpoints" / "step-00000110"
     half.mkdir(exist_ok=True)
     (half / "model.safetensors").write_bytes(b"half")  # an upload that the kill cut off
@@ -98,15 +100,24 @@ def test_a_killed_driver_goes_on_to_the_same_weights(undisturbed, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_then_one_then_two_workers_see_the_same_batches(undisturbed, tmp_path):
-    product = product_of(tmp_path, 2)
-    kill_after(tmp_path, 2, product, 20)
-    kill_after(tmp_path, 1, product, steps_done(product.place) + 20)
-    assert run(tmp_path, 2) == "resumed"
+@pytest.mark.parametrize("workers", [(1,) * 6, (2, 1, 2, 1, 2, 1)], ids=["as many workers", "two, one, two workers"])
+def test_killed_five_times_at_random_steps_it_ends_as_if_undisturbed(undisturbed, tmp_path, workers):
+    product = product_of(tmp_path, workers[0])
+    steps = sorted(
+        random.Random(str(workers)).sample(range(11, drive.STEPS - 9), 5)
+    )  # of 2.25 an epoch: any place of it
+
+    def reached(attempt: int) -> bool:
+        """True once that attempt, counted from 1, has trained a step at least as late as the one it is killed at."""
+        return any(one == attempt and step >= steps[attempt - 1] for one, step in trained_pairs(product.place))
+
+    for attempt, count in enumerate(workers[:-1], start=1):
+        kill_after(tmp_path, count, lambda attempt=attempt: reached(attempt))
+    assert run(tmp_path, workers[-1]) == "resumed"
     assert_each_batch_as_it_was(product)
-    assert [len(attempt["workers"]) for attempt in attempts(product.place)] == [2, 1, 2]
+    assert [len(attempt["workers"]) for attempt in attempts(product.place)] == list(workers)
     losses, whole = ([line["loss"] for line in read(one.place)] for one in (product, undisturbed))
-    assert losses == pytest.approx(whole, rel=1e-2)
+    assert losses == pytest.approx(whole, rel=1e-6 if set(workers) == {1} else 1e-2)
 
 
 @pytest.mark.slow
