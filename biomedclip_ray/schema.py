@@ -253,7 +253,7 @@ _TRANSIENT = frozenset({Reason.FETCH_FAILED, Reason.DEADLINE})
 
 _SENTENCES = {
     Reason.SUPERSEDED: "a newer version of the article exists",
-    Reason.LICENSE: "source.select.licenses does not allow the article's licence",
+    Reason.LICENSE: "source.select.licenses does not allow the licence of the article or of the figure",
     Reason.RETRACTED: "the article was retracted",
     Reason.MANUSCRIPT: "an author manuscript (text mining only)",
     Reason.HISTORICAL_OCR: "the text is OCR of a scan",

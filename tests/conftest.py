@@ -41,7 +41,7 @@ def eval_sets() -> Path:
 class S3:
     """A real S3 endpoint over HTTP on loopback, with faults to order: `faults["a/key"] = ["503", "truncate"]`.
 
-    Each GET of the key takes the next fault; when they are used up it is answered well. "stall" sends half of the body and
+    Each GET of the key ("": of a list) takes the next fault; when they are used up it is answered well. "stall" sends half of the body and
     then nothing for `stall_s`. Every GET takes `delay_s` longer; those that `hold` names wait for `release`.
     """
 
@@ -94,10 +94,11 @@ class S3:
 
     def _answer(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         key = environ["PATH_INFO"].strip("/").partition("/")[2]
-        if environ["REQUEST_METHOD"] == "GET" and key:
-            self.gets.append(key)
-            self._wait_at_the_gate(key)
-            time.sleep(self.delay_s)
+        if environ["REQUEST_METHOD"] == "GET":
+            if key:
+                self.gets.append(key)
+                self._wait_at_the_gate(key)
+                time.sleep(self.delay_s)
             fault = self.faults.get(key, []).pop(0) if self.faults.get(key) else ""
             if fault in ("403", "500", "503"):
                 start(f"{fault} Fault", [("Content-Type", "application/xml")])

@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import secrets
-import signal
 import sys
 import time
 import warnings
@@ -29,6 +28,7 @@ from rich.console import Console
 from biomedclip_ray.config import STAGES, Config, ConfigError, load
 from biomedclip_ray.corpus.own_files import find_files
 from biomedclip_ray.evaluate.tables import tables
+from biomedclip_ray.interrupt import listen
 from biomedclip_ray.lease import HeldError
 from biomedclip_ray.pmc.bucket import SourceError
 from biomedclip_ray.preflight import PreflightError, check_address, check_cluster, check_out, check_places, check_root
@@ -278,8 +278,7 @@ def _connect() -> None:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
         ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
-    # `ray job stop`, Kubernetes and init systems send TERM; Ray's own handler leaves without a word
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    listen()  # only now: Ray's own handler of TERM, which `ray job stop`, Kubernetes and init systems send, leaves without a word
 
 
 def _refuse(problems: list[str]) -> None:

@@ -17,9 +17,9 @@ _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₍₎", "01234
 _SUPERSCRIPT_RUN = re.compile(r"(?<=\d)[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _SPACES = re.compile(r"\s+")
 # Zero-width characters and the invisible operators of MathML; a soft hyphen marks where a line could have been broken.
-_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufeff\ufffc]")
-# "[]", "( ; )", "[, -]": what is left of citations whose numbers were links.
-_EMPTY_BRACKETS = re.compile(r"\s*(?:\[[\s,;–-]*\]|\([\s,;–-]*\))")
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff\ufffc]")
+# "[]", "( ; )", "[, -]": what is left of citations whose numbers were links. "(-)" is a sign and "f()" a function.
+_EMPTY_BRACKETS = re.compile(r"\s*\[[\s,;–-]*\]|(?:\s+|^)\((?!\s*[–-]\s*\))[\s,;–-]*\)")
 _LEAD_PUNCTUATION = re.compile(r"^[\s.:;,|\-–—]+")
 # What UTF-8 read as Mac Roman looks like where the whole string is not of that kind: three characters that begin with the
 # byte E2 (punctuation, arrows, mathematics), or a capital or small OE ligature before a sign that no word has (Greek).
@@ -117,8 +117,10 @@ def _without_label(text: str, label: str | None) -> str:
     if not label or not text.lower().startswith(label.lower()):
         return text
     rest = text[len(label) :]
-    if rest[:1].isalnum():
-        return text  # "Figure 1" before "Figure 10 shows"
+    if rest[:1].isalnum() or re.match(r"[.,]\d|[-–—]\w", rest):
+        return text  # "Figure 1" before "Figure 10 shows", "1" before "1,000 cells" and "1-year survival"
+    if re.fullmatch(r"\d+|\w", label) and not re.match(r"\s*[.:;,|)–—-]\s|$", rest):
+        return text  # "2" before "2 cells"
     return _LEAD_PUNCTUATION.sub("", rest) or text
 
 

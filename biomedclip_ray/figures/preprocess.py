@@ -26,7 +26,7 @@ from biomedclip_ray.product import Ledger, PartResult, Product
 from biomedclip_ray.schema import PAIRS, Reason, pair_id
 from biomedclip_ray.sync import Previous, finished_or_none, parent_of
 
-VERSION = 3
+VERSION = 4
 UNIT, PANEL = "picture", "panel"
 
 
@@ -168,11 +168,16 @@ def _fetch(bucket: Bucket, media: dict[str, Any]) -> bytes | ObjectError:
 def _first_that_decodes(
     bucket: Bucket, graphic: _Graphic, fetched: bytes | ObjectError, config: Preprocess
 ) -> tuple[bytes, Picture, dict[str, Any]]:
-    """File, picture and media of the first alternative that can be had. Raises the first alternative's error where none can."""
+    """File, picture and media of the first alternative that can be had. Raises the first alternative's error where none can.
+
+    An outage raises at once: a rerun would find the thumbnail taken and never ask for the picture again.
+    """
     errors: list[ObjectError | ImageError] = []
     for media in graphic.media:
         data = fetched if media is graphic.media[0] else _fetch(bucket, media)
         if isinstance(data, ObjectError):
+            if data.reason.transient:
+                raise data
             errors.append(data)
             continue
         try:
@@ -188,5 +193,4 @@ def _first_that_decodes(
             errors.append(error)
             continue
         return data, picture, media
-    # an outage of one alternative may be over on the next run, whatever the others were
-    raise next((error for error in errors if error.reason.transient), errors[0])
+    raise errors[0]

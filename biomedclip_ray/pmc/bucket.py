@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from biomedclip_ray.config import SourceResources
 from biomedclip_ray.schema import Reason
@@ -137,17 +137,21 @@ class S3Bucket:
         self.resources = resources
         session = boto3.Session()
         public = self.name == PUBLIC_BUCKET or session.get_credentials() is None
-        self.client = session.client(
-            "s3",
-            region_name="us-east-1" if self.name == PUBLIC_BUCKET else None,
-            config=Config(
-                signature_version=UNSIGNED if public else None,
-                max_pool_connections=resources.max_connections,
-                connect_timeout=min(10.0, resources.deadline_s),
-                read_timeout=min(30.0, resources.deadline_s),
-                retries={"max_attempts": 0},  # bodies break too, which botocore does not retry: `get` retries all of it
-                tcp_keepalive=True,
-            ),
+        config = Config(
+            signature_version=UNSIGNED if public else None,
+            max_pool_connections=resources.max_connections,
+            connect_timeout=min(10.0, resources.deadline_s),
+            read_timeout=min(30.0, resources.deadline_s),
+            tcp_keepalive=True,
+        )
+        # bodies break too, which botocore does not retry: `get` retries all of it, and the patient client is for the rest
+        self.client, self.patient = (
+            session.client(
+                "s3",
+                region_name="us-east-1" if self.name == PUBLIC_BUCKET else None,
+                config=config.merge(Config(retries={"total_max_attempts": attempts, "mode": "standard"})),
+            )
+            for attempts in (1, resources.retries + 1)
         )
 
     def get(self, key: str, md5: str | None = None) -> bytes:
@@ -171,7 +175,7 @@ class S3Bucket:
     def _read(self, key: str, deadline: float) -> bytes:
         from botocore.exceptions import BotoCoreError, HTTPClientError
 
-        body = self.stream(key)
+        body = self._open(self.client, key)
         chunks = []
         try:
             while chunk := body.read(_CHUNK):
@@ -185,10 +189,13 @@ class S3Bucket:
         return b"".join(chunks)
 
     def stream(self, key: str) -> BinaryIO:
+        return self._open(self.patient, key)
+
+    def _open(self, client: Any, key: str) -> BinaryIO:
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
-            body: BinaryIO = self.client.get_object(Bucket=self.name, Key=self.prefix + key)["Body"]
+            body: BinaryIO = client.get_object(Bucket=self.name, Key=self.prefix + key)["Body"]
             return body
         except ClientError as error:
             status = error.response["ResponseMetadata"]["HTTPStatusCode"]
@@ -204,7 +211,7 @@ class S3Bucket:
     def _pages(self, prefix: str) -> Iterator[list[str]]:
         from botocore.exceptions import BotoCoreError, ClientError
 
-        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix, Delimiter="/")
+        pages = self.patient.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix, Delimiter="/")
         try:
             for page in pages:
                 found = [entry["Prefix"] for entry in page.get("CommonPrefixes", [])]

@@ -21,7 +21,7 @@ from biomedclip_ray.product import Ledger, PartResult, Product
 from biomedclip_ray.schema import ARTICLES, Reason, figure_ids
 from biomedclip_ray.sync import Previous, finished_or_none, parent_of
 
-VERSION = 2
+VERSION = 3
 ARTICLE, FIGURE = "article", "figure"
 
 Item = TypeVar("Item")
@@ -73,10 +73,11 @@ def _part(
         else:
             fresh.append(entry)
     reused = len(rows)
+    allowed = source.select.allowed()
     threads = source.resources.threads
     with ThreadPoolExecutor(threads) as pool:
         for entry, xml in fetch_ahead(pool, lambda e: _fetch(bucket, e), fresh, ahead=2 * threads):
-            if row := _parsed(entry, xml, config, ledger):
+            if row := _parsed(entry, xml, config, allowed, ledger):
                 rows.append(row)
     rows.sort(key=lambda row: str(row["article_id"]))
     ledger.count(ARTICLE, len(entries), len(rows))
@@ -84,7 +85,9 @@ def _part(
     return PartResult(pa.Table.from_pylist(rows, schema=ARTICLES), ledger, reused, withdrawn)
 
 
-def _parsed(entry: dict[str, Any], xml: bytes | ObjectError, config: Ingest, ledger: Ledger) -> dict[str, Any] | None:
+def _parsed(
+    entry: dict[str, Any], xml: bytes | ObjectError, config: Ingest, allowed: frozenset[str], ledger: Ledger
+) -> dict[str, Any] | None:
     """A row of ARTICLES, or None and a row in the ledger."""
     if isinstance(xml, ObjectError):
         ledger.drop(ARTICLE, entry["article_id"], xml.reason, xml.detail)
@@ -97,7 +100,7 @@ def _parsed(entry: dict[str, Any], xml: bytes | ObjectError, config: Ingest, led
     if unwanted := judge(article, config.select):
         ledger.drop(ARTICLE, entry["article_id"], *unwanted)
         return None
-    row = article_row(entry, article, ledger)
+    row = article_row(entry, article, allowed, ledger)
     if not row["figures"]:
         ledger.drop(ARTICLE, entry["article_id"], Reason.NO_FIGURES, f"{len(article.figures)} in the XML")
         return None
@@ -136,8 +139,12 @@ def fetch_ahead(
         yield first, future.result()
 
 
-def article_row(entry: dict[str, Any], article: Article, ledger: Ledger) -> dict[str, Any]:
-    """A row of ARTICLES from a row of CATALOG and the parsed XML; figures that cannot be used go to the ledger."""
+def article_row(entry: dict[str, Any], article: Article, allowed: frozenset[str], ledger: Ledger) -> dict[str, Any]:
+    """A row of ARTICLES from a row of CATALOG and the parsed XML; figures that cannot be used go to the ledger.
+
+    Args:
+        allowed: the licences that a figure with permissions of its own may have. The article's own was judged by the catalog.
+    """
     files = {media["key"].rsplit("/", 1)[1]: media for media in entry["media"]}
     figures = []
     ids = figure_ids(entry["article_id"], [figure.xml_id for figure in article.figures])
@@ -145,7 +152,9 @@ def article_row(entry: dict[str, Any], article: Article, ledger: Ledger) -> dict
     license_code = entry["license"] if from_metadata else article.license or "unknown"
     for figure_id, figure in zip(ids, article.figures, strict=True):
         media = _media(figure, files)
-        if not figure.caption:
+        if figure.license is not None and figure.license not in allowed:
+            ledger.drop(FIGURE, figure_id, Reason.LICENSE, figure.license)
+        elif not figure.caption:
             ledger.drop(FIGURE, figure_id, Reason.NO_CAPTION)
         elif not media:
             ledger.drop(FIGURE, figure_id, Reason.NO_GRAPHIC)

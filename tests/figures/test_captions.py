@@ -26,6 +26,26 @@ def test_the_text_is_what_a_person_would_read(caption: str, expected: str) -> No
     assert training_text(caption) == expected
 
 
+@pytest.mark.parametrize(
+    "caption", ["(-)-epicatechin in lane 2", "Lane 1 (–), lane 2 (+)", "The call f() ends", "(-) control"]
+)
+def test_brackets_that_mean_something_stay(caption: str) -> None:
+    assert training_text(caption) == caption
+
+
+def test_a_line_separator_keeps_words_apart() -> None:
+    assert training_text("one\u2028two") == "one two"
+
+
+@pytest.mark.parametrize(
+    "label, caption",
+    [("1", "1-year survival"), ("1", "1,000 cells"), ("2", "2.5-year follow-up"), ("A", "A gel of DNA")],
+)
+def test_a_number_or_letter_that_begins_the_sentence_is_no_label(label: str, caption: str) -> None:
+    assert training_text(caption, label) == caption
+    assert training_text(f"{label}. {caption}", label) == caption
+
+
 def test_a_label_that_the_caption_repeats_is_dropped() -> None:
     assert training_text("Figure 1. Cells.", "Figure 1") == "Cells."
     assert training_text("FIG. 2 | Cells.", "Fig. 2.") == "Cells."

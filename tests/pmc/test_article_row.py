@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from biomedclip_ray.config import LICENSES
 from biomedclip_ray.pmc.ingest import article_row
 from biomedclip_ray.pmc.jats import Figure, parse_article
 from biomedclip_ray.product import Ledger
@@ -22,12 +23,13 @@ def _figures(body: str, tables: bool = False) -> tuple[Figure, ...]:
 
 
 def _row(
-    body: str, names: list[str], license_code: str = "CC BY", tables: bool = False
+    body: str, names: list[str], license_code: str = "CC BY", tables: bool = False, allowed: tuple[str, ...] = LICENSES
 ) -> tuple[dict[str, Any], Ledger]:
     media = [{"key": f"PMC1.1/{name}", "md5": None} for name in names]
     entry = dict.fromkeys(("title", "doi", "pmid")) | {"article_id": "PMC1.1", "pmcid": "PMC1", "part": 0}
     ledger = Ledger("ingest")
-    row = article_row(entry | {"license": license_code, "media": media}, parse_article(_xml(body), tables), ledger)
+    article = parse_article(_xml(body), tables)
+    row = article_row(entry | {"license": license_code, "media": media}, article, frozenset(allowed), ledger)
     return row, ledger
 
 
@@ -92,6 +94,19 @@ def test_a_figures_own_permissions_are_its_pairs_licence(permissions: str, expec
     row, _ = _row(f"<fig id='a'>{caption}{GRAPHIC.format('a.jpg')}{permissions}</fig>", ["a.jpg"])
     assert (row["license"], row["figures"][0]["license"]) == ("CC BY", expected)
     assert row["figures"][0]["adapted"] is (expected == "unknown")
+
+
+@pytest.mark.parametrize(
+    "uri, code", [("https://creativecommons.org/licenses/by-nc/4.0/", "CC BY-NC"), ("", "unknown")]
+)
+def test_a_figure_whose_own_licence_is_not_allowed_is_dropped_with_it(uri: str, code: str) -> None:
+    own = OWN.format(uri) if uri else "<permissions><copyright-holder>Elsevier</copyright-holder></permissions>"
+    caption = "<caption><p>A liver.</p></caption>"
+    body = "".join(f"<fig id='{name}'>{caption}{GRAPHIC.format(name)}{p}</fig>" for name, p in (("a", own), ("b", "")))
+    row, ledger = _row(body, ["a.jpg", "b.jpg"], allowed=("CC BY",))
+    assert [figure["figure_id"] for figure in row["figures"]] == ["PMC1.1/b"]
+    assert [(one["reason"], one["detail"]) for one in ledger.rows] == [("license", code)]
+    assert ledger.counts["figure"] == (2, 1)
 
 
 # -- files

@@ -41,6 +41,14 @@ def test_a_lasting_503_is_transient_and_names_the_object(s3: S3, uri: str) -> No
     assert s3.gets.count(KEY) == 4
 
 
+def test_a_passing_503_on_a_list_or_a_stream_is_tried_again(s3: S3, uri: str) -> None:
+    bucket = open_bucket(uri, QUICK)
+    s3.faults = {"": ["503", "503"], KEY: ["503"]}
+    assert bucket.folders("") == ["PMC1.1"]
+    assert bucket.stream(KEY).read() == DATA
+    assert s3.faults == {"": [], KEY: []}
+
+
 def test_a_missing_key_is_final_and_asked_for_once(s3: S3, uri: str) -> None:
     with pytest.raises(ObjectError) as caught:
         open_bucket(uri, QUICK).get("PMC1.1/gone.jpg")

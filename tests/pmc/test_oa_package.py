@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from biomedclip_ray.config import SourceResources
+from biomedclip_ray.config import LICENSES, SourceResources
 from biomedclip_ray.figures.image import decode, prepare
 from biomedclip_ray.pmc.bucket import Bucket, ObjectError, SourceError, open_bucket
 from biomedclip_ray.pmc.catalog import parse_metadata
@@ -75,7 +75,10 @@ def _figures(bucket: Bucket) -> dict[str, list[tuple[str, str, list[tuple[str, s
             if row["pmcid"] not in ("PMC2924383", "PMC3532326", "PMC12419688"):
                 continue
             article = article_row(
-                row | {"part": 0}, parse_article(bucket.get(row["xml_key"], row["xml_md5"])), Ledger("")
+                row | {"part": 0},
+                parse_article(bucket.get(row["xml_key"], row["xml_md5"])),
+                frozenset(LICENSES),
+                Ledger(""),
             )
             found[row["article_id"]] = [
                 (

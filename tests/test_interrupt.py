@@ -1,0 +1,34 @@
+"""An interrupt that is swallowed comes again, in a process of its own."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import time
+from biomedclip_ray.interrupt import listen
+listen(again_s=0.5)
+print("listens", flush=True)
+for _ in range(2):
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("swallowed", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_that_is_swallowed_comes_again(number: signal.Signals) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "listens\n"
+    process.send_signal(number)
+    output, error = process.communicate(timeout=30)
+    assert output == "swallowed\n" * 2
+    assert error.rstrip().endswith("KeyboardInterrupt")
+    assert process.returncode != 0

@@ -1,0 +1,57 @@
+"""Each shipped recipe builds its real towers, finds the published text tower in a Hugging Face cache and takes two steps."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from biomedclip_ray.clip.tokenizer import fit_tokenizer
+from biomedclip_ray.config import load
+
+CONFIGS = Path(__file__).parents[2] / "workflows" / "configs"
+RECIPES = [path for path in sorted(CONFIGS.glob("*.yaml")) if load(path).model.tokenizer != "fit"]
+BERT_BASE = {"model_type": "bert", "architectures": ["BertModel"], "max_position_embeddings": 512, "vocab_size": 30522}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face cache that holds a BERT of the published size and its tokenizer, without weights."""
+    home = tmp_path_factory.mktemp("hf")
+    [name] = {load(path).model.tokenizer for path in RECIPES}
+    repository = home / "hub" / f"models--{name.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    snapshot = repository / "snapshots" / ("0" * 40)
+    fit_tokenizer(["a gel", "round cells of the lung, stained blue", "an axial scan", "a chart"], 200, 512).save(
+        snapshot
+    )
+    (snapshot / "config.json").write_text(json.dumps(BERT_BASE))
+    return home
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_takes_steps_with_its_real_towers(path: Path, cache: Path) -> None:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(cache)}
+    environment.pop("HF_HUB_CACHE", None)
+    command = [sys.executable, str(Path(__file__).with_name("recipe_step.py")), str(path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found, config = json.loads(done.stdout.splitlines()[-1]), load(path)
+    assert found["side"] == (384 if "384px" in path.stem else 224)
+    assert found["context"] == (512 if config.model.config.endswith("512") else 256)
+    towers = {"visual", "text", "logit_scale"} - {
+        "visual" if tower == "image" else tower for tower in config.train.lock
+    }
+    assert set(found["moved"]) - {"logit_bias"} == towers
+    if config.train.loss == "infonce":
+        assert found["loss"] == pytest.approx(math.log(4), abs=1.0)
+    else:
+        assert math.isfinite(found["loss"])
