@@ -143,7 +143,8 @@ def article_row(entry: dict[str, Any], article: Article, allowed: frozenset[str]
     """A row of ARTICLES from a row of CATALOG and the parsed XML; figures that cannot be used go to the ledger.
 
     Args:
-        allowed: the licences that a figure with permissions of its own may have. The article's own was judged by the catalog.
+        allowed: the licences that a figure with a licence of its own may have. The article's own was judged by the catalog; a
+            figure whose permissions name none stays, with the licence "unknown", which curate.select.licenses may leave out.
     """
     files = {media["key"].rsplit("/", 1)[1]: media for media in entry["media"]}
     figures = []
@@ -152,7 +153,7 @@ def article_row(entry: dict[str, Any], article: Article, allowed: frozenset[str]
     license_code = entry["license"] if from_metadata else article.license or "unknown"
     for figure_id, figure in zip(ids, article.figures, strict=True):
         media = _media(figure, files)
-        if figure.license is not None and figure.license not in allowed:
+        if figure.license not in (None, "unknown") and figure.license not in allowed:
             ledger.drop(FIGURE, figure_id, Reason.LICENSE, figure.license)
         elif not figure.caption:
             ledger.drop(FIGURE, figure_id, Reason.NO_CAPTION)

@@ -100,7 +100,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
         if logs and not warned and ray.train.get_preemption_info() is not None:
             saves = warned = True  # a node is about to go: what it has learned is kept just in time
         if records is not None:
-            records.add(done, positions, flush=logs)
+            records.add(done, positions, flush=logs or saves)  # nobody tells those before a checkpoint again
         if not (logs or saves):
             continue
         loss = float(result.loss)  # waits for the device

@@ -25,7 +25,7 @@ from ray.util.metrics import Gauge
 
 from biomedclip_ray.progress import rate_and_eta
 from biomedclip_ray.storage import Place
-from biomedclip_ray.train.trackers import Tracker, send
+from biomedclip_ray.train.trackers import Tracker, close, send
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +76,7 @@ class MetricsLog:
     def close(self) -> None:
         self.flush()
         self._writer.close()
-        for tracker in self.trackers:
-            tracker.close()
+        close(self.trackers)
         if self._scratch:
             self._scratch.cleanup()
 

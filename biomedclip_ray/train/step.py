@@ -166,7 +166,8 @@ class Learner:
         all_text = gather(text.detach(), sizes).requires_grad_()
         scale = cached[0].scale.detach().requires_grad_()
         bias = None
-        if self.recipe.loss == "sigmoid" and cached[0].bias is not None:
+        if self.recipe.loss == "sigmoid":
+            assert cached[0].bias is not None  # a model without one was refused
             bias = cached[0].bias.detach().requires_grad_()
         loss = loss_from_features(all_image, all_text, scale, gather(group, sizes), bias, rows=rows)
         loss.backward()

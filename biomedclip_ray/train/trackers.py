@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from biomedclip_ray.storage import Place
@@ -43,20 +45,38 @@ def open_trackers(names: tuple[str, ...], product: Place, facts: dict[str, Any])
         facts: what a run is told once: the config.
     """
     kinds: dict[str, Any] = {"mlflow": _MLflow, "wandb": _WandB}
-    return [kinds[name](product, facts) for name in names]
+    opened: list[Tracker] = []
+    for name in names:
+        with _surviving(name):
+            opened.append(kinds[name](product, facts))
+    return opened
 
 
 def send(trackers: list[Tracker], values: dict[str, float]) -> None:
-    """Give a line to each tracker. One that fails is taken off the list: its server's outage must not cost the run."""
+    """Give a line to each tracker; one that fails is taken off the list."""
     for tracker in list(trackers):
-        try:
+        trackers.remove(tracker)
+        with _surviving(tracker.name):
             tracker.line(values)
-        except Exception as error:  # what two libraries and their transports raise has nothing in common
-            trackers.remove(tracker)
-            log.warning(
-                "train: %s takes no more lines (%s: %s); the run goes on without it, metrics.jsonl has them all",
-                *(tracker.name, type(error).__name__, str(error).partition("\n")[0]),
-            )
+            trackers.append(tracker)
+
+
+def close(trackers: list[Tracker]) -> None:
+    for tracker in trackers:
+        with _surviving(tracker.name):
+            tracker.close()
+
+
+@contextmanager
+def _surviving(name: str) -> Iterator[None]:
+    """The outage of a tracker's server must not cost the run."""
+    try:
+        yield
+    except Exception as error:  # what two libraries and their transports raise has nothing in common
+        log.warning(
+            "train: %s takes no more lines (%s: %s); the run goes on without it, metrics.jsonl has them all",
+            *(name, type(error).__name__, str(error).partition("\n")[0]),
+        )
 
 
 class _MLflow:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray.exceptions import RayTaskError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, ValidationConfig
 
 from biomedclip_ray.config import Config, ConfigError, TrainResources
@@ -247,9 +248,16 @@ def _fit(
 def _start(config: Config, pairs: Product, corpus: Product, place: Place) -> dict[str, Any]:
     """Build what training starts from, once: the bundle start/ and its facts, which are written last."""
     if not place.exists(_FACTS):
-        ray.get(_build.remote(config, pairs, corpus, place.uri))
+        try:
+            ray.get(_build.remote(config, pairs, corpus, place.uri))
+        except RayTaskError as error:
+            raise error.cause if isinstance(error.cause, ConfigError) else error from None
     facts: dict[str, Any] = json.loads(place.read(_FACTS))
     return facts
+
+
+def _model_key(config: Config) -> str:
+    return f"config={config.model.config}" if config.model.bundle is None else f"bundle={config.model.bundle}"
 
 
 @ray.remote(num_cpus=_TASK_CPUS)
@@ -265,6 +273,10 @@ def _build(config: Config, pairs: Product, corpus: Product, uri: str) -> None:
     tokenizer = build_tokenizer(config.model, texts(pairs, corpus, SPLIT))
     torch.manual_seed(config.train.seed)
     built = build_model(config.model, tokenizer)
+    if config.train.loss == "sigmoid" and config.train.epochs and getattr(built.model, "logit_bias", None) is None:
+        raise ConfigError(
+            f"train.loss=sigmoid needs a model with a logit_bias; model.{_model_key(config)} has none: set train.loss=infonce"
+        )
     with _local_folder(place.at(START)) as folder:
         save_bundle(folder, built.model, built.model_cfg, built.preprocess_cfg, tokenizer, {"starts": built.starts})
     size = built.preprocess_cfg["size"]

@@ -96,17 +96,21 @@ def test_a_figures_own_permissions_are_its_pairs_licence(permissions: str, expec
     assert row["figures"][0]["adapted"] is (expected == "unknown")
 
 
-@pytest.mark.parametrize(
-    "uri, code", [("https://creativecommons.org/licenses/by-nc/4.0/", "CC BY-NC"), ("", "unknown")]
-)
-def test_a_figure_whose_own_licence_is_not_allowed_is_dropped_with_it(uri: str, code: str) -> None:
-    own = OWN.format(uri) if uri else "<permissions><copyright-holder>Elsevier</copyright-holder></permissions>"
+def test_a_figure_whose_own_licence_is_not_allowed_is_dropped_with_it() -> None:
+    own = {
+        "a": OWN.format("https://creativecommons.org/licenses/by-nc/4.0/"),
+        "b": "",
+        "c": "<permissions><copyright-holder>Elsevier</copyright-holder></permissions>",
+    }
     caption = "<caption><p>A liver.</p></caption>"
-    body = "".join(f"<fig id='{name}'>{caption}{GRAPHIC.format(name)}{p}</fig>" for name, p in (("a", own), ("b", "")))
-    row, ledger = _row(body, ["a.jpg", "b.jpg"], allowed=("CC BY",))
-    assert [figure["figure_id"] for figure in row["figures"]] == ["PMC1.1/b"]
-    assert [(one["reason"], one["detail"]) for one in ledger.rows] == [("license", code)]
-    assert ledger.counts["figure"] == (2, 1)
+    body = "".join(f"<fig id='{name}'>{caption}{GRAPHIC.format(name)}{terms}</fig>" for name, terms in own.items())
+    row, ledger = _row(body, ["a.jpg", "b.jpg", "c.jpg"], allowed=("CC BY",))
+    assert [(figure["figure_id"], figure["license"]) for figure in row["figures"]] == [
+        ("PMC1.1/b", "CC BY"),
+        ("PMC1.1/c", "unknown"),
+    ]
+    assert [(one["reason"], one["detail"]) for one in ledger.rows] == [("license", "CC BY-NC")]
+    assert ledger.counts["figure"] == (3, 2)
 
 
 # -- files

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 import tiny
 
 from biomedclip_ray.clip.encoder import Encoder
-from biomedclip_ray.config import parse
+from biomedclip_ray.config import ConfigError, parse
 from biomedclip_ray.train.batches import Feed, InOrder, batches
 from biomedclip_ray.train.checkpoint import steps_done
 from biomedclip_ray.train.journal import attempts, trained_pairs
@@ -177,6 +177,13 @@ def test_without_epochs_the_given_clip_becomes_the_product_with_nothing_trained(
     assert product.manifest["inputs"] == []
     assert given.bundle_id in product.manifest["starts"]["text"]
     assert train(config, *two).state == "skipped"
+
+
+def test_a_sigmoid_loss_on_a_model_without_a_bias_is_refused_by_its_key(two, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        train(tiny.config(tmp_path, loss="sigmoid"), *two)
+    assert str(caught.value).startswith("train.loss=sigmoid needs a model with a logit_bias; model.config=")
+    assert "Traceback" not in str(caught.value)
 
 
 @pytest.mark.slow

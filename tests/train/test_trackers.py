@@ -46,6 +46,24 @@ def test_a_tracker_that_fails_in_the_middle_costs_its_lines_and_not_the_run(tmp_
     assert warning.startswith("train: mlflow takes no more lines (") and "metrics.jsonl has them all" in warning
 
 
+@pytest.mark.parametrize("gone", ["at the start", "at the end"])
+def test_a_tracker_that_fails_at_either_end_costs_no_run(tmp_path, monkeypatch, caplog, gone):
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    store = tmp_path / "store"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.as_uri())
+    place = Place(str(tmp_path / "0123abcd"))
+    if gone == "at the start":
+        store.write_text("no folder")
+    log = MetricsLog(place, 0, trackers.open_trackers(("mlflow",), place, {}))
+    log.line({"step": 1, "loss": 1.0})
+    if gone == "at the end":
+        shutil.rmtree(store)
+    log.close()
+    assert [line["step"] for line in read(place)] == [1]
+    (warning,) = [record.message for record in caplog.records if "takes no more lines" in record.message]
+    assert warning.startswith("train: mlflow takes no more lines (")
+
+
 def test_wandb_writes_the_run_of_the_product(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
