@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,20 +35,23 @@ def _interrupt(workflow: Workflow, stage: str, send: Callable[[int], None]) -> S
 
 
 @pytest.fixture(scope="module")
-def terminated(workflow: Workflow, s3_server: S3) -> Iterator[Stopped]:
+def terminated(workflow: Workflow, s3_server: S3) -> Stopped:
     """As `ray job stop`, Kubernetes and init systems end a process."""
     s3_server.hold(is_xml, after=12)
-    yield _interrupt(workflow, "ingest", lambda pid: os.kill(pid, signal.SIGTERM))
-    s3_server.release()
+    try:
+        return _interrupt(workflow, "ingest", lambda pid: os.kill(pid, signal.SIGTERM))
+    finally:
+        s3_server.release()
 
 
 @pytest.fixture(scope="module")
-def interrupted(workflow: Workflow, s3_server: S3, terminated: Stopped) -> Iterator[Stopped]:
+def interrupted(workflow: Workflow, s3_server: S3, terminated: Stopped) -> Stopped:
     """As a terminal does it: the signal goes to the whole process group."""
-    s3_server.release()
     s3_server.hold(is_picture, after=40)
-    yield _interrupt(workflow, "preprocess", lambda pid: os.killpg(pid, signal.SIGINT))
-    s3_server.release()
+    try:
+        return _interrupt(workflow, "preprocess", lambda pid: os.killpg(pid, signal.SIGINT))
+    finally:
+        s3_server.release()
 
 
 @pytest.mark.parametrize("how", ["terminated", "interrupted"])
