@@ -28,7 +28,7 @@ from biomedclip_ray.product import Count, Ledger, PartResult, Product, data_name
 from biomedclip_ray.schema import PAIRS, Reason, hash64, pair_id
 from biomedclip_ray.storage import Place
 
-VERSION = 1
+VERSION = 2
 UNIT = "picture"
 _SPLITS = {"train": "train", "training": "train", "test": "test"}
 _SPLITS |= dict.fromkeys(("validation", "val", "valid", "dev"), "validation")

@@ -62,6 +62,7 @@ def send(trackers: list[Tracker], values: dict[str, float]) -> None:
 
 
 def close(trackers: list[Tracker]) -> None:
+    """End each tracker's run."""
     for tracker in trackers:
         with _surviving(tracker.name):
             tracker.close()

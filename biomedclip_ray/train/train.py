@@ -256,10 +256,6 @@ def _start(config: Config, pairs: Product, corpus: Product, place: Place) -> dic
     return facts
 
 
-def _model_key(config: Config) -> str:
-    return f"config={config.model.config}" if config.model.bundle is None else f"bundle={config.model.bundle}"
-
-
 @ray.remote(num_cpus=_TASK_CPUS)
 def _build(config: Config, pairs: Product, corpus: Product, uri: str) -> None:
     import torch
@@ -274,8 +270,10 @@ def _build(config: Config, pairs: Product, corpus: Product, uri: str) -> None:
     torch.manual_seed(config.train.seed)
     built = build_model(config.model, tokenizer)
     if config.train.loss == "sigmoid" and config.train.epochs and getattr(built.model, "logit_bias", None) is None:
+        key = "config" if config.model.bundle is None else "bundle"
         raise ConfigError(
-            f"train.loss=sigmoid needs a model with a logit_bias; model.{_model_key(config)} has none: set train.loss=infonce"
+            f"train.loss=sigmoid needs a model with a logit_bias; model.{key}={getattr(config.model, key)} has none: "
+            "set train.loss=infonce"
         )
     with _local_folder(place.at(START)) as folder:
         save_bundle(folder, built.model, built.model_cfg, built.preprocess_cfg, tokenizer, {"starts": built.starts})

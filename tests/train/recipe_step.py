@@ -1,4 +1,4 @@
-"""One step of a shipped recipe with its real towers at random weights: `python recipe_step.py CONFIG` prints what moved, as JSON."""
+"""Two steps of a shipped recipe with its real towers at random weights: `python recipe_step.py CONFIG` prints what moved, as JSON."""
 
 from __future__ import annotations
 
