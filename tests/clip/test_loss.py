@@ -171,36 +171,6 @@ def parameters_of_reference(kind: str) -> tuple[Tensor, list[Tensor]]:
     return value.detach(), [p.grad for tower in (one, two) for p in tower.parameters() if p.grad is not None]
 
 
-def cached_step(kind: str, world: int, micro: int) -> tuple[Tensor, list[Tensor]]:
-    """Feature caching as the trainer does it, all workers in turn: vectors without graph, loss, then slice by slice."""
-    image, text, group, scale, bias = inputs()
-    one, two = towers()
-    with torch.no_grad():
-        cached = [F.normalize(one(image), dim=-1), F.normalize(two(text), dim=-1)]
-    size = N // (world * micro)
-    value = torch.zeros((), dtype=torch.float64)
-    for worker in range(world):
-        vectors = leaves(*cached)
-        value = loss_from_features(vectors[0], vectors[1], scale.exp(), group, bias if kind == "sigmoid" else None)
-        value.backward()
-        for block in range(micro):
-            rows = slice((worker * micro + block) * size, (worker * micro + block + 1) * size)
-            assert vectors[0].grad is not None and vectors[1].grad is not None
-            (F.normalize(one(image[rows]), dim=-1) * vectors[0].grad[rows]).sum().backward()
-            (F.normalize(two(text[rows]), dim=-1) * vectors[1].grad[rows]).sum().backward()
-    return value.detach(), [p.grad for tower in (one, two) for p in tower.parameters() if p.grad is not None]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("world", "micro"), [(1, 1), (2, 1), (1, 4), (2, 2), (4, 2)])
-def test_every_split_of_a_global_batch_gives_the_same_gradient(kind: str, world: int, micro: int) -> None:
-    value, gradients = cached_step(kind, world, micro)
-    right, expected_gradients = parameters_of_reference(kind)
-    torch.testing.assert_close(value, right, rtol=0, atol=1e-12)
-    for mine, gradient in zip(gradients, expected_gradients, strict=True):
-        torch.testing.assert_close(mine, gradient, rtol=0, atol=1e-12)
-
-
 # Workers over gloo -----------------------------------------------------------------------------------------------
 
 
