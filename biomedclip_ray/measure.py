@@ -29,10 +29,11 @@ from biomedclip_ray.figures.subcaptions import subcaptions
 from biomedclip_ray.plan import Rates
 from biomedclip_ray.pmc import catalog as catalog_stage
 from biomedclip_ray.pmc import ingest as ingest_stage
-from biomedclip_ray.pmc.bucket import S3Bucket, SourceError, open_bucket
+from biomedclip_ray.pmc.bucket import SourceError, open_bucket
 from biomedclip_ray.pmc.catalog import catalog
 from biomedclip_ray.pmc.ingest import ingest
 from biomedclip_ray.pmc.inventory import find_inventory
+from biomedclip_ray.pmc.s3 import S3Bucket
 from biomedclip_ray.product import PartResult, Product
 from biomedclip_ray.schema import Reason
 

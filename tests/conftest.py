@@ -42,14 +42,15 @@ class S3:
     """A real S3 endpoint over HTTP on loopback, with faults to order: `faults["a/key"] = ["503", "truncate"]`.
 
     Each GET of the key ("": of a list) takes the next fault; when they are used up it is answered well. "stall" sends half of the body and
-    then nothing for `stall_s`. Every GET takes `delay_s` longer; those that `hold` names wait for `release`.
+    then nothing for `stall_s`; "drip" a byte every `drip_s`. Every GET takes `delay_s` longer; those that `hold` names wait for `release`.
     """
 
     def __init__(self) -> None:
         self.faults: dict[str, list[str]] = {}
-        self.stall_s = 5.0
+        self.stall_s, self.drip_s = 5.0, 0.1
         self.delay_s = 0.0
         self.gets: list[str] = []
+        self.signed: list[bool] = []
         self._lock = threading.Lock()
         self._gate = threading.Event()
         self.release()
@@ -95,6 +96,7 @@ class S3:
     def _answer(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         key = environ["PATH_INFO"].strip("/").partition("/")[2]
         if environ["REQUEST_METHOD"] == "GET":
+            self.signed.append("HTTP_AUTHORIZATION" in environ)
             if key:
                 self.gets.append(key)
                 self._wait_at_the_gate(key)
@@ -108,12 +110,19 @@ class S3:
                 if fault == "corrupt":
                     return [bytes(255 - byte for byte in body)]
                 return self._half(body, self.stall_s if fault == "stall" else 0.0)
+            if fault == "drip":
+                return self._drip(b"".join(self._app(environ, start)))
         return self._app(environ, start)  # type: ignore[no-any-return]
 
     @staticmethod
     def _half(body: bytes, pause: float) -> Iterator[bytes]:
         yield body[: len(body) // 2]
         time.sleep(pause)
+
+    def _drip(self, body: bytes) -> Iterator[bytes]:
+        for byte in body:
+            yield bytes([byte])
+            time.sleep(self.drip_s)
 
 
 @pytest.fixture(scope="session")
@@ -132,6 +141,7 @@ def s3_server() -> Iterator[S3]:
 @pytest.fixture
 def s3(s3_server: S3) -> S3:
     """The session's S3 endpoint without faults; boto3, pyarrow and Ray find it by AWS_ENDPOINT_URL."""
-    s3_server.faults, s3_server.gets, s3_server.stall_s, s3_server.delay_s = {}, [], 5.0, 0.0
+    s3_server.faults, s3_server.gets, s3_server.delay_s = {}, [], 0.0
+    s3_server.stall_s, s3_server.drip_s = 5.0, 0.1
     s3_server.release()
     return s3_server

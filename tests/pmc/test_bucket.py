@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
+import boto3
 import pytest
 
 from biomedclip_ray.config import SourceResources
-from biomedclip_ray.pmc.bucket import ObjectError, SourceError, inventory_dates, open_bucket
+from biomedclip_ray.pmc.bucket import PUBLIC_BUCKET, ObjectError, SourceError, inventory_dates, open_bucket
+from biomedclip_ray.pmc.s3 import S3Bucket, _pause
 from biomedclip_ray.schema import Reason
 from tests.conftest import S3
 
@@ -71,6 +76,117 @@ def test_a_read_that_never_ends_stops_at_the_deadline(s3: S3, uri: str) -> None:
         open_bucket(uri, SourceResources(retries=3, deadline_s=1.5)).get(KEY)
     assert caught.value.reason.transient
     assert time.monotonic() - started < 6
+
+
+def test_a_body_that_drips_stops_at_the_deadline(s3: S3, uri: str) -> None:
+    s3.faults[KEY] = ["drip"] * 99
+    bucket = open_bucket(uri, SourceResources(retries=3, deadline_s=1.0))
+    started = time.monotonic()
+    with pytest.raises(ObjectError, match="a b.jpg: still arriving at the deadline") as caught:
+        bucket.get(KEY)
+    assert caught.value.reason is Reason.DEADLINE
+    assert time.monotonic() - started < 2
+    assert s3.gets.count(KEY) == 1
+    s3.faults.clear()
+    assert bucket.get(KEY, MD5) == DATA  # the same bucket's next object, over a connection that works
+
+
+@pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200 OK\r\n"])
+def test_headers_that_drip_stop_at_the_deadline(head: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut in its headers an answer looks whole and empty, so that the deadline must be asked and not the answer."""
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+
+        def drip() -> None:
+            connection, _ = server.accept()
+            with connection, suppress(OSError):
+                connection.recv(65536)
+                connection.sendall(head)
+                for _ in range(100):
+                    connection.sendall(b"X-A: 1\r\n" if head else b" ")
+                    time.sleep(0.1)
+
+        ended = pool.submit(drip)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        bucket = S3Bucket("s3://dripping", SourceResources(retries=0, deadline_s=1.0))
+        started = time.monotonic()
+        with pytest.raises(ObjectError, match="a b.jpg") as caught:
+            bucket.get(KEY)
+        assert caught.value.reason is Reason.DEADLINE
+        assert time.monotonic() - started < 2
+        ended.result(timeout=3)  # our end of the connection is closed: the server has noticed
+
+
+def test_a_read_that_stalls_once_is_tried_again_within_the_deadline(s3: S3, uri: str) -> None:
+    s3.faults[KEY] = ["stall"]
+    bucket = open_bucket(uri, SourceResources(retries=3, deadline_s=4.5))
+    started = time.monotonic()
+    assert bucket.get(KEY, MD5) == DATA
+    assert 1.5 <= time.monotonic() - started < 4.5
+    assert s3.gets.count(KEY) == 2
+
+
+def test_a_list_that_drips_stops_at_the_deadline(s3: S3, uri: str) -> None:
+    s3.faults[""] = ["drip"] * 99
+    bucket = open_bucket(uri, SourceResources(retries=0, deadline_s=1.0))
+    started = time.monotonic()
+    with pytest.raises(SourceError, match="cannot be reached: still arriving at the deadline"):
+        bucket.folders("")
+    assert time.monotonic() - started < 2
+
+
+def test_pauses_between_tries_grow_are_bounded_and_differ() -> None:
+    pauses = [[_pause(attempt) for _ in range(200)] for attempt in range(12)]
+    for attempt, drawn in enumerate(pauses):
+        middle = min(20.0, 0.2 * 2**attempt)
+        assert 0.5 * middle <= min(drawn) < 0.7 * middle
+        assert 1.3 * middle < max(drawn) <= 1.5 * middle
+
+
+def test_tries_wait_longer_each_time(s3: S3, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    s3.faults[KEY] = ["503"] * 5
+    assert open_bucket(uri, SourceResources(retries=5, deadline_s=60)).get(KEY, MD5) == DATA
+    pauses = [seconds for seconds in waited if seconds]  # the server's own `delay_s` is zero
+    assert len(pauses) == len(set(pauses)) == 5
+    assert all(0.5 <= pause / (0.2 * 2**attempt) <= 1.5 for attempt, pause in enumerate(pauses))
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_without_credentials_nothing_is_signed(
+    s3: S3, uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, signed: bool
+) -> None:
+    _publish(uri.removeprefix("s3://"))
+    if not signed:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    assert _authorizations(s3, S3Bucket(uri, QUICK)) == {signed}
+
+
+def test_the_public_bucket_is_read_unsigned_also_with_credentials(s3: S3, uri: str) -> None:
+    boto3.client("s3").create_bucket(Bucket=PUBLIC_BUCKET)
+    _publish(PUBLIC_BUCKET)
+    assert _authorizations(s3, S3Bucket(f"s3://{PUBLIC_BUCKET}", QUICK)) == {False}
+
+
+def _publish(bucket: str) -> None:
+    """As PMC's own is: the server refuses what is unsigned elsewhere."""
+    client = boto3.client("s3")
+    client.put_bucket_acl(Bucket=bucket, ACL="public-read")
+    client.put_object(Bucket=bucket, Key=KEY, Body=DATA, ACL="public-read")
+
+
+def _authorizations(s3: S3, bucket: S3Bucket) -> set[bool]:
+    """Whether what the bucket sends for an object, a stream and a list is signed."""
+    s3.signed.clear()
+    assert bucket.get(KEY, MD5) == DATA
+    assert bucket.stream(KEY).read() == DATA
+    assert bucket.folders("") == ["PMC1.1"]
+    assert len(s3.signed) == 3
+    return set(s3.signed)
 
 
 def test_a_bucket_that_does_not_exist_is_an_error_that_names_the_uri(s3: S3) -> None:

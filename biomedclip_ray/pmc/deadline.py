@@ -1,0 +1,101 @@
+"""A deadline for a whole HTTP exchange of boto3. Its time-outs are for silence: a byte a second would go on for ever.
+
+A timer shuts down the socket that the exchange waits on, whatever it waits for: status, headers, body. A thread that only
+stops waiting would leave the socket, and another thread with it, to the server's mercy.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from botocore.awsrequest import AWSHTTPConnection, AWSHTTPConnectionPool, AWSHTTPSConnection, AWSHTTPSConnectionPool
+
+_thread = threading.local()
+
+
+class _Exchange:
+    """What one thread waits for at present."""
+
+    def __init__(self) -> None:
+        self.over = False
+        self._socket: socket.socket | None = None
+        self._lock = threading.Lock()
+
+    def waits_on(self, sock: socket.socket) -> None:
+        """Raises TimeoutError where the time is up already."""
+        with self._lock:
+            if self.over:
+                raise TimeoutError("the deadline is over")
+            self._socket = sock
+
+    def cut(self) -> None:
+        with self._lock:
+            self.over = True
+            if self._socket is not None:
+                # not SSLSocket's own, which lets go of the decryption under the thread that reads
+                with suppress(OSError):  # closed already
+                    socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+
+@contextmanager
+def until(moment: float) -> Iterator[None]:
+    """What this thread asks of a client that is `watched`, ends at `moment` (of time.monotonic) at the latest.
+
+    Raises:
+        TimeoutError: it was cut there. An answer cut in its headers may look whole, and is none.
+    """
+    exchange = _Exchange()
+    timer = threading.Timer(max(0.0, moment - time.monotonic()), exchange.cut)
+    timer.daemon = True
+    timer.start()
+    _thread.exchange = exchange
+    try:
+        yield
+    except Exception as error:
+        if exchange.over:
+            raise TimeoutError("still arriving at the deadline") from error
+        raise
+    finally:
+        timer.cancel()
+        _thread.exchange = None
+    if exchange.over:
+        raise TimeoutError("still arriving at the deadline")
+
+
+def watched(client: Any) -> Any:
+    """A boto3 client, made to obey `until`; botocore has no switch for it."""
+    client._endpoint.http_session._pool_classes_by_scheme.update(http=_Pool, https=_SecurePool)
+    return client
+
+
+class _Watched:
+    """A connection that tells its thread's exchange about its socket before it waits for an answer."""
+
+    sock: socket.socket
+
+    def getresponse(self) -> Any:
+        exchange: _Exchange | None = getattr(_thread, "exchange", None)
+        if exchange is not None:
+            exchange.waits_on(self.sock)
+        return super().getresponse()  # type: ignore[misc]
+
+
+class _Connection(_Watched, AWSHTTPConnection):
+    pass
+
+
+class _SecureConnection(_Watched, AWSHTTPSConnection):
+    pass
+
+
+class _Pool(AWSHTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _SecurePool(AWSHTTPSConnectionPool):
+    ConnectionCls = _SecureConnection

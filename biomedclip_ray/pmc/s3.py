@@ -1,0 +1,106 @@
+"""A source in S3: PubMed Central's public bucket, or a copy in a bucket of one's own."""
+
+from __future__ import annotations
+
+import random
+import time
+from contextlib import closing
+from typing import Any, BinaryIO
+
+import boto3
+from botocore import UNSIGNED
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from biomedclip_ray.config import SourceResources
+from biomedclip_ray.pmc.bucket import PUBLIC_BUCKET, ObjectError, SourceError, check_md5
+from biomedclip_ray.pmc.deadline import until, watched
+from biomedclip_ray.schema import Reason
+
+
+class S3Bucket:
+    """An S3 bucket, read unsigned where it is PMC's own or where this machine has no credentials."""
+
+    def __init__(self, uri: str, resources: SourceResources) -> None:
+        self.uri = uri.rstrip("/")
+        self.name, _, prefix = self.uri.removeprefix("s3://").partition("/")
+        self.prefix = f"{prefix}/" if prefix else ""
+        self.resources = resources
+        session = boto3.Session()
+        public = self.name == PUBLIC_BUCKET or session.get_credentials() is None
+        config = Config(
+            signature_version=UNSIGNED if public else None,
+            max_pool_connections=resources.max_connections,
+            # silence ends before the object's time does, or there would be no second try
+            connect_timeout=min(10.0, resources.deadline_s / 3),
+            read_timeout=min(30.0, resources.deadline_s / 3),
+            tcp_keepalive=True,
+        )
+        # bodies break too, which botocore does not retry: `get` retries all of it, and the patient client is for the rest
+        self.client, self.patient = (
+            watched(
+                session.client(
+                    "s3",
+                    region_name="us-east-1" if self.name == PUBLIC_BUCKET else None,
+                    config=config.merge(Config(retries={"total_max_attempts": attempts, "mode": "standard"})),
+                )
+            )
+            for attempts in (1, resources.retries + 1)
+        )
+
+    def get(self, key: str, md5: str | None = None) -> bytes:
+        deadline = time.monotonic() + self.resources.deadline_s
+        for attempt in range(self.resources.retries + 1):
+            try:
+                data = self._read(key, deadline)
+                check_md5(key, data, md5)
+                return data
+            except ObjectError as error:
+                pause = _pause(attempt)
+                final = error.reason is Reason.MISSING_OBJECT or attempt == self.resources.retries
+                # a wrong md5 may be a broken transfer once, not twice
+                if final or (error.reason is Reason.MD5_MISMATCH and attempt >= 1):
+                    raise
+                if time.monotonic() + pause > deadline:
+                    raise ObjectError(Reason.DEADLINE, f"{key}: {error.detail}") from error
+                time.sleep(pause)
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _read(self, key: str, deadline: float) -> bytes:
+        try:
+            with until(deadline), closing(self._open(self.client, key)) as body:
+                return body.read()
+        except TimeoutError as error:
+            raise ObjectError(Reason.DEADLINE, f"{key}: {error}") from error
+        except (BotoCoreError, OSError) as error:
+            raise ObjectError(Reason.FETCH_FAILED, f"{key}: {error}") from error
+
+    def stream(self, key: str) -> BinaryIO:
+        return self._open(self.patient, key)
+
+    def _open(self, client: Any, key: str) -> BinaryIO:
+        try:
+            body: BinaryIO = client.get_object(Bucket=self.name, Key=self.prefix + key)["Body"]
+            return body
+        except ClientError as error:
+            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+            # 403 on a key that the inventory names is how rate limits sometimes look: worth another try, unlike 404
+            reason = Reason.MISSING_OBJECT if status == 404 else Reason.FETCH_FAILED
+            raise ObjectError(reason, f"{key}: HTTP {status} {error.response['Error'].get('Code', '')}") from error
+        except BotoCoreError as error:
+            raise ObjectError(Reason.FETCH_FAILED, f"{key}: {error}") from error
+
+    def folders(self, prefix: str) -> list[str]:
+        prefix = self.prefix + prefix
+        pages = self.patient.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix, Delimiter="/")
+        try:
+            with until(time.monotonic() + self.resources.deadline_s):
+                found = [entry["Prefix"] for page in pages for entry in page.get("CommonPrefixes", [])]
+        except (BotoCoreError, ClientError, TimeoutError) as error:
+            raise SourceError(f"source.uri={self.uri} cannot be reached: {error}") from error
+        return [name.removeprefix(prefix).rstrip("/") for name in found]
+
+
+def _pause(attempt: int) -> float:
+    """Seconds before the next try: twice as long each time up to 20, give or take half, so that tasks do not come back at once."""
+    return random.uniform(0.5, 1.5) * min(20.0, 0.2 * 2**attempt)
