@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from lxml import etree
 
+from biomedclip_ray.pmc.jats_math import MATH
 from biomedclip_ray.pmc.jats_text import CAPTION, SPOKEN, STOPS, TITLE, citing_sentences, text_of
 from biomedclip_ray.pmc.jats_xml import JatsError, article_element, replace_entity
 from biomedclip_ray.pmc.licenses import stated_license
@@ -90,12 +91,14 @@ def _figs_and_xrefs(
     article: etree._Element, tables: bool = False
 ) -> tuple[list[etree._Element], list[tuple[etree._Element, str]]]:
     """All figs, and all xrefs with what they refer to, in one pass (a tenth of the time that the tree takes)."""
-    figs, xrefs, entities = [], [], []
+    figs, xrefs, entities, untyped = [], [], [], []
     for element in article.iter("fig", "xref", etree.Entity, *(("table-wrap",) if tables else ())):
         tag = element.tag
         if tag == "xref":
             if rid := element.get("rid"):
                 xrefs.append((element, rid))
+                if element.get("ref-type") is None:
+                    untyped.append((element, rid))
         elif tag == "fig":
             figs.append(element)
         elif tag == "table-wrap":
@@ -105,7 +108,17 @@ def _figs_and_xrefs(
             entities.append(element)
     for entity in entities:
         replace_entity(entity)
+    if untyped:
+        _find_citations(article, untyped)
     return figs, xrefs
+
+
+def _find_citations(article: etree._Element, untyped: list[tuple[etree._Element, str]]) -> None:
+    """Type the xrefs to references that do not say so: those that name nothing else (the lists are cut out of the bytes)."""
+    ids = {element.get("id") for element in article.iter("{*}*") if element.tag != "ref"}
+    for xref, rid in untyped:
+        if ids.isdisjoint(rid.split()):
+            xref.set("ref-type", "bibr")
 
 
 # -- mentions
@@ -196,7 +209,7 @@ def _figure(fig: etree._Element, mentions: tuple[Mention, ...]) -> Figure:
         label = label or next(filter(None, map(text_of, group.iterfind("label"))), None)
     caption = " ".join(filter(None, map(text_of, captions)))
     spoken = caption
-    if any(next(each.iter("sup"), None) is not None for each in captions):
+    if any(next(each.iter("sup", MATH), None) is not None for each in captions):
         spoken = " ".join(filter(None, (text_of(each, SPOKEN) for each in captions)))
     license_ = _own_license(permissions)
     credit = " ".join(map(text_of, (*credits, *permissions)))

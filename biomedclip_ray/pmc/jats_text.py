@@ -1,7 +1,8 @@
 """Text out of JATS elements: captions without loss, titles, and the sentences that cite a figure. Pure.
 
 One walker serves all, steered by a table from tag to action: inline markup is transparent (words are neither glued nor
-split), blocks are set apart by one space, formulas become TeX or MathML's tokens. White space is normalised last.
+split), blocks are set apart by one space, formulas become TeX or MathML's tokens (`jats_math.py`). White space is
+normalised last.
 
 Trade-off: sentences are found by rules (abbreviations, initials, what follows the stop), not by a model: a wrong
 boundary costs half a sentence of context, a model would cost more than parsing the article does.
@@ -10,20 +11,20 @@ boundary costs half a sentence of context, a model would cost more than parsing 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from lxml import etree
+
+from biomedclip_ray.pmc.jats_math import MATH, mathml, power, tex
 
 Rules = Mapping[str, int]
 
 # What the walker does at an element; a tag without a rule is inline markup.
-BLOCK, SKIP, GONE, BREAK, FORMULA, MATH, SUP, XREF = range(8)
-
-_MATHML = "{http://www.w3.org/1998/Math/MathML}"
-_TOKENS = tuple(_MATHML + tag for tag in ("mi", "mo", "mn", "mtext", "ms"))
+BLOCK, SKIP, GONE, BREAK, FORMULA, ALOUD, SUP, XREF = range(8)
 
 _INVISIBLE = dict.fromkeys(("object-id", "inline-graphic", "private-char", "alt-text", "long-desc", "index-term"), GONE)
-_FORMULAS = {"alternatives": FORMULA, "tex-math": FORMULA, _MATHML + "math": MATH}
+_FORMULAS = ("alternatives", "tex-math", MATH)
+_READ_ALOUD = {**dict.fromkeys(_FORMULAS, ALOUD), "sup": SUP, "xref": XREF}
 
 _BLOCKS = """
     p title label subtitle caption list list-item def-list def-item def term disp-formula disp-formula-group disp-quote
@@ -37,10 +38,10 @@ CAPTION: Rules = {
     **dict.fromkeys(_BLOCKS, BLOCK),
     **dict.fromkeys(("fig", "fig-group", "graphic"), SKIP),
     **_INVISIBLE,
-    **_FORMULAS,
+    **dict.fromkeys(_FORMULAS, FORMULA),
 }
 # The same as one would read it aloud: 10^4, and no superscript citations.
-SPOKEN: Rules = {**CAPTION, "sup": SUP, "xref": XREF}
+SPOKEN: Rules = {**CAPTION, **_READ_ALOUD}
 TITLE: Rules = {**CAPTION, "xref": GONE, "fn": GONE}
 
 # Around a mention: what floats or is displayed inside a paragraph is left out and the text after it goes on; a list or
@@ -58,10 +59,8 @@ SENTENCE: Rules = {
     **dict.fromkeys(_DISPLAYED, SKIP),
     **dict.fromkeys(_ENDS, BREAK),
     **_INVISIBLE,
-    **_FORMULAS,
+    **_READ_ALOUD,
     "break": BLOCK,
-    "sup": SUP,
-    "xref": XREF,
 }
 # Where climbing from an xref stops: exactly the elements that the walk above does not enter, so that each xref is met
 # once. A displayed formula is climbed out of: its sentence is the paragraph's.
@@ -97,8 +96,10 @@ def citing_sentences(block: etree._Element, cited: Mapping[etree._Element, str])
         if at >= end:
             while after < len(stops) and stops[after].end() <= at:
                 after += 1
-            begin = next((stop.end() for stop in reversed(stops[:after]) if _ends_sentence(text, stop)), 0)
-            end = next((stop.end() for stop in stops[after:] if _ends_sentence(text, stop)), len(text))
+            before = (stops[n] for n in range(after - 1, -1, -1))
+            behind = (stops[n] for n in range(after, len(stops)))
+            begin = next((stop.end() for stop in before if _ends_sentence(text, stop)), 0)
+            end = next((stop.end() for stop in behind if _ends_sentence(text, stop)), len(text))
             sentence = " ".join(text[begin:end].replace(MARK, "").replace(END, "").split())
         sentences.append(sentence)
         at = text.find(MARK, at + 1)
@@ -119,7 +120,8 @@ def _walk(element: etree._Element, out: list[str], rules: Rules, cited: Mapping[
                 append(text)
         elif action == XREF:
             if child in cited or len(child):
-                _xref(child, out, rules, cited)
+                if _xref(child, out, rules, cited):
+                    continue
             elif text := child.text:
                 append(text)
         elif action == BLOCK:
@@ -127,14 +129,15 @@ def _walk(element: etree._Element, out: list[str], rules: Rules, cited: Mapping[
             _walk(child, out, rules, cited)
             append(" ")
         elif action == SUP:
-            _superscript(child, out, rules, cited)
+            if _superscript(child, out, rules, cited):
+                continue
         elif action == BREAK:
             append(END)
         elif action != GONE:
             if action == SKIP:
                 append(" ")
             else:
-                append(_formula(child) if action == FORMULA else _mathml(child))
+                _formula(child, out, action == ALOUD)
             _mark_inside(child, out, cited)
         elif cited and len(child):
             _mark_inside(child, out, cited)
@@ -148,68 +151,131 @@ def _mark_inside(element: etree._Element, out: list[str], cited: Mapping[etree._
         out.extend(MARK for xref in element.iter("xref") if xref in cited)
 
 
-def _xref(xref: etree._Element, out: list[str], rules: Rules, cited: Mapping[etree._Element, str]) -> None:
+def _formula(element: etree._Element, out: list[str], aloud: bool) -> None:
+    """TeX where there is some, else MathML, else the first form that is text."""
+    if element.tag == "tex-math":
+        out.append(tex(element.text or ""))
+    elif element.tag == MATH:
+        if not _stands_in_tex(element):
+            mathml(element, out, aloud)
+    elif source := tex(element.findtext("tex-math", "")):
+        out.append(source)
+    elif (math := element.find(MATH)) is not None:
+        mathml(math, out, aloud)
+    else:
+        rules = SPOKEN if aloud else CAPTION
+        forms = (text_of(form, rules) for form in element if form.tag not in ("graphic", "inline-graphic", "media"))
+        out.append(next(filter(None, forms), ""))
+
+
+def _stands_in_tex(math: etree._Element) -> bool:
+    """Is the same formula there as TeX: anywhere in its formula element, elsewhere directly beside it?"""
+    parent = math.getparent()
+    if parent is not None and parent.tag in ("inline-formula", "disp-formula"):
+        return parent.find("tex-math") is not None
+    before, after = math.getprevious(), math.getnext()
+    return (before is not None and before.tag == "tex-math" and not (before.tail or "").strip()) or (
+        after is not None and after.tag == "tex-math" and not (math.tail or "").strip()
+    )
+
+
+# -- superscripts: citations go, powers get their sign, everything else (Ca2+, 13C) is written as it stands
+
+_SEPARATORS = " \t\r\n\u00a0\u2009\u202f,;-\u2010\u2011\u2012\u2013\u2014\u2212"
+_LIST = re.compile(rf"[{re.escape(_SEPARATORS)}\d.()\[\]]*")
+_CERTAIN = frozenset(",;()[]")  # a dash or a number in a superscript may mean something else
+
+
+def _xref(xref: etree._Element, out: list[str], rules: Rules, cited: Mapping[etree._Element, str]) -> bool:
+    """Write an xref, or leave a superscript citation out; True where what follows it goes too."""
     label = cited.get(xref)
     if label is not None:
         out.append(MARK)
         if not len(xref) and not (xref.text and xref.text.strip()):
             out.append(label)
-            return
-    elif _only_superscript(xref) and _is_citation(xref):
+            return False
+    elif _is_raised_citation(xref, cited):
         _mark_inside(xref, out, cited)
-        return
+        return _list_goes_on(xref, cited)
     _walk(xref, out, rules, cited)
+    return False
+
+
+def _superscript(sup: etree._Element, out: list[str], rules: Rules, cited: Mapping[etree._Element, str]) -> bool:
+    """Write a superscript, or leave one of citations out; True where what follows it goes too."""
+    holds_xref = len(sup) and next(sup.iter("xref"), None) is not None
+    if holds_xref and any(map(_is_citation, sup.iter("xref"))):
+        rest = "".join(_outside_citations(sup))
+        _mark_inside(sup, out, cited)
+        if _LIST.fullmatch(rest):
+            return _list_goes_on(sup, cited)
+        out.append(rest.strip(_SEPARATORS))  # CD4+ with a citation after the sign
+        return False
+    text = "".join(map(str, sup.itertext())) if len(sup) else sup.text
+    if text and not holds_xref:
+        if _is_between_citations(sup, text, cited):
+            return _list_goes_on(sup, cited)
+        previous = sup.getprevious()
+        over_subscript = previous is not None and previous.tag == "sub" and not previous.tail
+        if raised := power("".join(out[-8:])[-40:], text, sup.tail or "", over_subscript):
+            while out and not out[-1].strip():
+                out.pop()
+            if out:
+                out[-1] = out[-1].rstrip()
+            out.append(raised)
+            return False
+    _walk(sup, out, rules, cited)
+    return False
 
 
 def _is_citation(xref: etree._Element) -> bool:
     return xref.get("ref-type") == "bibr"
 
 
-def _only_superscript(xref: etree._Element) -> bool:
-    return len(xref) == 1 and xref[0].tag == "sup" and not xref.text and not xref[0].tail
+def _is_raised_citation(element: etree._Element | None, cited: Mapping[etree._Element, str]) -> bool:
+    """Is it a citation, or several, and all of it superscript? `cited` (xrefs to figures) are none."""
+    if element is None or element in cited:
+        return False
+    if element.tag == "xref":
+        return _is_citation(element) and _is_superscript(element)
+    citations = element.tag == "sup" and len(element) and any(map(_is_citation, element.iter("xref")))
+    return bool(citations) and _LIST.fullmatch("".join(_outside_citations(element))) is not None
 
 
-def _superscript(sup: etree._Element, out: list[str], rules: Rules, cited: Mapping[etree._Element, str]) -> None:
-    """Citations go, a number over a number becomes an exponent, everything else (Ca2+, 13C) is written as it stands."""
-    if len(sup) and any(_is_citation(xref) for xref in sup.iter("xref")):
-        _mark_inside(sup, out, cited)
-        return
-    if sup.text and out and out[-1][-1:].isdigit() and _EXPONENT.fullmatch(sup.text):
-        out.append("^")
-    _walk(sup, out, rules, cited)
+def _is_superscript(element: etree._Element) -> bool:
+    """Does all text of an element but separators stand in `sup`?"""
+    return (
+        len(element) > 0
+        and not (element.text or "").strip(_SEPARATORS)
+        and all(
+            (child.tag == "sup" or _is_superscript(child)) and not (child.tail or "").strip(_SEPARATORS)
+            for child in element
+        )
+    )
 
 
-_EXPONENT = re.compile(r"\s*[+\-\u2212\u2013]?\s*\d+\s*")
-_TEX_BODY = re.compile(r"\\begin\{document\}(.*?)\\end\{document\}", re.DOTALL)
-_TEX_MATH = re.compile(r"\$+(.+?)\$+", re.DOTALL)
+def _outside_citations(element: etree._Element) -> Iterator[str]:
+    yield element.text or ""
+    for child in element:
+        if child.tag != "xref" or not _is_citation(child):
+            yield from _outside_citations(child)
+        yield child.tail or ""
 
 
-def _formula(element: etree._Element) -> str:
-    """TeX where there is some, else MathML's tokens, else the first form that is text."""
-    tex = element if element.tag == "tex-math" else element.find("tex-math")
-    if tex is not None:
-        return _tex(tex.text or "")
-    math = element.find(_MATHML + "math")
-    if math is not None:
-        return _mathml(math)
-    forms = (text_of(form) for form in element if form.tag not in ("graphic", "inline-graphic", "media"))
-    return next(filter(None, forms), "")
+def _is_between_citations(sup: etree._Element, text: str, cited: Mapping[etree._Element, str]) -> bool:
+    """Is it the comma, dash or unlinked number of a list whose citations stand beside it?"""
+    if not _LIST.fullmatch(text):
+        return False
+    previous = sup.getprevious()
+    follows = previous is not None and not (previous.tail or "").strip() and _is_raised_citation(previous, cited)
+    leads = not (sup.tail or "").strip() and _is_raised_citation(sup.getnext(), cited)
+    return (follows or leads) if _CERTAIN & set(text) else (follows and leads)
 
 
-def _tex(source: str) -> str:
-    """A publisher's whole TeX document reduced to its formula, `$x$`."""
-    body = _TEX_BODY.search(source)
-    text = body[1] if body else source
-    math = _TEX_MATH.search(text)
-    text = (math[1] if math else text).strip()
-    return f"${text}$" if text else ""
-
-
-def _mathml(math: etree._Element) -> str:
-    pieces: list[str] = []
-    for token in math.iter(*_TOKENS):
-        pieces.extend(map(str, token.itertext()))
-    return "".join(pieces)
+def _list_goes_on(element: etree._Element, cited: Mapping[etree._Element, str]) -> bool:
+    """Is what stands between this citation and the next element a separator of one list?"""
+    following = element.getnext()
+    return not (element.tail or "").strip(_SEPARATORS) and _is_raised_citation(following, cited)
 
 
 _STOP = re.compile(

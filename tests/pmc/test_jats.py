@@ -188,15 +188,58 @@ def test_a_superscript_stays_in_the_caption_and_is_spoken_as_a_power():
 
 
 @pytest.mark.parametrize(
+    ("markup", "spoken"),
+    [
+        ("10<sup><italic>4</italic></sup>, 10<sup>4.5</sup>", "10^4, 10^4.5"),
+        ("<bold>10</bold><sup>\u2212\u20093</sup>, 5x10<sup>3-5</sup>", "10^\u22123, 5x10^3-5"),
+        ("of 10 <sup>6</sup> cells", "of 10^6 cells"),
+        ("10 <sup>18</sup>F scans", "10 18F scans"),
+        ("2<sup>\u2212\u0394\u0394C<sub>t</sub></sup>", "2^\u2212\u0394\u0394Ct"),
+        ("x<sub>1</sub><sup>2</sup>, H<sub>2</sub><sup>18</sup>O", "x1^2, H218O"),
+        ("IL-6<sup>4</sup>, 2010<sup>5</sup>", "IL-64, 20105"),
+        ("10<sup>4,5</sup>, HL60<sup>3-5</sup>", "104,5, HL603-5"),
+        ("5<sup>th</sup>, CD4<sup>+</sup>, p53<sup>-/-</sup>", "5th, CD4+, p53-/-"),
+    ],
+)
+def test_a_power_is_told_from_citations_charges_and_isotopes(markup, spoken):
+    figure = figure_with(f"<p>{markup}</p>")
+    assert figure.spoken == spoken
+    assert figure.caption == collapsed(re.sub("<.*?>", "", markup))
+    assert sentences(f"<p>{markup} <xref rid='F1'>X</xref></p>") == [f"{spoken} X"]
+
+
+CITE = '<xref ref-type="bibr" rid="R6">'
+
+
+@pytest.mark.parametrize(
     "citation",
     [
-        '<sup><xref ref-type="bibr" rid="R6">6</xref>,<xref ref-type="bibr" rid="R7">7</xref></sup>',
-        '<xref ref-type="bibr" rid="R6"><sup>6,7</sup></xref>',
+        f"<sup>{CITE}6</xref>,{CITE}7</xref></sup>",
+        f"<sup>[{CITE}6</xref>\u2013{CITE}9</xref>]</sup>",
+        f"<sup>{CITE}6</xref>,7</sup>",
+        f"{CITE}<sup>6,7</sup></xref>",
+        f"{CITE}<italic><sup>6</sup></italic></xref>",
+        f"{CITE} <sup>6</sup>, <sup>7</sup> </xref>",
+        f"{CITE}<sup>6</sup></xref>, {CITE}<sup>7</sup></xref>",
+        f"{CITE}<sup>6</sup></xref><sup>,</sup>{CITE}<sup>7</sup></xref><sup>\u2013</sup>{CITE}<sup>9</sup></xref>",
+        f"<sup>{CITE}6</xref></sup>,<sup>{CITE}7</xref></sup>",
+        f"<sup>5,</sup>{CITE}<sup>7</sup></xref>",
+        '<sup><xref rid="R6">6</xref>,<xref rid="R7">7</xref></sup>',
     ],
 )
 def test_superscript_citations_stay_in_the_caption_and_are_not_spoken(citation):
-    figure = figure_with(f"<p>cancer{citation} cells</p>")
-    assert (figure.caption, figure.spoken) == ("cancer6,7 cells", "cancer cells")
+    text = re.sub("<.*?>", "", citation)
+    figure = figure_with(f"<p>cancer{citation}, cells</p>")
+    assert figure.caption == collapsed(f"cancer{text}, cells")
+    assert figure.spoken == "cancer, cells"
+
+
+def test_what_stands_beside_a_superscript_citation_stays():
+    assert figure_with(f"<p>CD4<sup>+,{CITE}4</xref></sup> T</p>").spoken == "CD4+ T"
+    assert figure_with(f"<p>Cl<sup>\u2212</sup>{CITE}<sup>4</sup></xref> in</p>").spoken == "Cl\u2212 in"
+    assert figure_with(f"<p>as in {CITE}4</xref>, {CITE}5</xref></p>").spoken == "as in 4, 5"
+    others = '<sup><xref rid="T1">a</xref></sup>, <sup><xref ref-type="fn" rid="R2">b</xref></sup>'
+    assert only_figure(f'<fn id="T1"/><fig><caption><p>p{others}</p></caption></fig>').spoken == "pa, b"
 
 
 def test_tex_is_preferred_without_its_preamble_and_mathml_gives_its_tokens():
@@ -205,6 +248,57 @@ def test_tex_is_preferred_without_its_preamble_and_mathml_gives_its_tokens():
     picture = '<inline-graphic xlink:href="x.gif"/>'
     both = f"<inline-formula><alternatives>{picture}{math}{tex}</alternatives></inline-formula>"
     assert figure_with(f"<p>({both}) ({math})</p>").caption == "($a_1$) (b=2)"
+
+
+def test_two_forms_of_one_formula_are_one_formula():
+    tex, math = "<tex-math>$x_1$</tex-math>", "<mml:math><mml:mi>x</mml:mi></mml:math>"
+    for forms in (tex + math, math + tex, f"{math}\n{tex}"):
+        for whole in (forms, f"<inline-formula>{forms}</inline-formula>"):
+            assert figure_with(f"<p>{whole}</p>").caption == figure_with(f"<p>{whole}</p>").spoken == "$x_1$"
+    assert figure_with(f"<p><inline-formula>{math}, {math}</inline-formula> {tex}</p>").caption == "x, x $x_1$"
+    assert figure_with(f"<p><alternatives><tex-math/>{math}</alternatives></p>").caption == "x"
+
+
+def test_the_tex_that_annotates_mathml_is_preferred():
+    note = '<mml:annotation encoding="{}">\\alpha^2</mml:annotation>'
+    math = "<mml:math><mml:semantics><mml:mi>a</mml:mi>{}</mml:semantics></mml:math>"
+    assert figure_with(f"<p>{math.format(note.format('application/x-tex'))}</p>").caption == "$\\alpha^2$"
+    assert figure_with(f"<p>{math.format(note.format('MathType-MTEF'))}</p>").caption == "a"
+
+
+MINUS_11 = "<mml:mrow><mml:mo>-</mml:mo><mml:mn>11</mml:mn></mml:mrow>"
+TWO_PLUS = "<mml:mrow><mml:mn>2</mml:mn><mml:mo>+</mml:mo></mml:mrow>"
+A_PLUS_B = "<mml:mrow><mml:mi>a</mml:mi><mml:mo>+</mml:mo><mml:mi>b</mml:mi></mml:mrow>"
+
+
+@pytest.mark.parametrize(
+    ("math", "caption", "spoken"),
+    [
+        (f"<mml:msup><mml:mn>10</mml:mn>{MINUS_11}</mml:msup>", "10-11", "10^-11"),
+        (f"<mml:msup><mml:mn>9.10</mml:mn>{MINUS_11}</mml:msup>", "9.10-11", "9.10^-11"),
+        ("<mml:mn>10</mml:mn><mml:msup><mml:mrow/><mml:mn>4</mml:mn></mml:msup>", "104", "10^4"),
+        ("<mml:msup><mml:mi>R</mml:mi><mml:mn>2</mml:mn></mml:msup>", "R2", "R^2"),
+        (f"<mml:msup><mml:mi>e</mml:mi>{A_PLUS_B}</mml:msup>", "ea+b", "e^(a+b)"),
+        ("<mml:msub><mml:mi>H</mml:mi><mml:mn>2</mml:mn></mml:msub><mml:mi>O</mml:mi>", "H2O", "H2O"),
+        ("<mml:msubsup><mml:mi>x</mml:mi><mml:mi>i</mml:mi><mml:mn>2</mml:mn></mml:msubsup>", "xi2", "xi^2"),
+        (f"<mml:msup><mml:mi>Ca</mml:mi>{TWO_PLUS}</mml:msup>", "Ca2+", "Ca2+"),
+        ("<mml:msup><mml:mn>30</mml:mn><mml:mo>∘</mml:mo></mml:msup>", "30∘", "30∘"),
+        ("<mml:msup><mml:mi/><mml:mn>13</mml:mn></mml:msup><mml:mi>C</mml:mi>", "13C", "13C"),
+        (
+            "<mml:mmultiscripts><mml:mi>C</mml:mi><mml:mprescripts/><mml:none/><mml:mn>14</mml:mn></mml:mmultiscripts>",
+            "C14",
+            "14C",
+        ),
+        (f"<mml:mfrac><mml:mn>1</mml:mn>{A_PLUS_B}</mml:mfrac>", "1a+b", "1/(a+b)"),
+        ("<mml:msqrt><mml:mn>2</mml:mn></mml:msqrt>", "2", "√2"),
+    ],
+)
+def test_mathml_is_its_tokens_in_the_caption_and_spoken_with_powers_and_fractions(math, caption, spoken):
+    formula = f"<inline-formula><mml:math>{math}</mml:math></inline-formula>"
+    figure = figure_with(f"<p>p&lt;{formula}</p>")
+    assert (figure.caption, figure.spoken) == (f"p<{caption}", f"p<{spoken}")
+    assert sentences(f"<p>p&lt;{formula} in <xref rid='F1'>X</xref></p>") == [f"p<{spoken} in X"]
+    assert figure_with(f"<p><alternatives>{formula[16:-17]}</alternatives></p>").spoken == spoken
 
 
 def test_entities_of_the_iso_sets_become_characters_and_others_are_never_expanded():
