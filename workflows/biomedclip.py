@@ -30,6 +30,7 @@ from biomedclip_ray.corpus.own_files import find_files
 from biomedclip_ray.evaluate.tables import tables
 from biomedclip_ray.interrupt import listen
 from biomedclip_ray.lease import HeldError
+from biomedclip_ray.options import MIRROR, parse
 from biomedclip_ray.pmc.bucket import SourceError
 from biomedclip_ray.preflight import PreflightError, check_address, check_cluster, check_out, check_places, check_root
 from biomedclip_ray.product import Product, StageError, UnfinishedError
@@ -120,7 +121,7 @@ def copy_source(run: Run, config: Config, options: argparse.Namespace) -> None:
 
     assert run.inventory is not None  # own.alone was refused
     versions = plan_catalog(config, run.inventory)
-    articles = plan_articles(config, versions) if options.mirror == "figures" else None
+    articles = plan_articles(config, versions) if options.media == "figures" else None
     copy = mirror(config, run.inventory, versions, articles, options.out)
     objects = copy.manifest["counts"][0]
     lost = ", ".join(f"{reason} {n:,}" for reason, n in objects["dropped"].items()) or "none"
@@ -147,7 +148,7 @@ def go_live(run: Run, config: Config, bundle: Product, index: Product) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    options = _options(arguments)
+    options = parse(arguments, __doc__)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     for chatty in ("botocore", "boto3", "urllib3", "httpx", "matplotlib"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -175,16 +176,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(config: Config, options: argparse.Namespace) -> int:
-    first = options.only or options.start or STAGES[0]
-    last = options.only or options.until or STAGES[-1]
-    if STAGES.index(first) > STAGES.index(last):
-        raise ConfigError(f"--from {first} comes after --until {last}")
-    if options.export:
-        last = "curate"
-    if options.mirror:
-        last = "ingest" if options.mirror == "figures" else "catalog"
-        if config.own.alone:
-            raise ConfigError("--mirror copies PubMed Central's articles, and own.alone=true reads none")
+    first, last = _range(config, options)
     inventory = None if config.own.alone else resolve_inventory(config, options.sync)
     own = find_files(config.own.uri, config.own.pairs_per_part) if config.own.uri else None
     run = Run(config, inventory, first, last, options.dry_run or options.prune, own)
@@ -199,13 +191,17 @@ def _run(config: Config, options: argparse.Namespace) -> int:
         return 0
     if options.out:
         check_out(options.out)
-    waiting = unfinished_stages(config, run)
+    places = unfinished_stages(config, run)
+    waiting = tuple(places)
     _refuse(check_places(config, inventory, waiting))
     _connect()
     import ray
 
+    from biomedclip_ray.train.check import STARTED
+
     try:
-        _refuse(check_cluster(config, waiting))
+        begun = "train" in places and Place(places["train"]).exists(STARTED)
+        _refuse(check_cluster(config, waiting, towers=not begun))
         run.begin()
         try:
             pairs, corpus = _tell(run, config)
@@ -217,13 +213,26 @@ def _run(config: Config, options: argparse.Namespace) -> int:
         _sum_up(run, config)
         if options.export:
             hand_over(config, pairs, corpus, options)
-        if options.mirror:
+        if options.only == MIRROR:
             copy_source(run, config, options)
         if run.wants("deploy"):
             _stay(options.hold)
     finally:
         ray.shutdown()
     return 0
+
+
+def _range(config: Config, options: argparse.Namespace) -> tuple[str, str]:
+    """The first and the last stage that the command asks for."""
+    if options.only == MIRROR:  # what is copied must be known first, and the articles say what their figures' files are
+        if config.own.alone:
+            raise ConfigError("--only mirror copies PubMed Central's articles, and own.alone=true reads none")
+        return STAGES[0], "ingest" if options.media == "figures" else "catalog"
+    first = options.only or options.start or STAGES[0]
+    last = "curate" if options.export else options.only or options.until or STAGES[-1]
+    if STAGES.index(first) > STAGES.index(last):
+        raise ConfigError(f"--from {first} comes after --until {last}")
+    return first, last
 
 
 def _tell(run: Run, config: Config) -> tuple[Product, Product]:
@@ -249,12 +258,12 @@ def _sum_up(run: Run, config: Config) -> None:
         log.warning("the report could not be written: %s", error)
 
 
-def unfinished_stages(config: Config, run: Run) -> tuple[str, ...]:
-    """The chosen stages that have work to do; preflight asks only for what they need."""
+def unfinished_stages(config: Config, run: Run) -> dict[str, str]:
+    """The chosen stages that have work to do, and where; preflight asks only for what they need."""
     foresight = Run(config, run.inventory, run.chosen[0], run.chosen[-1], dry=True, own=run.own)
     story(foresight, config)
     foresight.check_range()
-    return tuple(stage["name"] for stage in foresight.stages if stage["state"] in ("run", "resume"))
+    return {stage["name"]: stage["product"] for stage in foresight.stages if stage["state"] in ("run", "resume")}
 
 
 def _connect() -> None:
@@ -300,46 +309,6 @@ def _stay(hold: bool) -> None:
             time.sleep(3600)
     except KeyboardInterrupt:
         console.print("Stopping.")
-
-
-def _options(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="biomedclip.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config", help="YAML file, for example workflows/configs/sample.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.lr=3e-4")
-    parser.add_argument("--only", choices=STAGES, help="this stage alone; those before it must be finished")
-    parser.add_argument("--from", dest="start", choices=STAGES, help="begin here; the stages before must be finished")
-    parser.add_argument("--until", choices=STAGES, help="stop after this stage")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="say what would run or be skipped, and why; start nothing"
-    )
-    parser.add_argument("--list", action="store_true", help="list the products in the root, their size and their users")
-    parser.add_argument("--sync", action="store_true", help="move on to the source's newest inventory")
-    parser.add_argument("--hold", action="store_true", help="keep the server up after deploying, until Ctrl-C")
-    parser.add_argument(
-        "--export",
-        choices=("webdataset", "datasets"),
-        help="write the kept pairs to --out for others, and train nothing",
-    )
-    parser.add_argument(
-        "--mirror",
-        choices=("figures", "all"),
-        help="copy what is selected (with the figures' media, or all) to --out in the bucket's layout, and go no further",
-    )
-    parser.add_argument("--out", metavar="URI", help="an empty folder, or what the same command has begun there")
-    parser.add_argument(
-        "--prune", action="store_true", help="show the products that nothing refers to, and remove them if told so"
-    )
-    parser.add_argument("--yes", action="store_true", help="with --prune: remove without asking")
-    options = parser.parse_intermixed_args(arguments)
-    if bool(options.export) + bool(options.mirror) != bool(options.out):
-        parser.error("--export and --out go together, or --mirror and --out")
-    if options.out and (options.only or options.until or (options.mirror and options.start)):
-        parser.error("--export ends after curate, --mirror after ingest; they go without --only and --until")
-    if options.only and (options.start or options.until):
-        parser.error("--only goes without --from and --until")
-    return options
 
 
 # A log has no width; the table of a run needs about this much.

@@ -30,7 +30,6 @@ from biomedclip_ray.schema import Reason
 from biomedclip_ray.storage import Place
 
 VERSION = 1
-MEDIA = ("figures", "all")
 UNIT = "object"
 OBJECTS = pa.schema({"key": pa.string(), "md5": pa.string(), "bytes": pa.int64(), "copied": pa.bool_()})
 _MANIFEST = "_inventory.json"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 from pathlib import Path
+from types import ModuleType
 
 import pandas as pd
 import pytest
+import ray
 
 from biomedclip_ray.config import Config, ConfigError, parse
 from biomedclip_ray.figures.preprocess import preprocess
@@ -181,21 +184,25 @@ def test_a_disk_that_cannot_be_written_leaves_the_copy_unfinished(bucket: Path, 
     assert _mirror(config, tmp_path / "copy").state == "resumed"
 
 
-def test_the_command_line_copies_and_says_how_much(
-    bucket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The workflow in this process, on the session's cluster, which goes on after it."""
     spec = importlib.util.spec_from_file_location("workflow_under_test", REPO / "workflows" / "biomedclip.py")
     assert spec is not None
     assert spec.loader is not None
-    program = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(program)
-    import ray
-
-    monkeypatch.setattr(program, "_connect", lambda: None)  # the session's cluster, which goes on after this run
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "_connect", lambda: None)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
+    return module
+
+
+def test_the_command_line_copies_and_says_how_much(
+    program: ModuleType, bucket: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(f"root: {tmp_path / 'root'}\nsource: {{uri: {bucket}, articles_per_part: 12}}\n")
-    arguments = [str(path), "--mirror", "figures", "--out", str(tmp_path / "copy")]
+    arguments = [str(path), "--only", "mirror", "--out", str(tmp_path / "copy")]
     assert program.main(arguments) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert f"Mirrored to {tmp_path / 'copy'} (ran): " in said
@@ -204,6 +211,36 @@ def test_the_command_line_copies_and_says_how_much(
     shutil.rmtree(tmp_path / "root")
     path.write_text(f"root: {tmp_path / 'root'}\nsource: {{uri: {tmp_path / 'copy'}, articles_per_part: 12}}\n")
     assert program.main([str(path), "--until", "preprocess"]) == 0
-    with pytest.raises(SystemExit):
-        program.main([str(path), "--mirror", "all"])
-    assert "--mirror and --out" in capsys.readouterr().err
+    assert program.main([*arguments[:-1], str(tmp_path / "whole"), "--media", "all"]) == 0
+    manifests = [json.loads(path.read_text()) for path in (tmp_path / "root" / "mirror").glob("*/_MANIFEST.json")]
+    assert {manifest["config"]["out"]: manifest["config"]["media"] for manifest in manifests} == {
+        str(tmp_path / "whole"): "all"  # the root of the first copy was removed above
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--only", "mirror"], "--only mirror and --out"),
+        (["--only", "ingest", "--out", "x"], "--only mirror and --out"),
+        (["--only", "mirror", "--export", "datasets", "--out", "x"], "goes without --only"),
+        (["--only", "mirror", "--until", "ingest", "--out", "x"], "--only goes without --from and --until"),
+        (["--only", "ingest", "--media", "all"], "--media goes with --only mirror"),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused(
+    program: ModuleType, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        program.main(["config.yaml", *arguments])
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_own_pairs_alone_have_no_source_to_copy(
+    program: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(f"root: {tmp_path / 'root'}\nown: {{uri: {tmp_path}, alone: true}}\n")
+    assert program.main([str(path), "--only", "mirror", "--out", str(tmp_path / "copy")]) == 2
+    assert "--only mirror copies PubMed Central's articles, and own.alone=true reads none" in capsys.readouterr().err
