@@ -43,8 +43,59 @@ def test_a_figure_takes_what_it_lacks_from_its_group() -> None:
         f"{GRAPHIC.format('b')}</fig></fig-group><fig id='c'>{GRAPHIC.format('c')}</fig>"
     )
     assert (first.label, first.caption, first.spoken) == ("Figure 1", "Lungs. Of 104 mice.", "Lungs. Of 10^4 mice.")
-    assert (second.label, second.caption) == ("1b", "A liver.")
+    assert (second.label, second.caption) == ("1b", "Lungs. Of 104 mice. A liver.")
+    assert second.spoken == "Lungs. Of 10^4 mice. A liver."
     assert (third.label, third.caption) == (None, "")
+
+
+def _captioned(text: str) -> str:
+    return f"<caption><p>{text}</p></caption>"
+
+
+def test_groups_in_groups_lend_their_captions_and_rights() -> None:
+    [figure] = _figures(
+        f"<fig-group><label>Figure 1</label>{_captioned('Mice.')}<attrib>Adapted from Doe.</attrib>"
+        f"<fig-group>{_captioned('Lungs.')}<fig>{_captioned('Left.')}{GRAPHIC.format('a')}</fig></fig-group></fig-group>"
+    )
+    assert (figure.label, figure.caption, figure.adapted) == ("Figure 1", "Mice. Lungs. Left.", True)
+
+
+def test_pictures_directly_in_a_group_are_a_figure_of_their_own() -> None:
+    body = f"<fig-group id='g'>{_captioned('Lungs.')}{GRAPHIC.format('a')}<fig id='b'>{GRAPHIC.format('b')}</fig></fig-group>"
+    row, ledger = _row(body, ["a.jpg", "b.jpg"])
+    assert [(figure["figure_id"], figure["caption"]) for figure in row["figures"]] == [
+        ("PMC1.1/g", "Lungs."),
+        ("PMC1.1/b", "Lungs."),
+    ]
+    assert [figure["media"][0]["name"] for figure in row["figures"]] == ["a", "b"]
+    _, ledger = _row(body, ["b.jpg"])
+    assert [(drop["id"], drop["reason"]) for drop in ledger.rows] == [("PMC1.1/g", "no_media")]
+
+
+def test_who_cites_a_group_cites_its_figures_and_its_caption_cites_none_of_them() -> None:
+    first, second = _figures(
+        "<p>See <xref rid='g'>Figure 1</xref>.</p><fig-group><fig-group id='g'><caption><p>As in <xref rid='b'>b</xref>.</p>"
+        "</caption><fig id='a'><caption><p>Like <xref rid='b'>b</xref>.</p></caption></fig><fig id='b'/></fig-group></fig-group>"
+    )
+    assert [mention.sentence for mention in first.mentions] == ["See Figure 1."]
+    assert [mention.sentence for mention in second.mentions] == ["See Figure 1.", "Like b."]
+
+
+def test_a_figure_without_a_caption_takes_the_one_of_the_nearest_figure_around_it() -> None:
+    inner = f"<fig id='c'>{GRAPHIC.format('c')}</fig>"
+    body = f"<fig id='a'><label>1</label>{_captioned('Mice.')}<fig id='b'>{inner}</fig></fig>"
+    assert [(figure.label, figure.caption) for figure in _figures(body)] == [("1", "Mice.")] * 3
+    row, ledger = _row(body, ["c.jpg"])
+    assert [figure["figure_id"] for figure in row["figures"]] == ["PMC1.1/c"]
+    assert [drop["reason"] for drop in ledger.rows] == ["no_graphic", "no_graphic"]
+
+
+@pytest.mark.parametrize("around", ["{}", "<chem-struct>{}</chem-struct>", "<inline-formula>{}</inline-formula>"])
+@pytest.mark.parametrize("place", ["caption", "label", "attrib", "permissions"])
+def test_a_glyph_in_the_words_of_a_figure_is_no_picture_of_it(around: str, place: str) -> None:
+    glyph = around.format(GRAPHIC.format("glyph"))
+    [figure] = _figures(f"<fig><{place}><p>A {glyph} cell.</p></{place}>{GRAPHIC.format('a')}</fig>")
+    assert figure.graphics == (("a",),)
 
 
 def test_a_figure_in_a_group_without_a_caption_has_none() -> None:
@@ -67,7 +118,7 @@ def test_tables_are_no_figures_unless_asked_for() -> None:
     assert _figures(TABLE) == ()
     [table] = _figures(TABLE, tables=True)
     assert (table.xml_id, table.label, table.caption) == ("t1", "Table 1", "Values.")
-    assert table.graphics[0][0] == "t1.jpg"
+    assert (table.graphics, table.is_table) == ((("t1.jpg",),), True)
     assert [mention.sentence for mention in table.mentions] == ["See Table 1."]
 
 

@@ -520,6 +520,18 @@ def test_the_licence_is_found_where_it_stands_and_the_narrower_one_holds(permiss
     assert (article.license, article.license_source) == (code, source)
 
 
+def test_a_licence_without_permissions_around_it_counts_as_nlm_2_has_it():
+    by = '<license xlink:href="http://creativecommons.org/licenses/by/2.0/"><p>Open.</p></license>'
+    meta = "<front><article-meta><copyright-statement>© 2008 Doe</copyright-statement>{}</article-meta></front>"
+    assert parse("", meta.format(by)).license == "CC BY"
+    assert parse("", meta.format("")).license is None
+    by_nc = by.replace("/by/", "/by-nc/")
+    assert parse("", meta.format(f"<permissions>{by_nc}</permissions>{by}")).license == "CC BY-NC"
+    named = "<copyright-statement>Distributed under CC BY-SA 4.0.</copyright-statement>"
+    article = parse("", f"<front><article-meta>{named}</article-meta></front>")
+    assert (article.license, article.license_source) == ("CC BY-SA", "copyright-statement")
+
+
 def test_a_figures_own_permissions_override_the_articles():
     by_nc = '<license xlink:href="http://creativecommons.org/licenses/by-nc/4.0/"/>'
     own = only_figure(f"<fig><permissions>{by_nc}</permissions></fig>")
