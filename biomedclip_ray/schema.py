@@ -48,6 +48,7 @@ FIGURE = pa.struct(
     {
         "figure_id": pa.string(),
         "label": pa.string(),
+        "is_table": pa.bool_(),  # what the article numbers among its tables; false unless ingest.tables is set
         "caption": pa.string(),
         "spoken": pa.string(),  # the caption as one would read it aloud: 10^4, no superscript citations
         "mentions": pa.list_(MENTION),
@@ -86,6 +87,7 @@ PAIRS = pa.schema(
         "panel_label": pa.string(),
         "box": pa.list_(pa.float32()),
         "label": pa.string(),
+        "is_table": pa.bool_(),
         "caption": pa.string(),
         "text": pa.string(),
         "mentions": _STRINGS,
@@ -187,6 +189,9 @@ KINDS: tuple[str, ...] = (
 class Reason(StrEnum):
     """Why a unit was not kept. Each has a sentence, and is final or transient (network, disk: worth another try)."""
 
+    # catalog: listed PMCID
+    UNKNOWN_PMCID = "unknown_pmcid"
+    LISTED_AGAIN = "listed_again"
     # catalog: article version
     SUPERSEDED = "superseded"
     LICENSE = "license"
@@ -252,6 +257,8 @@ class Reason(StrEnum):
 _TRANSIENT = frozenset({Reason.FETCH_FAILED, Reason.DEADLINE})
 
 _SENTENCES = {
+    Reason.UNKNOWN_PMCID: "source.select.pmcids names an article that the inventory does not have",
+    Reason.LISTED_AGAIN: "source.select.pmcids names the article more than once",
     Reason.SUPERSEDED: "a newer version of the article exists",
     Reason.LICENSE: "source.select.licenses does not allow the licence of the article or of the figure",
     Reason.RETRACTED: "the article was retracted",

@@ -16,13 +16,13 @@ import pyarrow as pa
 from biomedclip_ray.config import Config, Source, SourceSelect
 from biomedclip_ray.pipeline import run_parts
 from biomedclip_ray.pmc.bucket import Bucket, ObjectError, open_bucket
-from biomedclip_ray.pmc.inventory import Inventory, read_entries, shard_entries
+from biomedclip_ray.pmc.inventory import Inventory, read_entries, read_listed, shard_entries
 from biomedclip_ray.product import Ledger, PartResult, Product
 from biomedclip_ray.schema import CATALOG, Reason
 from biomedclip_ray.sync import Previous, earlier_catalog
 
-VERSION = 1
-UNIT = "article_version"
+VERSION = 2
+UNIT, LISTED = "article_version", "listed_pmcid"
 INVENTORY = "_inventory"
 _MD5 = re.compile(r"[0-9a-f]{32}")
 
@@ -87,6 +87,12 @@ def _part(part: int, product: Product, source: Source) -> PartResult:
                 rows.append(metadata | {"part": part})
     rows.sort(key=lambda row: str(row["article_id"]))
     ledger.count(UNIT, sum(map(len, articles.values())), len(rows))
+    for listed in read_listed(product.place.at(INVENTORY), part):
+        for _ in range(listed["times"] - 1):
+            ledger.drop(LISTED, listed["pmcid"], Reason.LISTED_AGAIN)
+        if not listed["known"]:
+            ledger.drop(LISTED, listed["pmcid"], Reason.UNKNOWN_PMCID)
+        ledger.count(LISTED, listed["times"], int(listed["known"]))
     withdrawn = tuple(sorted(set(previous.rows) - {row["article_id"] for row in rows}))
     return PartResult(pa.Table.from_pylist(rows, schema=CATALOG), ledger, reused, withdrawn)
 

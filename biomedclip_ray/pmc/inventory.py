@@ -12,9 +12,11 @@ import hashlib
 import json
 import logging
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +26,7 @@ import pyarrow.parquet as pq
 
 from biomedclip_ray.config import Source, SourceSelect
 from biomedclip_ray.pmc.bucket import INVENTORIES, Bucket, ObjectError, SourceError, inventory_dates
-from biomedclip_ray.schema import hash64
+from biomedclip_ray.schema import hash64, part_of
 from biomedclip_ray.storage import Place
 
 log = logging.getLogger(__name__)
@@ -32,7 +34,9 @@ log = logging.getLogger(__name__)
 ENTRIES = pa.schema(
     {"pmcid": pa.string(), "version": pa.int32(), "key": pa.string(), "last_modified": pa.string(), "etag": pa.string()}
 )
+LISTED = pa.schema({"pmcid": pa.string(), "times": pa.int64(), "known": pa.bool_()})
 SHARDS = 64
+_LISTED = "listed.parquet"
 _ALL = (1 << 64) - 1
 _KEY = r"^metadata/(?P<pmcid>PMC\d+)\.(?P<version>\d{1,9})\.json$"
 
@@ -86,9 +90,16 @@ def entries(bucket: Bucket, inventory: Inventory) -> Iterator[pa.Table]:
                 for batch in reader:
                     yield _parsed(pa.table(batch))
         except (ObjectError, OSError, pa.ArrowException) as error:
-            if "Empty CSV file" in str(error):
+            if "Empty CSV file" in str(error) and _has_bytes(
+                bucket, key
+            ):  # of no byte at all it is no gzip, but a cut one
                 continue
             raise SourceError(f"source.uri={bucket.uri}: inventory file {key} cannot be read: {error}") from error
+
+
+def _has_bytes(bucket: Bucket, key: str) -> bool:
+    with bucket.stream(key) as raw:
+        return bool(raw.read(1))
 
 
 def _parsed(lines: pa.Table) -> pa.Table:
@@ -117,18 +128,21 @@ class Selection:
         self.limit = select.articles
         self.below = min(_ALL, int(select.percent / 100 * _ALL))
         self.listed = None if select.pmcids is None else _read_list(select.pmcids)
+        self.known: set[str] = set()
+        """Ids of the list that the inventory has; whole after `learn`."""
+        self._value_set = pa.array(self.listed or (), pa.string())
 
-    def learn(self, tables: Iterator[pa.Table]) -> tuple[int, set[str]]:
-        """First pass: settles the threshold of a sample. Returns the entries taken, and the listed ids that were found."""
+    def learn(self, tables: Iterator[pa.Table]) -> int:
+        """First pass: settles the threshold of a sample, and which listed ids are known. Returns the entries taken."""
         hashes = np.zeros(0, np.uint64)
         counts = np.zeros(0, np.int64)
-        found: set[str] = set()
         taken = 0
         for table in tables:
-            table = self.take(table)
-            taken += table.num_rows
             if self.listed is not None:
-                found |= set(table["pmcid"].to_pylist())
+                table = self._listed(table)
+                self.known |= set(table["pmcid"].to_pylist())
+            table = self._sampled(table)
+            taken += table.num_rows
             if self.limit is not None:
                 fresh = np.fromiter((_sample_hash(p) for p in table["pmcid"].to_pylist()), np.uint64, table.num_rows)
                 hashes, inverse = np.unique(np.concatenate([hashes, fresh]), return_inverse=True)
@@ -136,35 +150,39 @@ class Selection:
                 hashes, counts = hashes[: self.limit], counts[: self.limit]
                 if len(hashes) == self.limit:
                     self.below = min(self.below, int(hashes[-1]))
-        return (int(counts.sum()) if self.limit is not None else taken), found
+        return int(counts.sum()) if self.limit is not None else taken
 
     def take(self, table: pa.Table) -> pa.Table:
         """The rows whose PMCID is selected."""
-        if self.listed is None and self.below == _ALL:
+        return self._sampled(self._listed(table))
+
+    def _listed(self, table: pa.Table) -> pa.Table:
+        if self.listed is None:
             return table
-        ids = table["pmcid"].to_pylist()
-        return table.filter(
-            pa.array(
-                [(self.listed is None or i in self.listed) and _sample_hash(i) <= self.below for i in ids], pa.bool_()
-            )
-        )
+        return table.filter(pc.is_in(table["pmcid"], self._value_set))
+
+    def _sampled(self, table: pa.Table) -> pa.Table:
+        if self.below == _ALL:
+            return table
+        return table.filter(pa.array([_sample_hash(i) <= self.below for i in table["pmcid"].to_pylist()], pa.bool_()))
 
 
 def _sample_hash(pmcid: str) -> int:
     return hash64(f"sample {pmcid}")
 
 
-def _read_list(uri: str) -> frozenset[str]:
+def _read_list(uri: str) -> Counter[str]:
+    """The ids of a list, and how often each stands there."""
     folder, _, name = uri.rpartition("/")
     try:
         text = Place(folder or ".").read(name).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"source.select.pmcids={uri} cannot be read: {error}") from error
-    ids = {word.split(".")[0].upper() for word in text.split()}
-    ids = {word if word.startswith("PMC") else f"PMC{word}" for word in ids}
+    words = (word.split(".")[0].upper() for word in text.split())
+    ids = Counter(word if word.startswith("PMC") else f"PMC{word}" for word in words)
     if not ids:
         raise SourceError(f"source.select.pmcids={uri} names no article; expected one PMCID a line")
-    return frozenset(ids)
+    return ids
 
 
 def shard_entries(bucket: Bucket, inventory: Inventory, source: Source, place: Place, parts: int | None = None) -> int:
@@ -176,13 +194,19 @@ def shard_entries(bucket: Bucket, inventory: Inventory, source: Source, place: P
         SourceError: the inventory cannot be read, or nothing in it is selected.
     """
     selection = Selection(source.select)
-    taken, found = selection.learn(entries(bucket, inventory))
+    taken = selection.learn(entries(bucket, inventory))
     if not taken:
         keys = "source.select.pmcids, .articles, .percent"
         raise SourceError(f"source.uri={bucket.uri}: none of the inventory's articles is selected; check {keys}")
-    if selection.listed is not None and (unknown := len(selection.listed - found)):
-        log.warning("source.select.pmcids: %d of %d ids are unknown to the inventory", unknown, len(selection.listed))
     parts = parts or -(-taken // source.articles_per_part)
+    if selection.listed is not None:
+        log.info(
+            "source.select.pmcids: %d ids found, %d unknown to the inventory, %d named more than once",
+            len(selection.known),
+            len(selection.listed) - len(selection.known),
+            sum(times > 1 for times in selection.listed.values()),
+        )
+        place.write(_LISTED, _by_part(selection, parts))
     shards = min(SHARDS, parts)
     with tempfile.TemporaryDirectory(prefix="biomedclip-inventory-") as folder:
         paths = [Path(folder) / f"{shard}.arrow" for shard in range(shards)]
@@ -207,6 +231,29 @@ def read_entries(place: Place, part: int, parts: int) -> pa.Table:
     shard = part * min(SHARDS, parts) // parts
     with place.open(shard_name(shard)) as file:
         return pq.ParquetFile(file).read_row_group(part - parts_of(shard, parts).start).drop_columns(["part"])
+
+
+def _by_part(selection: Selection, parts: int) -> bytes:
+    """The listed ids with the parts that they belong to, whether or not there is such an article; one row group a part."""
+    assert selection.listed is not None
+    dealt: list[list[dict[str, Any]]] = [[] for _ in range(parts)]
+    for pmcid, times in sorted(selection.listed.items()):
+        dealt[part_of(pmcid, parts)].append({"pmcid": pmcid, "times": times, "known": pmcid in selection.known})
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, LISTED) as writer:
+        for rows in dealt:
+            writer.write_table(pa.Table.from_pylist(rows, schema=LISTED))
+    return sink.getvalue().to_pybytes()
+
+
+def read_listed(place: Place, part: int) -> list[dict[str, Any]]:
+    """The ids of source.select.pmcids that belong to a part, as rows of LISTED; none where there is no list."""
+    try:
+        with place.open(_LISTED) as file:
+            rows: list[dict[str, Any]] = pq.ParquetFile(file).read_row_group(part).to_pylist()
+            return rows
+    except FileNotFoundError:
+        return []
 
 
 def _deal(selection: Selection, tables: Iterator[pa.Table], parts: int, paths: list[Path]) -> None:

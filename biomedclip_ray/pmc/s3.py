@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import random
+import re
+import shutil
+import tempfile
 import time
-from contextlib import closing
-from typing import Any, BinaryIO
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from typing import Any, BinaryIO, TypeVar
 
 import boto3
 from botocore import UNSIGNED
@@ -16,6 +21,12 @@ from biomedclip_ray.config import SourceResources
 from biomedclip_ray.pmc.bucket import PUBLIC_BUCKET, ObjectError, SourceError, check_md5
 from biomedclip_ray.pmc.deadline import until, watched
 from biomedclip_ray.schema import Reason
+
+Fetched = TypeVar("Fetched")
+_CHUNK = 1 << 20
+_MD5 = re.compile(
+    r"[0-9a-f]{32}"
+)  # of an object that was put in one go; in several, the ETag ends in "-" and their number
 
 
 class S3Bucket:
@@ -36,7 +47,7 @@ class S3Bucket:
             read_timeout=min(30.0, resources.deadline_s / 3),
             tcp_keepalive=True,
         )
-        # bodies break too, which botocore does not retry: `get` retries all of it, and the patient client is for the rest
+        # bodies break too, which botocore does not retry: `_again` retries all of it, and the patient client is for lists
         self.client, self.patient = (
             watched(
                 session.client(
@@ -50,11 +61,17 @@ class S3Bucket:
 
     def get(self, key: str, md5: str | None = None) -> bytes:
         deadline = time.monotonic() + self.resources.deadline_s
+        return self._again(key, lambda: self._read(key, md5, deadline), deadline)
+
+    def stream(self, key: str) -> BinaryIO:
+        """The object from the local disk: what breaks halfway is fetched again, and may take longer than the deadline."""
+        return self._again(key, lambda: self._spooled(key), math.inf)
+
+    def _again(self, key: str, fetch: Callable[[], Fetched], deadline: float) -> Fetched:
+        """What `fetch` returns once it does not fail. Raises ObjectError."""
         for attempt in range(self.resources.retries + 1):
             try:
-                data = self._read(key, deadline)
-                check_md5(key, data, md5)
-                return data
+                return fetch()
             except ObjectError as error:
                 pause = _pause(attempt)
                 final = error.reason is Reason.MISSING_OBJECT or attempt == self.resources.retries
@@ -66,22 +83,35 @@ class S3Bucket:
                 time.sleep(pause)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    def _read(self, key: str, deadline: float) -> bytes:
+    def _read(self, key: str, md5: str | None, deadline: float) -> bytes:
         try:
-            with until(deadline), closing(self._open(self.client, key)) as body:
-                return body.read()
+            with until(deadline):
+                answer = self._open(key)
+                with closing(answer["Body"]) as body:
+                    data: bytes = body.read()
         except TimeoutError as error:
             raise ObjectError(Reason.DEADLINE, f"{key}: {error}") from error
         except (BotoCoreError, OSError) as error:
             raise ObjectError(Reason.FETCH_FAILED, f"{key}: {error}") from error
+        check_md5(key, data, md5 or _md5_of(answer))
+        return data
 
-    def stream(self, key: str) -> BinaryIO:
-        return self._open(self.patient, key)
+    def _spooled(self, key: str) -> BinaryIO:
+        with ExitStack() as undo:
+            file: BinaryIO = undo.enter_context(tempfile.TemporaryFile(prefix="biomedclip-"))
+            try:
+                with closing(self._open(key)["Body"]) as body:
+                    shutil.copyfileobj(body, file, _CHUNK)
+            except (BotoCoreError, OSError) as error:
+                raise ObjectError(Reason.FETCH_FAILED, f"{key}: {error}") from error
+            file.seek(0)
+            undo.pop_all()
+            return file
 
-    def _open(self, client: Any, key: str) -> BinaryIO:
+    def _open(self, key: str) -> dict[str, Any]:
         try:
-            body: BinaryIO = client.get_object(Bucket=self.name, Key=self.prefix + key)["Body"]
-            return body
+            answer: dict[str, Any] = self.client.get_object(Bucket=self.name, Key=self.prefix + key)
+            return answer
         except ClientError as error:
             status = error.response["ResponseMetadata"]["HTTPStatusCode"]
             # 403 on a key that the inventory names is how rate limits sometimes look: worth another try, unlike 404
@@ -99,6 +129,13 @@ class S3Bucket:
         except (BotoCoreError, ClientError, TimeoutError) as error:
             raise SourceError(f"source.uri={self.uri} cannot be reached: {error}") from error
         return [name.removeprefix(prefix).rstrip("/") for name in found]
+
+
+def _md5_of(answer: dict[str, Any]) -> str | None:
+    """The md5 of an object by the server's word, or None where its ETag is something else."""
+    plain = answer.get("ServerSideEncryption") in (None, "AES256") and "SSECustomerAlgorithm" not in answer
+    etag = str(answer.get("ETag", "")).strip('"')
+    return etag if plain and _MD5.fullmatch(etag) else None
 
 
 def _pause(attempt: int) -> float:

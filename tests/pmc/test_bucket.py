@@ -37,6 +37,19 @@ def test_a_passing_fault_is_tried_again_and_the_bytes_are_whole(s3: S3, uri: str
     assert s3.gets.count(KEY) == len(faults) + 1
 
 
+def test_an_object_without_md5_is_checked_against_its_etag_where_that_is_a_md5(s3: S3, uri: str) -> None:
+    s3.faults[KEY] = ["corrupt"]
+    assert open_bucket(uri, QUICK).get(KEY) == DATA
+    assert s3.gets.count(KEY) == 2
+    client, bucket = boto3.client("s3"), uri.removeprefix("s3://")
+    upload = client.create_multipart_upload(Bucket=bucket, Key="parts")["UploadId"]
+    part = client.upload_part(Bucket=bucket, Key="parts", UploadId=upload, PartNumber=1, Body=DATA)
+    parts = {"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}
+    client.complete_multipart_upload(Bucket=bucket, Key="parts", UploadId=upload, MultipartUpload=parts)
+    assert client.head_object(Bucket=bucket, Key="parts")["ETag"].endswith('-1"')
+    assert open_bucket(uri, QUICK).get("parts") == DATA
+
+
 def test_a_lasting_503_is_transient_and_names_the_object(s3: S3, uri: str) -> None:
     s3.faults[KEY] = ["503"] * 99
     with pytest.raises(ObjectError, match=r"a b.jpg: HTTP 503") as caught:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,12 @@ from biomedclip_ray.pmc.inventory import (
     find_inventory,
     parts_of,
     read_entries,
+    read_listed,
     shard_entries,
 )
 from biomedclip_ray.schema import part_of
 from biomedclip_ray.storage import Place
+from tests.conftest import S3
 
 DATE = "2026-11-20T01-00Z"
 
@@ -96,8 +99,23 @@ def test_a_smaller_sample_lies_within_a_larger_one(tmp_path: Path) -> None:
 def test_a_list_takes_known_ids_and_counts_the_unknown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     bucket = _bucket(tmp_path, [f"PMC{n}.1" for n in range(1, 101)])
     (tmp_path / "ids.txt").write_text("PMC5\n7\nPMC9.1\nPMC5\nPMC999999\n")
-    assert _dealt(bucket, tmp_path, pmcids=str(tmp_path / "ids.txt")) == [["PMC5.1", "PMC7.1", "PMC9.1"]]
-    assert "1 of 4 ids are unknown" in caplog.text
+    with caplog.at_level(logging.INFO):
+        assert _dealt(bucket, tmp_path, pmcids=str(tmp_path / "ids.txt")) == [["PMC5.1", "PMC7.1", "PMC9.1"]]
+    assert "source.select.pmcids: 3 ids found, 1 unknown to the inventory, 1 named more than once" in caplog.text
+
+
+def test_every_listed_id_belongs_to_one_part_also_where_a_sample_leaves_it_out(tmp_path: Path) -> None:
+    bucket = _bucket(tmp_path, [f"PMC{n}.1" for n in range(1, 101)])
+    ids = [f"PMC{n}" for n in range(1, 121)]
+    (tmp_path / "ids.txt").write_text(" ".join([*ids, "PMC1"]))
+    parts = len(_dealt(bucket, tmp_path, pmcids=str(tmp_path / "ids.txt"), articles=30))
+    listed = [read_listed(Place(str(tmp_path / "shards")), part) for part in range(parts)]
+    assert {row["pmcid"]: part for part, rows in enumerate(listed) for row in rows} == {
+        i: part_of(i, parts) for i in ids
+    }
+    rows = [row for part in listed for row in part]
+    assert {row["pmcid"] for row in rows if not row["known"]} == {f"PMC{n}" for n in range(101, 121)}
+    assert {row["pmcid"]: row["times"] for row in rows if row["times"] > 1} == {"PMC1": 2}
 
 
 def test_a_list_in_which_none_is_known_is_an_error(tmp_path: Path) -> None:
@@ -115,6 +133,56 @@ def test_a_cut_inventory_file_is_an_error_not_a_smaller_corpus(tmp_path: Path) -
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(SourceError, match=r"inventory file .*1.csv.gz cannot be read"):
         _dealt(bucket, tmp_path)
+
+
+_GOOD = b'"b","metadata/PMC1.1.json","d","e"\n'
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        (b"", "Empty CSV file"),
+        (gzip.compress(_GOOD)[:-1], "Truncated compressed stream"),
+        (gzip.compress(_GOOD)[:-8], "Truncated compressed stream"),
+        (_GOOD, "incorrect header check"),
+        (gzip.compress(_GOOD + b'"b","metadata/PMC2.1.json","d"\n'), "Expected 4 columns, got 3"),
+        (gzip.compress(b'"b","metadata/PMC2.1.json"\n'), "Expected 4 columns, got 2"),
+        (gzip.compress(_GOOD[:-1] + b',"more"\n'), "Expected 4 columns, got 5"),
+    ],
+)
+def test_an_inventory_file_that_is_cut_or_of_another_form_is_an_error(tmp_path: Path, file: bytes, said: str) -> None:
+    bucket = _bucket(tmp_path, [f"PMC{n}.1" for n in range(1, 50)])
+    (tmp_path / INVENTORIES / "data" / "1.csv.gz").write_bytes(file)
+    with pytest.raises(SourceError, match=f"inventory file .*1.csv.gz cannot be read: .*{said}"):
+        _dealt(bucket, tmp_path)
+
+
+def test_an_inventory_file_without_a_line_adds_nothing(tmp_path: Path) -> None:
+    bucket = _bucket(tmp_path, ["PMC1.1", "PMC2.1"])
+    (tmp_path / INVENTORIES / "data" / "1.csv.gz").write_bytes(gzip.compress(b""))
+    assert _dealt(bucket, tmp_path) == [["PMC1.1"]]
+    (tmp_path / INVENTORIES / "data" / "0.csv.gz").write_bytes(gzip.compress(b""))
+    with pytest.raises(SourceError, match="none of the inventory's articles is selected"):
+        _dealt(bucket, tmp_path)
+
+
+def test_commas_and_quotes_in_a_field_stay_in_it(tmp_path: Path) -> None:
+    line = '"b","metadata/PMC3.1.json","2026, ""late""","a,b"\n'
+    bucket = _bucket(tmp_path, ["PMC1.1"], line + '"b, c","metadata/PMC4.1.json","d","e"\n')
+    rows = [row for table in entries(bucket, find_inventory(bucket, "newest")) for row in table.to_pylist()]
+    assert [row["pmcid"] for row in rows] == ["PMC1", "PMC3", "PMC4"]
+    assert (rows[1]["last_modified"], rows[1]["etag"]) == ('2026, "late"', "a,b")
+
+
+def test_an_inventory_file_that_breaks_off_on_its_way_is_fetched_again(tmp_path: Path, s3: S3) -> None:
+    _bucket(tmp_path, [f"PMC{n}.1" for n in range(1, 501)])
+    bucket = open_bucket(s3.upload(tmp_path), SourceResources(retries=2, deadline_s=20))
+    inventory = find_inventory(bucket, "newest")
+    s3.faults = {inventory.files[0]: ["truncate"], inventory.files[1]: ["503", "truncate"]}
+    assert sum(table.num_rows for table in entries(bucket, inventory)) == 500
+    s3.faults = {inventory.files[1]: ["truncate"] * 3}
+    with pytest.raises(SourceError, match=r"1.csv.gz cannot be read"):
+        list(entries(bucket, inventory))
 
 
 def test_a_date_that_is_not_kept_any_more_names_those_that_are(tmp_path: Path) -> None:

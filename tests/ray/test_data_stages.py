@@ -153,6 +153,24 @@ def _files(root: Path) -> dict[str, Path]:
     return {str(path): path for path in sorted(root.rglob("*")) if path.is_file()}
 
 
+def test_a_list_is_accounted_for_id_by_id(bucket: Path, products: dict[str, Product], tmp_path: Path) -> None:
+    known = sorted({row["pmcid"] for row in products["catalog"].read(0, ["pmcid"]).to_pylist()})[:4]
+    (tmp_path / "ids.txt").write_text("\n".join([*known, "PMC1", "2", known[0], known[0], "PMC1"]))
+    config = _config(tmp_path / "root", bucket, select={"pmcids": str(tmp_path / "ids.txt")}, articles_per_part=2)
+    listed = catalog(config, resolve_inventory(config))
+    assert {c["unit"]: c for c in listed.manifest["counts"]}["listed_pmcid"] == {
+        "unit": "listed_pmcid",
+        "in": 9,
+        "kept": 4,
+        "dropped": {"listed_again": 3, "unknown_pmcid": 2},
+    }
+    ledger = listed.ledger().to_pandas().query("unit == 'listed_pmcid'")
+    assert sorted(ledger["id"] + " " + ledger["reason"]) == sorted(
+        ["PMC1 listed_again", "PMC1 unknown_pmcid", "PMC2 unknown_pmcid", *[f"{known[0]} listed_again"] * 2]
+    )
+    assert set(_rows(listed)["pmcid"]) == set(known)
+
+
 def test_a_source_that_fails_for_a_while_adds_exactly_what_was_missing(bucket: Path, tmp_path: Path, s3: S3) -> None:
     plain = _data_stages(_config(tmp_path / "plain", bucket))
     uri = s3.upload(bucket)
