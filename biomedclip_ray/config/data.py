@@ -119,7 +119,8 @@ class IngestSelect(Section):
 class Ingest(StageSection):
     select: IngestSelect = IngestSelect()
     tables: bool = False
-    """Take tables as figures where they have a picture of themselves: pictures of text, of which there are many."""
+    """Take tables as figures where they have a picture of themselves: pictures of text, of which there are many. The column
+    `is_table` of the pairs tells them from figures."""
 
 
 class TextClassifier(Section):

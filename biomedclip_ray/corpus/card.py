@@ -42,6 +42,7 @@ _COLUMNS = {
     "pair_id": "article/figure#panel, unique",
     "article_id": "article and version; pmcid without the version",
     "panel": "0: the whole figure; 1..: a panel of it, cut at box",
+    "is_table": "true: the picture of a table, taken where ingest.tables is set",
     "sha256": "of the original file; phash: 64-bit perceptual hash of the picture",
     "group": "the same number: the same picture or figure, never in two splits",
     "figure_kind": "guessed from pixels and words, with a score",

@@ -28,7 +28,7 @@ from biomedclip_ray.product import Count, Ledger, PartResult, Product, data_name
 from biomedclip_ray.schema import PAIRS, Reason, hash64, pair_id
 from biomedclip_ray.storage import Place
 
-VERSION = 2
+VERSION = 3
 UNIT = "picture"
 _SPLITS = {"train": "train", "training": "train", "test": "test"}
 _SPLITS |= dict.fromkeys(("validation", "val", "valid", "dev"), "validation")
@@ -146,6 +146,7 @@ def _pair(record: Record, image: bytes | ImageError, part: int, own: Own, config
         **ids,
         "part": part,
         "panel": 0,
+        "is_table": False,
         "caption": record.text,
         "text": text,
         "mentions": [],

@@ -33,6 +33,7 @@ def whole_pair(pair_id: str, article: Row, figure: Row, picture: Picture, media:
         "panel_label": None,
         "box": None,
         "label": figure["label"],
+        "is_table": figure["is_table"],
         "caption": figure["caption"],
         "mentions": [mention["sentence"] for mention in figure["mentions"]],
         "adapted": figure["adapted"],

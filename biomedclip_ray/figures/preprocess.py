@@ -26,7 +26,7 @@ from biomedclip_ray.product import Ledger, PartResult, Product
 from biomedclip_ray.schema import PAIRS, Reason, pair_id
 from biomedclip_ray.sync import Previous, finished_or_none, parent_of
 
-VERSION = 4
+VERSION = 5
 UNIT, PANEL = "picture", "panel"
 
 

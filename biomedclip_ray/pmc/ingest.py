@@ -185,6 +185,7 @@ def _figure_row(figure_id: str, figure: Figure, media: list[dict[str, Any]], lic
     return {
         "figure_id": figure_id,
         "label": figure.label,
+        "is_table": figure.is_table,
         "caption": figure.caption,
         "spoken": figure.spoken,
         "mentions": [{"sentence": m.sentence, "in_body": m.in_body} for m in figure.mentions],

@@ -23,6 +23,7 @@ def _figure() -> dict[str, Any]:
     return {
         "figure_id": "x/F2",
         "label": "Figure 2.",
+        "is_table": True,
         "caption": CAPTION,
         "spoken": CAPTION,
         "adapted": False,
@@ -58,6 +59,7 @@ def test_mentions_stand_behind_the_caption_in_the_text_and_nowhere_else(mentions
     whole, *panels = _pairs(mentions)
     assert whole["text"] == "Lungs of mice. (A) A radiograph of 10^4 cells. (B) A gel with lanes." + added
     assert whole["caption"] == CAPTION
+    assert [pair["is_table"] for pair in (whole, *panels)] == [True] * (1 + len(panels))
     assert len(whole["mentions"]) == 3
     assert [panel["text"] for panel in panels] == [panel["text"] for panel in _pairs(0)[1:]]
     assert len(panels) == 2

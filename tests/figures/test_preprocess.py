@@ -50,7 +50,14 @@ def _article(*media: tuple[str | None, int]) -> dict[str, Any]:
         {"name": "x", "key": key and f"PMC1.1/{key}", "md5": None, "found": key is not None, "graphic": graphic}
         for key, graphic in media
     ]
-    figure = {"figure_id": "PMC1.1/F1", "label": "1", "caption": "A.", "spoken": "A liver.", "mentions": []}
+    figure = {
+        "figure_id": "PMC1.1/F1",
+        "label": "1",
+        "is_table": False,
+        "caption": "A.",
+        "spoken": "A liver.",
+        "mentions": [],
+    }
     figure |= {"adapted": False, "license": "CC BY", "media": files}
     return dict.fromkeys(("title", "journal", "year", "article_type", "doi", "pmid")) | {
         "article_id": "PMC1.1",

@@ -122,9 +122,14 @@ def test_tables_are_no_figures_unless_asked_for() -> None:
     assert [mention.sentence for mention in table.mentions] == ["See Table 1."]
 
 
-def test_a_table_is_a_row_like_a_figure() -> None:
-    row, _ = _row(TABLE, ["t1.jpg", "icon.gif"], tables=True)
-    assert [figure["figure_id"] for figure in row["figures"]] == ["PMC1.1/t1"]
+def test_a_table_is_a_row_like_a_figure_and_told_from_them() -> None:
+    figure = f"<fig id='f1'>{_captioned('A liver.')}{GRAPHIC.format('f1')}</fig>"
+    row, _ = _row(figure + TABLE, ["f1.jpg", "t1.jpg", "icon.gif"], tables=True)
+    assert [(one["figure_id"], one["is_table"]) for one in row["figures"]] == [
+        ("PMC1.1/f1", False),
+        ("PMC1.1/t1", True),
+    ]
+    assert [media["name"] for media in row["figures"][1]["media"]] == ["t1.jpg"]
 
 
 # -- licences
