@@ -82,6 +82,35 @@ def test_a_later_inventory_fetches_only_what_is_new_or_changed(corpus: Path, tmp
     assert (before[0].config["date"], after[0].config["date"]) == (OLD, NEW)
 
 
+def test_what_the_parent_lost_to_the_network_is_tried_again(corpus: Path, tmp_path: Path, s3: S3) -> None:
+    def config(root: str, uri: str, date: str) -> Config:
+        source = {"uri": uri, "inventory": date, "select": {"licenses": "all"}, "resources": {"retries": 0}}
+        limits = {stage: {"transient_limit": 1.0} for stage in ("catalog", "ingest", "preprocess")}
+        return parse({"root": str(tmp_path / root), "source": source, **limits}, "test")
+
+    uri = s3.upload(_that_day(corpus, tmp_path / "old"))
+    whole = _rows(_products(config("whole", str(tmp_path / "old"), OLD))[2])
+    of_article = whole.groupby("article_id")["media_name"].first()
+    metadata, xml, picture = [a for a in of_article.index if a not in ADDED | CHANGED | {WITHDRAWN}][:3]
+    lost = {
+        f"metadata/{metadata}.json": ["503"],
+        f"{xml}/{xml}.xml": ["503"],
+        f"{picture}/{of_article[picture]}": ["503"],
+    }
+    s3.faults = {key: list(faults) for key, faults in lost.items()}
+    before = _products(config("root", uri, OLD))
+    assert [product.ledger().to_pandas()["transient"].sum() for product in before] == [1, 1, 1]
+    later = s3.upload(corpus / "bucket")
+    s3.gets.clear()
+    after = _products(config("root", later, NEW))
+    assert after[2].manifest["parent"]["fingerprint"] == before[2].fingerprint
+    assert set(lost) <= set(s3.gets)
+    assert not any(product.ledger().to_pandas()["transient"].any() for product in after)
+    scratch = _products(config("scratch", str(corpus / "bucket"), NEW))
+    for synced, made in zip(after, scratch, strict=True):
+        pd.testing.assert_frame_equal(_rows(synced), _rows(made))
+
+
 def test_the_same_command_stays_with_its_inventory_until_it_is_told_to_sync(corpus: Path, tmp_path: Path) -> None:
     from biomedclip_ray.run import Run
 
