@@ -14,7 +14,9 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from biomedclip_ray.config import LICENSES, Config, Own, Preprocess
 from biomedclip_ray.corpus.own_files import OwnFiles, Record, records
@@ -57,6 +59,7 @@ def take_in(config: Config, files: OwnFiles) -> Product:
     with product.running(parts=len(files.pieces)):
         args = (product, files, config.own, config.preprocess, config.source.resources.threads)
         run_parts(product, _part, config.own.resources, args)
+        _drop_repeated(product)
         product.finish_parts(config.own.transient_limit)
     return product
 
@@ -110,6 +113,38 @@ def _part(part: int, product: Product, files: OwnFiles, own: Own, config: Prepro
     name_kinds(list(rows.values()), config.kinds, product.config["own"]["kinds"])
     ledger.count(UNIT, came_in, len(rows))
     return PartResult(pa.Table.from_pylist([rows[name] for name in sorted(rows)], schema=PAIRS), ledger)
+
+
+def _drop_repeated(product: Product) -> None:
+    """Send to the ledger what an earlier part has too: parts are made without knowing of each other.
+
+    Eight bytes a pair are held; only parts whose hashes meet are read whole.
+    """
+    ids = (product.read(part, ["pair_id"])["pair_id"].to_pylist() for part in range(product.parts))
+    hashes = [np.fromiter(map(hash64, names), np.uint64, len(names)) for names in ids]
+    values, times = np.unique(np.concatenate(hashes), return_counts=True)
+    meeting = values[times > 1]
+    seen: set[str] = set()
+    for part in range(product.parts):
+        if not np.isin(hashes[part], meeting).any():
+            continue
+        rows = product.read(part)
+        names = rows["pair_id"].to_pylist()
+        fresh = pa.array([name not in seen for name in names], pa.bool_())
+        seen.update(names)
+        repeated = rows.filter(pc.invert(fresh)).select(["media_name", "pair_id"]).to_pylist()
+        if repeated:
+            _write_without(product, part, rows.filter(fresh), repeated)
+
+
+def _write_without(product: Product, part: int, rows: pa.Table, repeated: list[dict[str, Any]]) -> None:
+    ledger = Ledger("preprocess")
+    ledger.rows = product.read_ledger(part).to_pylist()
+    for row in repeated:
+        ledger.drop(UNIT, row["media_name"], Reason.DUPLICATE, row["pair_id"])
+    ledger.count(UNIT, rows.num_rows + len(ledger.rows), rows.num_rows)
+    product.place.delete(ledger_name(part))  # until both files are new, the part is not done
+    product.write_part(part, rows, ledger.table(), ledger.counts)
 
 
 def _picture(place: Place, record: Record) -> bytes | ImageError:

@@ -122,6 +122,27 @@ def test_every_fault_is_one_ledger_row_with_its_reason(tmp_path: Path) -> None:
     assert Counter(_rows(pairs)["license"]) == {"CC BY": 8, "unknown": 1}
 
 
+def test_a_record_that_stands_in_two_files_is_kept_once(tmp_path: Path) -> None:
+    columns = _table(8)
+    _write(tmp_path / "in" / "a.parquet", columns)
+    columns["caption"][3] = "Another view of the same scan"
+    columns["image"][5] = b"no picture"
+    _write(tmp_path / "in" / "b.parquet", columns)
+    pairs = _take(_config(tmp_path / "root", tmp_path / "in"))
+    assert pairs.parts == 2
+    rows = _rows(pairs)
+    assert rows["pair_id"].is_unique
+    assert rows["figure_id"].nunique() == 8  # the changed text is a second pair of its figure
+    assert pairs.manifest["counts"] == [
+        {"unit": "picture", "in": 16, "kept": 9, "dropped": {"duplicate": 6, "unknown_format": 1}}
+    ]
+    ledger = pairs.ledger().to_pylist()
+    assert {row["id"] for row in ledger if row["reason"] == "duplicate"} == {
+        f"b.parquet:{n}" for n in range(8) if n not in (3, 5)
+    }
+    assert {row["detail"] for row in ledger if row["reason"] == "duplicate"} < set(rows["pair_id"])
+
+
 def test_splits_are_by_patient_and_a_split_that_is_said_is_kept(tmp_path: Path) -> None:
     columns = _table(400)
     columns["split"][0:4] = ["test", "train", "val", "validation"]
