@@ -63,10 +63,12 @@ class World:
     )
     xml_bytes: float = _fact(124e3, "bytes an XML, over 4,180 real files; time and rows of ingest follow the bytes")
     media_bytes: float = _fact(
-        27e12 / 24e6, "bytes a picture: BIOMEDICA's 27 TB over its 24 million pairs, an upper bound"
+        27e12 / 24e6,
+        "bytes a picture, for the network: BIOMEDICA's 27 TB over its 24 million pairs, which counts more than pictures",
     )
     picture_scale: float = _fact(
-        1.0, "pixels of PMC's pictures over those of the pictures measured, which core time follows"
+        1.0,
+        "pixels of PMC's pictures over those measured, which core time follows: 1 where those are a fair sample of PMC's",
     )
     article_share: float = _fact(1.0, "share of articles that ingest.select lets through; 1 without a selection")
     text_share: float = _fact(1.0, "share of pictures that preprocess.select lets through; 1 without a filter")
@@ -118,6 +120,10 @@ class Plan:
     panels_core_hours: float
     """What panels add, or would add where they are off."""
     panels_on: bool
+    larger: float
+    """How many times larger than the pictures measured World.media_bytes makes a picture."""
+    larger_core_hours: float
+    """What preprocess would take more if core time followed those bytes."""
     unfetched: dict[str, tuple[float, float]]
     """Requests and bytes of media that each selection spares, by the section of the configuration that holds it."""
     machine_money: float
@@ -162,6 +168,7 @@ def estimate(config: Config, rates: Rates, world: World, cluster: Cluster) -> Pl
     selected = articles * world.figures * world.with_file
     pictures = selected * world.text_share
     panels_core_hours = pictures * rates.panels_ms / 3.6e6
+    larger = world.media_bytes / rates.picture_bytes
     panels = rates.panels_found if config.preprocess.panels else 0.0
     pair_rows = pictures * (1 + panels)
     longer = world.xml_bytes / rates.xml_bytes
@@ -195,6 +202,8 @@ def estimate(config: Config, rates: Rates, world: World, cluster: Cluster) -> Pl
         pictures=pictures,
         panels_core_hours=panels_core_hours,
         panels_on=config.preprocess.panels,
+        larger=larger,
+        larger_core_hours=pictures * rates.picture_ms * max(0.0, larger - world.picture_scale) / 3.6e6,
         unfetched={
             name: (spared, spared * world.media_bytes)
             for name, spared in (("ingest.select", listed - selected), ("preprocess.select", selected - pictures))

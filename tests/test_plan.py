@@ -62,6 +62,15 @@ def test_panels_are_reckoned_apart_until_they_are_on() -> None:
     assert on.stages[2].bytes_out == pytest.approx(2.5 * off.stages[2].bytes_out)
 
 
+def test_pictures_larger_than_those_measured_are_reckoned_apart_until_that_is_assumed() -> None:
+    plan = estimate(_config(), RATES, WORLD, CLUSTER)  # 1 MB where those measured had 0.1
+    assert plan.larger == pytest.approx(10)
+    assert plan.larger_core_hours == pytest.approx(24e6 * 9.0 * 9 / 3.6e6)
+    scaled = estimate(_config(), RATES, dataclasses.replace(WORLD, picture_scale=10), CLUSTER)
+    assert scaled.larger_core_hours == 0
+    assert scaled.core_hours == pytest.approx(plan.core_hours + plan.larger_core_hours)
+
+
 def test_a_text_filter_saves_the_bytes_of_what_it_leaves_unfetched() -> None:
     plan = estimate(_config(), RATES, dataclasses.replace(WORLD, text_share=0.1), CLUSTER)
     assert plan.unfetched == {"preprocess.select": pytest.approx((0.9 * 24e6, 0.9 * 24e12))}

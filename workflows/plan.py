@@ -95,6 +95,11 @@ def show(console: Console, plan: Plan, rates: Rates, world: World, cluster: Clus
     console.print(table)
     word = "of which panels take" if plan.panels_on else "panels, which are off, would add"
     console.print(f"{plan.core_hours:,.0f} core-hours; {word} {plan.panels_core_hours:,.0f}.")
+    if plan.larger_core_hours:
+        console.print(
+            f"Pictures measured have {rates.picture_bytes / 1e3:,.0f} KB, media_bytes has {plan.larger:.1f} times as many: if "
+            f"all of that were pixels, {plan.larger_core_hours:,.0f} core-hours more (--assume picture_scale={plan.larger:.1f})."
+        )
     for name, (requests, size) in plan.unfetched.items():
         console.print(f"{name} leaves {_size(size)} and {requests / 1e6:,.1f} M requests of pictures unfetched.")
     if cluster.node_hour or cluster.egress_gb:
