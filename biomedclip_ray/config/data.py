@@ -9,6 +9,8 @@ from pydantic import Field, field_validator, model_validator
 
 from biomedclip_ray.config.section import KnownKinds, Percent, Positive, Section, Share, StageSection, known
 
+Side = Annotated[int, Field(ge=8)]
+"""Pixels of which fewer have no kind, no panels and no hash worth the name."""
 COMMERCIAL = ("CC0", "CC BY", "CC BY-SA", "CC BY-ND")
 NON_COMMERCIAL = ("CC BY-NC", "CC BY-NC-SA", "CC BY-NC-ND")
 LICENSES = (*COMMERCIAL, *NON_COMMERCIAL, "TDM", "unknown")
@@ -162,18 +164,18 @@ class Preprocess(StageSection):
     mentions: Annotated[int, Field(ge=0)] = 0
     """Sentences that cite the figure, put behind the caption in a whole figure's `text`; those of the body first. `caption` stays
     the caption, and a panel's text its subcaption: a sentence seldom says which panel it means."""
-    short_side: Positive = 384
+    short_side: Side = 384
     """Pixels of the stored picture's short side; a smaller original is never enlarged."""
     quality: Annotated[int, Field(ge=1, le=100)] = 90
     """JPEG quality of the stored picture."""
-    min_side: Positive = 32
+    min_side: Side = 32
     """Pixels; smaller pictures are icons and equations."""
     max_pixels: Positive = 178_956_970
     """Pixels an original may claim before it is decoded (Pillow's own decompression-bomb limit)."""
     max_aspect: Annotated[float, Field(gt=1)] = 12.0
     """Long side / short side; beyond it lie rules and banners."""
     panels: bool = False
-    """Also cut compound figures into panels (a derivative work: never done under a no-derivatives licence)."""
+    """Also cut compound figures into panels (a derivative work: never done under a no-derivatives licence, or where none is known)."""
 
 
 class Own(StageSection):

@@ -146,7 +146,10 @@ def _deep_colour_pixels(data: bytes, orientation: int) -> Pixels:
 
 def _rgb(image: Image.Image) -> Pixels:
     if image.mode.startswith("I") or image.mode == "F":
-        grey = _by_range(np.asarray(image))
+        values = np.asarray(image)
+        seen = values != image.info.get("transparency")  # a 16-bit PNG may name one grey that is none
+        grey = np.full(values.shape, 255, np.uint8)
+        grey[seen] = _by_range(values[seen])
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.has_transparency_data:
         image = image.convert("RGBA")

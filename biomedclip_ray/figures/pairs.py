@@ -58,8 +58,8 @@ def _with_mentions(text: str, figure: Row, mentions: int) -> str:
 
 
 def may_be_cut(figure: Row) -> bool:
-    """A panel is a derivative work, which a no-derivatives licence forbids."""
-    return not figure["license"].endswith("ND")
+    """A panel is a derivative work: a no-derivatives licence forbids it, and where no licence is known nothing allows it."""
+    return figure["license"] != "unknown" and not figure["license"].endswith("ND")
 
 
 def panel_pairs(whole: Row, figure: Row, data: bytes, config: Preprocess) -> Iterator[Row | tuple[str, ImageError]]:
@@ -67,16 +67,20 @@ def panel_pairs(whole: Row, figure: Row, data: bytes, config: Preprocess) -> Ite
 
     Args:
         whole: the figure's own pair.
-        data: the original file, which has decoded once: panels are cut at its full size.
+        data: the original file: panels are cut at its full size.
 
     Yields:
-        a row of PAIRS, or the id of a panel that cannot be used and why.
+        a row of PAIRS, or the id of a panel that cannot be used and why (the figure's own where none can).
     """
     texts = subcaptions(figure["spoken"])
     if not texts:
         return
     limits = Limits(config.min_side, config.max_pixels, config.max_aspect)
-    pixels, _, _, original_format = read_pixels(data, limits)
+    try:
+        pixels, _, _, original_format = read_pixels(data, limits)
+    except ImageError as error:
+        yield whole["pair_id"], error
+        return
     panels = split_panels(pixels, tuple(texts))
     if len(panels) < 2:
         return

@@ -147,6 +147,29 @@ def test_sixteen_bit_grey_is_scaled_by_its_range(kind: str) -> None:
     assert pixels[:, -3:].min() > 247
 
 
+def test_the_grey_that_a_sixteen_bit_png_names_as_transparent_is_paper() -> None:
+    values = _twelve_bits()
+    values[:100] = 65535  # far outside the range of what is seen, which it must not darken
+    pixels = decode(prepared(saved(Image.fromarray(values), "PNG", transparency=65535)).jpeg)
+    assert pixels[:90].min() > 247
+    assert pixels[110:, :3].max() < 8
+    assert pixels[110:, -3:].min() > 247
+
+
+def test_the_colour_that_a_sixteen_bit_png_names_as_transparent_is_paper() -> None:
+    import cv2
+
+    deep = np.zeros((100, 100, 3), np.uint16)
+    deep[:50, :, 2] = 4000
+    png = cv2.imencode(".png", deep)[1].tobytes()
+    named = b"tRNS" + bytes(6)
+    chunk = struct.pack(">I", 6) + named + struct.pack(">I", zlib.crc32(named))
+    first = png.index(b"IDAT") - 4
+    pixels = decode(prepared(png[:first] + chunk + png[first:]).jpeg)
+    assert np.abs(pixels[20, 50].astype(int) - (255, 0, 0)).max() < 12
+    assert pixels[90, 50].min() > 247
+
+
 def test_sixteen_bit_colour_is_scaled_by_its_range() -> None:
     import cv2
 

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from biomedclip_ray.config import Preprocess
 from biomedclip_ray.figures.image import prepare
-from biomedclip_ray.figures.pairs import panel_pairs, whole_pair
+from biomedclip_ray.figures.pairs import may_be_cut, panel_pairs, whole_pair
 from biomedclip_ray.sample.plots import compound
+from biomedclip_ray.schema import Reason
 
 ARTICLE = dict.fromkeys(("article_id", "pmcid", "title", "journal", "year", "article_type", "doi", "pmid"), "x")
 ARTICLE |= {"part": 0, "keywords": []}  # type: ignore[dict-item]
@@ -64,3 +66,37 @@ def test_mentions_stand_behind_the_caption_in_the_text_and_nowhere_else(mentions
     assert [panel["text"] for panel in panels] == [panel["text"] for panel in _pairs(0)[1:]]
     assert len(panels) == 2
     assert not any("grow" in panel["text"] for panel in panels)
+
+
+def test_a_file_that_does_not_decode_at_full_size_is_a_reason_and_no_end() -> None:
+    whole = _pairs(0)[0]
+    [(name, error)] = panel_pairs(whole, _figure(), b"\xff\xd8\xff\xe0 no JPEG", Preprocess(panels=True))
+    assert name == "x/F2#0"
+    assert error.reason in (Reason.BROKEN_IMAGE, Reason.TRUNCATED_IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("license_code", "may"),
+    [("CC BY", True), ("CC BY-NC-SA", True), ("CC BY-ND", False), ("CC BY-NC-ND", False), ("unknown", False)],
+)
+def test_only_what_a_licence_allows_is_cut(license_code: str, may: bool) -> None:
+    assert may_be_cut({"license": license_code}) is may
+
+
+@pytest.mark.parametrize("key", ["min_side", "short_side"])
+def test_pictures_without_pixels_to_judge_are_not_asked_for(key: str) -> None:
+    with pytest.raises(ValueError, match="greater than or equal to 8"):
+        Preprocess(**{key: 7})
+
+
+def test_the_smallest_pictures_that_may_be_asked_for_are_pairs() -> None:
+    rng = np.random.default_rng(0)
+    for width, height in ((8, 8), (8, 96), (96, 8), (9, 13)):
+        sink = io.BytesIO()
+        Image.fromarray(rng.integers(0, 255, (height, width, 3), dtype=np.uint8)).save(sink, "PNG")
+        config = Preprocess(min_side=8, short_side=8, panels=True)
+        limits = config.model_dump(include={"short_side", "quality", "min_side", "max_pixels", "max_aspect"})
+        media = {"key": "x/f2.png", "md5": None}
+        whole = whole_pair("x/F2#0", ARTICLE, _figure(), prepare(sink.getvalue(), **limits), media)
+        assert min(whole["width"], whole["height"]) == 8
+        assert not [p for p in panel_pairs(whole, _figure(), sink.getvalue(), config) if isinstance(p, dict)]
