@@ -95,8 +95,6 @@ def _find_citations(article: etree._Element, untyped: list[tuple[etree._Element,
 
 # -- mentions
 
-_OWNERS = ("fig", "table-wrap", *GROUPS)
-
 
 def _mentions(figs: list[etree._Element], xrefs: list[tuple[etree._Element, str]]) -> list[tuple[Mention, ...]]:
     """For each figure the sentences that cite it or its group, each once, paragraph by paragraph.
@@ -104,13 +102,10 @@ def _mentions(figs: list[etree._Element], xrefs: list[tuple[etree._Element, str]
     A figure does not cite itself: no sentence counts that is part of its caption, its group's caption included.
     """
     by_id: dict[str, list[int]] = {}
-    captioned = []
     for n, fig in enumerate(figs):
-        groups = list(fig.iterancestors(*GROUPS))
-        for element in (fig, *groups):
+        for element in (fig, *fig.iterancestors(*GROUPS)):
             if xml_id := element.get("id"):
                 by_id.setdefault(xml_id, []).append(n)
-        captioned.append(lenders(fig) if groups or fig.find("caption") is None else [])
     blocks: dict[etree._Element, dict[etree._Element, list[int]]] = {}
     for xref, rids in xrefs:
         targets = by_id.get(rids)
@@ -126,12 +121,13 @@ def _mentions(figs: list[etree._Element], xrefs: list[tuple[etree._Element, str]
         if parent not in places:
             places[parent] = list(block.iterancestors("fig", "table-wrap", "body", *GROUPS))
         around = [block, *places[parent]]
-        owner = next((element for element in around if element.tag in _OWNERS), None)
+        owner = next(iter(places[parent]), None)
+        captions = owner is not None and owner.tag != "body"
         in_body = any(element.tag == "body" for element in around)
         labels = {xref: "" if len(xref) else _short_label(xref, figs[n[0]]) for xref, n in cited.items()}
         for sentence, targets in zip(citing_sentences(block, labels), cited.values(), strict=True):
             for n in targets:
-                if sentence and figs[n] not in around and owner not in captioned[n]:
+                if sentence and figs[n] not in around and not (captions and owner in lenders(figs[n])):
                     found[n][sentence] = found[n].get(sentence, False) or in_body
     return [tuple(Mention(sentence, in_body) for sentence, in_body in each.items()) for each in found]
 

@@ -112,13 +112,13 @@ def lenders(fig: etree._Element) -> list[etree._Element]:
     That is every group around it, and, where it has no caption of its own, the nearest figure around it that has one.
     """
     found = []
-    captioned = _has_caption(fig)
+    inner = fig
     for around in fig.iterancestors("fig", *GROUPS):
         if around.tag != "fig":
             found.append(around)
-        elif not captioned and _has_caption(around):
+        elif not _has_caption(inner) and _has_caption(around):
             found.append(around)
-            captioned = True
+            inner = around
     return found
 
 

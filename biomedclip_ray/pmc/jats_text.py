@@ -96,10 +96,9 @@ def citing_sentences(block: etree._Element, cited: Mapping[etree._Element, str])
         if at >= end:
             while after < len(stops) and stops[after].end() <= at:
                 after += 1
-            before = (stops[n] for n in range(after - 1, -1, -1))
-            behind = (stops[n] for n in range(after, len(stops)))
-            begin = next((stop.end() for stop in before if _ends_sentence(text, stop)), 0)
-            end = next((stop.end() for stop in behind if _ends_sentence(text, stop)), len(text))
+            before, behind = range(after - 1, -1, -1), range(after, len(stops))
+            begin = next((stops[n].end() for n in before if _ends_sentence(text, stops[n])), 0)
+            end = next((stops[n].end() for n in behind if _ends_sentence(text, stops[n])), len(text))
             sentence = " ".join(text[begin:end].replace(MARK, "").replace(END, "").split())
         sentences.append(sentence)
         at = text.find(MARK, at + 1)
@@ -215,6 +214,9 @@ def _superscript(sup: etree._Element, out: list[str], rules: Rules, cited: Mappi
     if text and not holds_xref:
         if _is_between_citations(sup, text, cited):
             return _list_goes_on(sup, cited)
+        if out and out[-1][-1:].isalpha():  # m2, most of them
+            _walk(sup, out, rules, cited)
+            return False
         previous = sup.getprevious()
         over_subscript = previous is not None and previous.tag == "sub" and not previous.tail
         if raised := power("".join(out[-8:])[-40:], text, sup.tail or "", over_subscript):
