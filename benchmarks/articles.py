@@ -9,9 +9,11 @@ import argparse
 import csv
 import gzip
 import hashlib
+import importlib.util
 import itertools
 import json
 import os
+import sys
 from pathlib import Path
 
 from biomedclip_ray.pmc.inventory import INVENTORIES
@@ -24,6 +26,23 @@ DATA = Path(os.environ.get("BIOMEDCLIP_TEST_DATA", Path(__file__).resolve().pare
 
 def add_data_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, default=DATA, help="the folder that holds corpus/")
+
+
+def add_skip_option(parser: argparse.ArgumentParser, package: str) -> None:
+    parser.add_argument("--skip", choices=(package,), help=f"leave out what is compared with {package}")
+
+
+def compares_with(package: str, options: argparse.Namespace) -> bool:
+    """Whether to compare with a package of the extra `benchmark`; ends the program where that is wanted and not there."""
+    if options.skip == package:
+        return False
+    if importlib.util.find_spec(package) is None:
+        print(
+            f"{package} is not installed: pip install 'biomedclip-ray[benchmark]', or leave it out with --skip {package}",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    return True
 
 
 def origin(folder: Path) -> Path:

@@ -1,6 +1,6 @@
 """Figure JPEGs: `figures.image.prepare` against Pillow (open, convert, bicubic resize, JPEG), the same checks and hashes in both.
 
-    python benchmarks/images.py [--data FOLDER] [--rounds N]
+    python benchmarks/images.py [--data FOLDER] [--rounds N] [--every K]
 
 Prints `images_224_vs_pillow ratio=X` and `images_384_vs_pillow ratio=X`: process time of the baseline over ours, over the JPEGs
 of the corpus, alternating picture by picture, the best of N rounds of each. Beside it the PSNR of what a reader of our JPEG gets
@@ -121,9 +121,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     add_data_option(parser)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--every", type=int, default=1, help="take only every K-th picture, to see whether it runs")
     options = parser.parse_args()
     cv2.setNumThreads(1)
-    files = jpegs(options.data / "corpus")
+    files = jpegs(options.data / "corpus")[:: options.every]
     if not files:
         print(f"no JPEG under {options.data}/corpus/bucket; name the folder with --data", file=sys.stderr)
         return 2

@@ -1,6 +1,6 @@
 """How well compound figures are separated, and what it costs.
 
-    python benchmarks/panels.py [--data FOLDER] [--report FILE]
+    python benchmarks/panels.py [--data FOLDER] [--report FILE] [--every K]
 
 On the labelled figures of the corpus and on the sample's drawn compounds: compound or single, panels found (F1 at an overlap of
 0.5 and 0.75 of the union), labels, core-milliseconds a figure; on the labelled captions: subcaptions. Each with its 95%
@@ -206,14 +206,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     add_data_option(parser)
     parser.add_argument("--report", type=Path, help="HTML file for the table and what went wrong")
+    parser.add_argument("--every", type=int, default=1, help="take only every K-th figure, to see whether it runs")
     options = parser.parse_args()
     corpus = options.data / "corpus"
     if not corpus.is_dir():
         print(f"{corpus} is not there; name the folder that holds corpus/ with --data", file=sys.stderr)
         return 2
     cv2.setNumThreads(1)
-    of_corpus, corpus_cost, corpus_wrong = measure("corpus", corpus_figures(corpus))
-    of_sample, sample_cost, sample_wrong = measure("sample", sample_figures(60))
+    of_corpus, corpus_cost, corpus_wrong = measure("corpus", corpus_figures(corpus)[:: options.every])
+    of_sample, sample_cost, sample_wrong = measure("sample", sample_figures(60 // options.every))
     of_captions, captions = measure_captions(corpus / "captions" / "subcaptions-dev.jsonl")
     every = [*of_corpus, of_captions, *of_sample]
     if options.report is not None:

@@ -1,0 +1,79 @@
+"""The benchmarks of the data side still run: each in a small form, whose ratios of speed say nothing, so that only a crash fails it."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.test_benchmarks import ratios, run
+
+
+def _data(corpus: Path) -> tuple[str, str]:
+    return "--data", str(corpus.parent)
+
+
+def test_pictures_beside_pillow(corpus: Path) -> None:
+    done = run("images.py", "--rounds", "1", "--every", "25", *_data(corpus))
+    assert ratios(done) == {"images_224_vs_pillow", "images_384_vs_pillow"}
+    assert len(re.findall(r"mean \d\d\.\d dB", done.stdout)) == 2
+
+
+def test_articles_beside_lxml(corpus: Path) -> None:
+    assert ratios(run("jats.py", "--quick", "--skip", "pubmed_parser", *_data(corpus))) == {"jats_full_vs_lxml"}
+
+
+@pytest.mark.parametrize(("script", "package"), [("jats.py", "pubmed_parser"), ("ingest.py", "daft")])
+def test_what_is_compared_with_must_be_there_or_be_left_out(script: str, package: str) -> None:
+    if importlib.util.find_spec(package):
+        pytest.skip(f"{package} is installed")
+    done = run(script)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"{package} is not installed: pip install 'biomedclip-ray[benchmark]', or leave it out with --skip {package}\n"
+    )
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pubmed_parser") is None, reason="needs the extra `benchmark`")
+def test_captions_beside_pubmed_parser(corpus: Path) -> None:
+    done = run("jats.py", "--quick", *_data(corpus))
+    assert ratios(done) == {"jats_full_vs_lxml", "jats_captions_vs_pubmed_parser"}
+    assert re.search(r"of \d+ captions \d+ lost and \d+ not as the XML has them", done.stdout)
+
+
+def test_an_inventory_is_dealt_out_within_its_memory() -> None:
+    done = run("inventory.py", "--rows", "20000")
+    assert ratios(done) == {"inventory_memory"}
+    assert done.returncode == 0, done.stdout
+
+
+def test_near_hashes_that_were_planted_are_found() -> None:
+    done = run("near.py", "--most", "20000")
+    assert ratios(done) == {"near_growth"}
+    assert re.findall(r"found=([\d.]+)", done.stdout) == ["1.0000"] * 3
+
+
+def test_panels_and_subcaptions_are_scored(corpus: Path, tmp_path: Path) -> None:
+    done = run("panels.py", "--every", "8", "--report", str(tmp_path / "report.html"), *_data(corpus))
+    assert done.returncode in (0, 1), done.stderr[-2000:]
+    merits = re.findall(r"^(corpus|sample) (\w+) ratio=[\d.]+", done.stdout, flags=re.M)
+    four = ["compound_or_single", "panels_f1_50", "panels_f1_75", "labels"]
+    assert sorted(merits) == sorted(
+        [*[(of, merit) for of in ("corpus", "sample") for merit in four], ("corpus", "subcaptions_f1")]
+    )
+    report = (tmp_path / "report.html").read_text()
+    assert "data:image/" in report  # what went wrong, as pictures
+    assert report.count("<tr>") > len(merits)
+
+
+def test_kinds_reach_their_bound(corpus: Path) -> None:
+    done = run("kinds.py", *_data(corpus))
+    assert ratios(done) == {"sample_kinds", "sample_kinds_by_picture_alone", "corpus_pathways_are_diagrams"}
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_pipeline_beside_two_processes_and_its_memory() -> None:
+    done = run("ingest.py", "--articles", "12", "--pairs", "1", "--memory", "6", "12", "--skip", "daft")
+    assert ratios(done) == {"ingest_memory", "ingest_vs_two_processes"}
