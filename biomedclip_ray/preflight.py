@@ -105,8 +105,11 @@ def _space(root: str) -> list[str]:
     return [f"root={root}: only {free / 1e9:.1f} GB are free; at least {MIN_FREE_BYTES / 1e9:.0f} GB are needed"]
 
 
-def check_cluster(config: Config, stages: tuple[str, ...]) -> list[str]:
-    """What the connected Ray cluster lacks, and nodes that do not see the root."""
+def check_cluster(config: Config, stages: tuple[str, ...], towers: bool = True) -> list[str]:
+    """What the connected Ray cluster lacks, nodes that do not see the root, and towers that cannot be built or trained there.
+
+    `towers`: try those too; a run that goes on has its towers already and asks nobody for weights.
+    """
     have = _most_resources()
     cpus, gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
     problems = []
@@ -124,9 +127,9 @@ def check_cluster(config: Config, stages: tuple[str, ...]) -> list[str]:
             problems += _fits(f"{name}.resources.num_cpus", need.num_cpus, "CPU", have)
             problems += _fits(f"{name}.resources.num_gpus", need.num_gpus, "GPU", have)
     if "train" in stages:
-        from biomedclip_ray.train.train import check as check_train
+        from biomedclip_ray.train.check import check as check_train
 
-        problems += check_train(config, cpus, gpus)
+        problems += check_train(config, cpus, gpus, _nodes(have))
     if "deploy" in stages:
         serve = config.serve.resources
         if serve.replicas * serve.cpus_per_replica > cpus:
@@ -135,6 +138,8 @@ def check_cluster(config: Config, stages: tuple[str, ...]) -> list[str]:
                 f"has {cpus:g} CPUs; lower one of them"
             )
     problems += _check_nodes(config.root)
+    if "train" in stages and towers and not problems:  # it takes seconds, so only where nothing else is wrong
+        problems += _try_towers(config)
     return problems
 
 
@@ -143,11 +148,34 @@ def _fits(key: str, need: float, unit: str, have: dict[str, float]) -> list[str]
     total = have.get(unit, 0.0)
     if need > total:
         return [f"{key}={need:g}, but the cluster has {total:g} {unit}s; lower it"]
-    if have == ray.cluster_resources():  # it does not autoscale: the nodes that are there are all there will be
-        largest = max(node["Resources"].get(unit, 0.0) for node in ray.nodes() if node["Alive"])
+    if nodes := _nodes(have):
+        largest = max(node.get(unit, 0.0) for node in nodes)
         if need > largest:
             return [f"{key}={need:g}, but no node has more than {largest:g} {unit}s; lower it"]
     return []
+
+
+def _nodes(have: dict[str, float]) -> list[dict[str, float]]:
+    """What each node has, where the nodes that are there are all there will be; empty: the cluster grows with its work."""
+    if have != ray.cluster_resources():
+        return []
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _try_towers(config: Config) -> list[str]:
+    """Build the towers once, where the tasks of training run as well."""
+
+    def attempt() -> str:
+        from biomedclip_ray.train.check import build
+
+        try:
+            build(config)
+        except ConfigError as error:
+            return str(error)
+        return ""
+
+    problem = ray.get(ray.remote(num_cpus=0)(attempt).remote())
+    return [problem] if problem else []
 
 
 def _most_resources() -> dict[str, float]:

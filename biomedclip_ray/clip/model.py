@@ -9,6 +9,7 @@ vocabulary that is not the tokenizer's) are checked here, before a worker starts
 from __future__ import annotations
 
 import copy
+import difflib
 import json
 import tempfile
 from collections.abc import Iterable
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from biomedclip_ray.clip.bundle import BundleError, load_bundle
+from biomedclip_ray.clip.bundle import Bundle, BundleError, load_bundle
 from biomedclip_ray.clip.tokenizer import Tokenizer, fit_tokenizer, load_tokenizer
 from biomedclip_ray.config import ConfigError, Model
 from biomedclip_ray.storage import Place
@@ -78,8 +79,14 @@ def build_tokenizer(config: Model, texts: Iterable[str]) -> Tokenizer:
         ConfigError: it cannot be loaded or fitted.
     """
     if config.bundle is not None:
-        return load_bundle(config.bundle).tokenizer
-    context = int(model_config(config.config)["text_cfg"]["context_length"])
+        return _load(config.bundle).tokenizer
+    text = model_config(config.config)["text_cfg"]
+    context, tower = int(text["context_length"]), text.get("hf_model_name")
+    if tower and config.tokenizer == "fit" and config.init == "pretrained" and text.get("hf_model_pretrained", True):
+        raise ConfigError(
+            f"model.tokenizer=fit numbers words anew, but the weights of {tower} know their own numbers: set "
+            f"model.tokenizer={tower}, or model.init=random"
+        )
     try:
         if config.tokenizer == "fit":
             return fit_tokenizer(texts, config.vocab_size, context)
@@ -107,6 +114,7 @@ def build_model(config: Model, tokenizer: Tokenizer) -> Built:
             f"model.config={config.config} has context_length {text['context_length']}, the tokenizer gives rows of "
             f"{tokenizer.context_length}"
         )
+    _check_timm_name(vision)
     pretrained = config.init == "pretrained"
     vision["timm_model_pretrained"] = pretrained and bool(vision.get("timm_model_pretrained"))
     text["hf_tokenizer_name"] = text.get("hf_tokenizer_name") or "in this folder"
@@ -125,11 +133,15 @@ def build_model(config: Model, tokenizer: Tokenizer) -> Built:
     return Built(model.train(), model_cfg, {"image": image_start, "text": text_start}, preprocess_cfg)
 
 
-def _from_bundle(uri: str, tokenizer: Tokenizer) -> Built:
+def _load(uri: str) -> Bundle:
     try:
-        loaded = load_bundle(uri)
+        return load_bundle(uri)
     except BundleError as error:
         raise ConfigError(f"model.bundle={uri}: {error}") from error
+
+
+def _from_bundle(uri: str, tokenizer: Tokenizer) -> Built:
+    loaded = _load(uri)
     for key in ("vocab_size", "context_length", "eos_id"):
         ours, its = getattr(tokenizer, key), getattr(loaded.tokenizer, key)
         if ours != its:
@@ -211,6 +223,18 @@ def _with_hf_tower(model_cfg: dict[str, Any], tokenizer: Tokenizer, load: bool) 
         )
     model.text.transformer.load_state_dict(weights.state_dict())
     return model, f"hugging face {name}"
+
+
+def _check_timm_name(vision: dict[str, Any]) -> None:
+    import timm
+
+    name = vision.get("timm_model_name")
+    if (
+        name and ":" not in name and not timm.is_model(name.split(".")[0])
+    ):  # hf-hub:OWNER/NAME is asked when it is built
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise ConfigError(f"model.config: vision_cfg.timm_model_name={name}: timm has no such model{hint}")
 
 
 def _check_picture_size(model: Any, vision: dict[str, Any]) -> None:

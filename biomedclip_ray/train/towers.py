@@ -137,26 +137,37 @@ def compile_blocks(model: nn.Module) -> None:
         block.compile()
 
 
+def patch_dropout_slot(model: nn.Module) -> tuple[Any, str, int]:
+    """Where the image tower drops its patches: module, attribute, and tokens in front that are no patches.
+
+    Raises:
+        ConfigError: the image tower has no patches.
+    """
+    from open_clip.transformer import VisionTransformer
+
+    visual: Any = model.get_submodule("visual")
+    trunk: Any = getattr(visual, "trunk", None)
+    if isinstance(visual, VisionTransformer):
+        return visual, "patch_dropout", 1
+    if trunk is not None and hasattr(trunk, "patch_drop"):
+        return trunk, "patch_drop", trunk.num_prefix_tokens
+    raise ConfigError(
+        f"train.patch_dropout needs patches: the image tower {type(trunk or visual).__name__} has none to leave out; set "
+        "train.patch_dropout=0"
+    )
+
+
 class PatchDropout:
     """Turns off and on the share of image tokens that training leaves out (FLIP, Li et al. 2023, arXiv 2212.00794)."""
 
     def __init__(self, model: nn.Module, share: float) -> None:
         """Raises ConfigError where the image tower has no tokens to drop."""
-        from open_clip.transformer import VisionTransformer
         from timm.layers import PatchDropout as Layer  # open_clip's own draws on the CPU and waits for the device
 
         self.share = share
-        visual: Any = model.get_submodule("visual")
-        trunk: Any = getattr(visual, "trunk", None)
-        if isinstance(visual, VisionTransformer):
-            visual.patch_dropout = self.layer = Layer(share)
-        elif trunk is not None and hasattr(trunk, "patch_drop"):
-            trunk.patch_drop = self.layer = Layer(share, num_prefix_tokens=trunk.num_prefix_tokens)
-        else:
-            raise ConfigError(
-                f"train.patch_dropout={share:g}: the image tower {type(trunk or visual).__name__} has no patches to leave "
-                "out; set train.patch_dropout=0"
-            )
+        owner, name, prefix = patch_dropout_slot(model)
+        self.layer = Layer(share, num_prefix_tokens=prefix)
+        setattr(owner, name, self.layer)
 
     def turn(self, on: bool) -> None:
         self.layer.prob = self.share if on else 0.0

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -23,15 +22,15 @@ import ray
 from ray.exceptions import RayTaskError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, ValidationConfig
 
-from biomedclip_ray.config import Config, ConfigError, TrainResources
+from biomedclip_ray.config import Config, ConfigError
 from biomedclip_ray.product import Count, Product, StageError
 from biomedclip_ray.storage import Place
 from biomedclip_ray.train import checkpoint, journal, validate
-from biomedclip_ray.train.batches import READ_CPUS, Feed, InOrder, batches
+from biomedclip_ray.train.batches import Feed, InOrder, batches
+from biomedclip_ray.train.check import STARTED, build
 from biomedclip_ray.train.metrics import Watch, guessing, read
 from biomedclip_ray.train.order import Order, shuffle_quality, total_steps
 from biomedclip_ray.train.rows import SplitRows, find_rows, texts
-from biomedclip_ray.train.trackers import missing
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +38,7 @@ VERSION = 1
 SPLIT = "train"
 START = "start"
 BUNDLE = "bundle"
-_FACTS = "start.json"
 _TASK_CPUS = 0.5
-_VALIDATION_CPUS = 0.25
 _FEW_WORKERS = 16
 
 
@@ -57,56 +54,6 @@ def plan(config: Config, pairs: Product, corpus: Product) -> Product:
     section = {"model": config.model.model_dump(mode="json"), "train": config.train.model_dump(mode="json")}
     inputs = [pairs, corpus] if config.train.epochs else []
     return Product.plan(config.root, "train", VERSION, section, inputs)
-
-
-def check(config: Config, cluster_cpus: float, cluster_gpus: float) -> list[str]:
-    """What of the config cannot run on a cluster of that size; one line each, with the key and the fix."""
-    from biomedclip_ray.clip.model import model_config
-
-    if config.train.epochs == 0:
-        return []
-    problems = [
-        f"train.trackers={name}: the package {name} is not installed; pip install 'biomedclip-ray[trackers]'"
-        for name in missing(config.train.trackers)
-    ]
-    wanted = config.train.resources
-    feed = wanted.feed_cpus + 2 * min(READ_CPUS, wanted.feed_cpus)  # decode, read and cut
-    workers = wanted.min_workers
-    comes = _workers_that_come(wanted, cluster_cpus, cluster_gpus)
-    # Ray Train keeps its workers' share, and what is left goes to Ray Data in whole CPUs: of 0.75 it gets none, and stands still
-    left = math.floor(max(0.0, cluster_cpus - comes * wanted.cpus_per_worker))
-    if left < feed:
-        fits = max(0.0, (cluster_cpus - math.ceil(feed)) / comes)
-        problems.append(
-            f"train.resources.cpus_per_worker={wanted.cpus_per_worker:g} with {comes} workers (train.resources.workers="
-            f"{wanted.workers}) leaves {left} whole CPUs of {cluster_cpus:g} to the feed, which needs {feed:g}; "
-            f"set train.resources.cpus_per_worker={int(fits * 100) / 100:g} or less, or fewer workers"
-        )
-    if workers * wanted.gpus_per_worker > cluster_gpus:
-        problems.append(
-            f"train.resources.gpus_per_worker={wanted.gpus_per_worker:g} with train.resources.workers={workers} needs "
-            f"{workers * wanted.gpus_per_worker:g} GPUs, the cluster has {cluster_gpus:g}; "
-            "set train.resources.gpus_per_worker=0 to train on CPUs, or fewer workers"
-        )
-    if config.model.bundle is None:
-        try:
-            towers = model_config(config.model.config)
-        except ConfigError as error:
-            return [*problems, str(error)]
-        if config.train.loss == "sigmoid" and "init_logit_bias" not in towers:
-            problems.append(
-                f"train.loss=sigmoid needs init_logit_bias (SigLIP: -10) in model.config={config.model.config}; "
-                "add it there, or set train.loss=infonce"
-            )
-    return problems
-
-
-def _workers_that_come(wanted: TrainResources, cpus: float, gpus: float) -> int:
-    """Workers that Ray Train starts on a cluster of that size: the fixed number, or of [min, max] as many as fit."""
-    fit = math.floor(cpus / wanted.cpus_per_worker)
-    if wanted.gpus_per_worker:
-        fit = min(fit, math.floor(gpus / wanted.gpus_per_worker))
-    return max(wanted.min_workers, min(wanted.max_workers, fit))
 
 
 def train(config: Config, pairs: Product, corpus: Product) -> Product:
@@ -228,7 +175,7 @@ def _fit(
         ),
         validation_config=ValidationConfig(
             fn=validate.Validation(place.uri, place.at(START).uri),
-            ray_remote_kwargs={"num_cpus": _VALIDATION_CPUS, "num_gpus": resources.validation_gpus},
+            ray_remote_kwargs={"num_cpus": resources.validation_cpus, "num_gpus": resources.validation_gpus},
         )
         if validates
         else None,
@@ -247,33 +194,26 @@ def _fit(
 
 def _start(config: Config, pairs: Product, corpus: Product, place: Place) -> dict[str, Any]:
     """Build what training starts from, once: the bundle start/ and its facts, which are written last."""
-    if not place.exists(_FACTS):
+    if not place.exists(STARTED):
         try:
             ray.get(_build.remote(config, pairs, corpus, place.uri))
         except RayTaskError as error:
             raise error.cause if isinstance(error.cause, ConfigError) else error from None
-    facts: dict[str, Any] = json.loads(place.read(_FACTS))
+    facts: dict[str, Any] = json.loads(place.read(STARTED))
     return facts
 
 
 @ray.remote(num_cpus=_TASK_CPUS)
 def _build(config: Config, pairs: Product, corpus: Product, uri: str) -> None:
-    import torch
-
     from biomedclip_ray.clip.bundle import save_bundle
-    from biomedclip_ray.clip.model import build_model, build_tokenizer
 
     place = Place(uri)
-    if config.train.validation_pairs and config.train.epochs:
-        validate.copy_pairs(pairs, corpus, config.train.validation_pairs, place)
-    tokenizer = build_tokenizer(config.model, texts(pairs, corpus, SPLIT))
-    torch.manual_seed(config.train.seed)
-    built = build_model(config.model, tokenizer)
-    if config.train.loss == "sigmoid" and config.train.epochs and getattr(built.model, "logit_bias", None) is None:
-        key = "config" if config.model.bundle is None else "bundle"
+    built, tokenizer = build(config, texts(pairs, corpus, SPLIT))
+    wanted = config.train.validation_pairs
+    if wanted and config.train.epochs and not validate.copy_pairs(pairs, corpus, wanted, place):
         raise ConfigError(
-            f"train.loss=sigmoid needs a model with a logit_bias; model.{key}={getattr(config.model, key)} has none: "
-            "set train.loss=infonce"
+            f"train.validation_pairs={wanted}, but no kept pair is in the validation split: raise curate.splits.validation, or "
+            "set train.validation_pairs=0 (the last checkpoint then becomes the bundle)"
         )
     with _local_folder(place.at(START)) as folder:
         save_bundle(folder, built.model, built.model_cfg, built.preprocess_cfg, tokenizer, {"starts": built.starts})
@@ -284,7 +224,7 @@ def _build(config: Config, pairs: Product, corpus: Product, uri: str) -> None:
         "image_size": size if isinstance(size, int) else int(np.max(size)),
         "context_length": tokenizer.context_length,
     }
-    place.write(_FACTS, json.dumps(facts).encode())
+    place.write(STARTED, json.dumps(facts).encode())
 
 
 @ray.remote(num_cpus=_TASK_CPUS)

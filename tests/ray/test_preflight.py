@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from biomedclip_ray.clip import model
 from biomedclip_ray.config import STAGES, Config, parse
 from biomedclip_ray.preflight import check_cluster
 
@@ -42,6 +44,17 @@ def test_training_that_leaves_its_feed_no_cpu_is_refused(tmp_path: Path) -> None
         "train.resources.cpus_per_worker=1 with 2 workers (train.resources.workers=2) leaves 0 whole CPUs of 2"
     )
     assert "set train.resources.cpus_per_worker=" in problem
+
+
+def test_towers_that_cannot_be_built_are_told_before_any_stage_unless_they_are_there(tmp_path: Path) -> None:
+    broken = json.loads((Path(model.__file__).parent / "configs" / "sample_64.json").read_text())
+    broken["vision_cfg"] = {"timm_model_name": "vit_bose_patch16_224", "image_size": 224}
+    (tmp_path / "broken.json").write_text(json.dumps(broken))
+    config = _config(tmp_path, model={"config": str(tmp_path / "broken.json"), "init": "random"})
+    [problem] = check_cluster(config, STAGES)
+    assert "vision_cfg.timm_model_name=vit_bose_patch16_224: timm has no such model" in problem
+    assert check_cluster(config, STAGES, towers=False) == []
+    assert check_cluster(config, ("ingest",)) == []
 
 
 def test_more_replicas_than_cpus_are_refused(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_a_tower_without_patches_cannot_drop_them():
         vision_cfg={"image_size": 32, "layers": [1, 1, 1, 1], "width": 8},
         text_cfg={"context_length": 16, "vocab_size": 200, "width": 32, "heads": 2, "layers": 1},
     )
-    with pytest.raises(ConfigError, match="train.patch_dropout=0.5: the image tower ModifiedResNet has no patches"):
+    with pytest.raises(ConfigError, match="train.patch_dropout needs patches: the image tower ModifiedResNet has none"):
         PatchDropout(model, 0.5)
 
 

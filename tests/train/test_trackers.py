@@ -8,8 +8,8 @@ import pytest
 
 from biomedclip_ray.storage import Place
 from biomedclip_ray.train import trackers
+from biomedclip_ray.train.check import check
 from biomedclip_ray.train.metrics import MetricsLog, read
-from biomedclip_ray.train.train import check
 from tests.train import tiny
 
 

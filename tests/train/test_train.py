@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -11,9 +12,11 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 import tiny
 
+from biomedclip_ray.clip.model import model_config
 from biomedclip_ray.config import ConfigError, parse
 from biomedclip_ray.product import Product
-from biomedclip_ray.train.train import check, plan
+from biomedclip_ray.train.check import build, check
+from biomedclip_ray.train.train import plan
 
 
 def test_how_fast_it_trains_does_not_rename_the_product(tmp_path):
@@ -46,6 +49,19 @@ def test_how_fast_it_trains_does_not_rename_the_product(tmp_path):
             "needs 4 GPUs, the cluster has 2; set train.resources.gpus_per_worker=0",
         ),
         ({"loss": "sigmoid"}, 2, 0, "train.loss=sigmoid needs init_logit_bias"),
+        (
+            {"validation_pairs": 9, "resources": {"workers": 2, "gpus_per_worker": 1, "validation_gpus": 1}},
+            8,
+            2,
+            "validation_gpus=1, but 2 workers with gpus_per_worker=1 leave 0 of 2 GPUs",
+        ),
+        ({"resources": {"workers": 2, "gpus_per_worker": 1, "validation_gpus": 1}}, 8, 2, None),  # nothing is measured
+        (
+            {"validation_pairs": 9, "resources": {"cpus_per_worker": 2, "validation_cpus": 3}},
+            4,
+            0,
+            "validation_cpus=3, but 1 workers with cpus_per_worker=2 leave 2 of 4 CPUs",
+        ),
     ],
 )
 def test_a_config_that_does_not_fit_the_cluster_names_the_key_and_the_fix(tmp_path, changes, cpus, gpus, told):
@@ -55,6 +71,68 @@ def test_a_config_that_does_not_fit_the_cluster_names_the_key_and_the_fix(tmp_pa
     else:
         assert len(problems) == 1
         assert re.search(told, problems[0])
+
+
+@pytest.mark.parametrize(
+    ("resources", "told"),
+    [
+        ({"workers": 2, "cpus_per_worker": 4}, None),
+        ({"workers": 1, "cpus_per_worker": 6}, r"cpus_per_worker=6: .*4 CPUs.*there is room for 0 of .*workers=1"),
+        ({"workers": 4, "cpus_per_worker": 3}, "room for 3 of train.resources.workers=4"),
+        ({"workers": 2, "cpus_per_worker": 1, "gpus_per_worker": 1}, None),
+        ({"workers": 2, "cpus_per_worker": 1, "gpus_per_worker": 2}, r"and gpus_per_worker=2.*1 GPUs.*room for 0 of"),
+        ({"workers": 1, "cpus_per_worker": 1, "feed_cpus": 5}, "feed_cpus=5, but no node has more than 4 CPUs"),
+    ],
+)
+def test_a_worker_must_fit_a_node_and_not_only_the_sum_of_them(tmp_path, resources, told):
+    nodes = [{"CPU": 4.0, "GPU": 1.0}] * 4 if "gpus_per_worker" in resources else [{"CPU": 4.0}] * 3
+    gpus = sum(node.get("GPU", 0.0) for node in nodes)
+    config = tiny.config(tmp_path, resources=resources)
+    problems = check(config, 4.0 * len(nodes), gpus, nodes)
+    assert bool(problems) == (told is not None)
+    if told is not None:
+        assert len(problems) == 1 and re.search(told, problems[0])
+
+
+def test_validation_pairs_need_a_share_of_the_pairs(tmp_path):
+    config = tiny.config(tmp_path, validation_pairs=9)
+    splits = config.curate.splits.model_copy(update={"validation": 0.0})
+    without = config.model_copy(update={"curate": config.curate.model_copy(update={"splits": splits})})
+    assert check(config, 2, 0) == []
+    [problem] = check(without, 2, 0)
+    assert problem.startswith("train.validation_pairs=9, but curate.splits.validation=0")
+
+
+RESNET = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}
+UNKNOWN = {"timm_model_name": "vit_bose_patch16_224", "image_size": 224}
+BERT = {"hf_model_name": "some/bert", "context_length": 16}
+
+
+@pytest.mark.parametrize(
+    ("towers", "model", "recipe", "told"),
+    [
+        ({"vision_cfg": UNKNOWN}, {}, {}, "vision_cfg.timm_model_name=vit_bose_patch16_224.*vit_base_patch16_224"),
+        ({"vision_cfg": RESNET}, {}, {"patch_dropout": 0.5}, "train.patch_dropout .*ModifiedResNet has none"),
+        ({"vision_cfg": RESNET}, {}, {}, None),
+        ({}, {}, {"patch_dropout": 0.5}, None),
+        ({}, {}, {"loss": "sigmoid"}, "train.loss=sigmoid needs a model with a logit_bias"),
+        ({"init_logit_bias": -10}, {}, {"loss": "sigmoid"}, None),
+        ({"text_cfg": BERT}, {"init": "pretrained"}, {}, "model.tokenizer=fit .*set model.tokenizer=some/bert"),
+        ({}, {"vocab_size": 5}, {}, "model.vocab_size=5"),
+        ({}, {"bundle": "/nowhere"}, {}, "model.bundle=/nowhere.*no open_clip_config.json"),
+    ],
+)
+def test_towers_that_the_recipe_cannot_train_are_told_without_a_corpus(tmp_path, towers, model, recipe, told):
+    plain = tiny.config(tmp_path, **recipe)
+    file = tmp_path / "model.json"
+    file.write_text(json.dumps(model_config(plain.model.config) | towers))
+    changed = plain.model.model_copy(update={"config": str(file), **model})
+    config = plain.model_copy(update={"model": changed})
+    if told is None:
+        build(config)
+    else:
+        with pytest.raises(ConfigError, match=told):
+            build(config)
 
 
 def test_an_unknown_tower_is_told_with_the_known_ones(tmp_path):
