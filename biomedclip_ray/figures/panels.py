@@ -9,35 +9,28 @@ with wrong texts, a missed one keeps a right pair.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 
+from biomedclip_ray.figures.cuts import Cut, Layers, Region, by_lines, cut_lines, tight, widest, working_copy
 from biomedclip_ray.figures.letters import Letter, find_letters
 from biomedclip_ray.figures.resample import Pixels
 
-Ink = NDArray[np.uint8]
-Profile = NDArray[np.float64]
-
-# Pixels of the long side that letters and gaps are looked for at.
-_WORKING_SIDE = 1200
-# Levels that part ink from the ground, and neighbours from one another; JPEG's ringing stays below.
-_INK_CONTRAST = 28
-_JUMP = 14
-# Share of the figure's outermost pixels that have one colour if that is its ground; else white is assumed.
-_EVEN_BORDER = 0.8
-# Share of ink below which a line is blank, share of jumps from which it is a border.
-_BLANK = 0.004
-_BORDER = 0.6
 # Worth of a cut: 1 to 1.6 for a gap, 0.6 to 0.9 for a border, and up to this for standing where the panels' letters stand.
 _NEARNESS = 0.7
 _POOR = 0.6
 _CLEAN = 1.3
-_LEAST_BALANCE = 0.15
 _UNNAMED = tuple("ABCDEFGHIJKL")
+# Likeness of a letter that is beyond doubt, and of one that may be anything.
 _SURE = 0.9
+_UNSURE = 0.7
+# Letters further from a corner than this, in their own heights, are all alike; what counts where no letter was read.
+_FAR = 8.0
+_NO_LETTER = 4.0
+WEIGHTS = (-0.15, -0.14, 0.47, -0.13, -0.03)
+"""Of `plausibility_features`, from `benchmarks/panels_layouts.py --fit`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,56 +42,11 @@ class Panel:
 
 
 @dataclass(frozen=True, slots=True)
-class _Region:
-    """A rectangle in working pixels; right and bottom are outside."""
-
-    x0: int
-    y0: int
-    x1: int
-    y1: int
-
-    def holds(self, letter: Letter) -> bool:
-        x, y = letter.x + letter.width / 2, letter.y + letter.height / 2
-        return self.x0 <= x < self.x1 and self.y0 <= y < self.y1
-
-
-@dataclass(frozen=True, slots=True)
 class _Habit:
     """Where a figure's letters stand in their panels: 0 at the end (right, bottom), 1 at the start, between in the middle."""
 
     across: float
     down: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Cut:
-    """A line through a region, at x where `vertical`, else at y, and how good it is."""
-
-    vertical: bool
-    at: int
-    worth: float
-
-    def halves(self, region: _Region) -> tuple[_Region, _Region]:
-        if self.vertical:
-            return _Region(region.x0, region.y0, self.at, region.y1), _Region(self.at, region.y0, region.x1, region.y1)
-        return _Region(region.x0, region.y0, region.x1, self.at), _Region(region.x0, self.at, region.x1, region.y1)
-
-
-@dataclass(frozen=True, slots=True)
-class _Layers:
-    """What of the picture the cuts look at; (h, w) uint8 of 0 and 1, working size."""
-
-    ink: Ink
-    """Differs from the figure's ground."""
-    jump_x: Ink
-    """Differs from the pixel to the left: a vertical border is a column of these."""
-    jump_y: Ink
-
-    def profile(self, layer: Ink, region: _Region, vertical: bool) -> Profile:
-        """The layer's share in each column (or row) of the region."""
-        part = layer[region.y0 : region.y1, region.x0 : region.x1]
-        sums = cv2.reduce(part, 0 if vertical else 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S).ravel()
-        return sums / max(1, part.shape[0 if vertical else 1])
 
 
 def split_panels(image: Pixels, labels: tuple[str, ...] = ()) -> list[Panel]:
@@ -108,53 +56,76 @@ def split_panels(image: Pixels, labels: tuple[str, ...] = ()) -> list[Panel]:
         image: (h, w, 3) uint8 RGB.
         labels: what the caption calls the panels, in order (the keys of `subcaptions`); () where it names none.
     """
-    luma, layers = _working_copy(image)
+    luma, layers = working_copy(image)
     letters = find_letters(luma, labels or _UNNAMED)
+    whole = Region(0, 0, luma.shape[1], luma.shape[0])
     if not labels:
         letters = _beyond_doubt(letters)
-    whole = _Region(0, 0, luma.shape[1], luma.shape[0])
-    worth, pieces = max(
-        (_by_letters(layers, whole, list(letters.values()), habit) for habit in _habits(letters, whole)),
-        key=lambda option: option[0],
-    )
-    if not labels:
+        worth, pieces = max(
+            (_by_letters(layers, whole, list(letters.values()), habit) for habit in _habits(letters, whole)),
+            key=lambda option: option[0],
+        )
         clean = bool(letters) and len(pieces) == len(letters) and worth >= _CLEAN * (len(letters) - 1)
         labels = tuple(letters) if clean else ()
     if len(labels) < 2:
         return [Panel((0.0, 0.0, 1.0, 1.0), None)]
-    panels = []
-    for label, region in _with_missing(layers, pieces, labels, whole):
-        box = _tight(layers.ink, region)
-        fractions = (box.x0 / whole.x1, box.y0 / whole.y1, box.x1 / whole.x1, box.y1 / whole.y1)
-        panels.append(Panel(fractions, label))
-    return panels
+    options = (tightened(layers, pieces, labels, whole) for pieces in ways_to_cut(layers, whole, letters))
+    best = max(options, key=lambda boxes: (len(boxes), _plausibility(boxes, letters, labels)))
+    return [
+        Panel((box.x0 / whole.x1, box.y0 / whole.y1, box.x1 / whole.x1, box.y1 / whole.y1), label)
+        for label, box in best
+    ]
 
 
-def _working_copy(image: Pixels) -> tuple[Ink, _Layers]:
-    """The picture's luma and layers at working size."""
-    scale = _WORKING_SIDE / max(image.shape[:2])
-    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    colour = cv2.resize(image, size, interpolation=method)
-    border = np.concatenate((colour[0], colour[-1], colour[:, 0], colour[:, -1]))
-    ground = np.median(border, axis=0)
-    if (np.abs(border - ground).max(axis=1) < _INK_CONTRAST).mean() < _EVEN_BORDER:
-        ground = np.full(3, 255)
-    contrast = _strongest(cv2.absdiff(colour, np.full_like(colour, ground)))
-    luma = np.asarray(cv2.cvtColor(colour, cv2.COLOR_RGB2GRAY), np.uint8)
-    jump_x, jump_y = np.zeros_like(luma), np.zeros_like(luma)
-    jump_x[:, 2:] = _strongest(cv2.absdiff(colour[:, 2:], colour[:, :-2])) > _JUMP
-    jump_y[2:] = _strongest(cv2.absdiff(colour[2:], colour[:-2])) > _JUMP
-    return luma, _Layers((contrast > _INK_CONTRAST).astype(np.uint8), jump_x, jump_y)
+def ways_to_cut(
+    layers: Layers, whole: Region, letters: dict[str, Letter]
+) -> Iterator[list[tuple[Letter | None, Region]]]:
+    """The ways to cut a figure: by its letters, for each place where they may stand in their panels, and by lines alone."""
+    if letters:
+        for across, down in itertools.product((1.0, 0.5, 0.0), (1.0, 0.0)):
+            yield _by_letters(layers, whole, list(letters.values()), _Habit(across, down))[1]
+    yield [(None, whole)]
 
 
-def _strongest(difference: NDArray[np.generic]) -> Ink:
-    """The largest of three channels; OpenCV takes a twentieth of the time of numpy's max over so short an axis."""
-    first, second, third = cv2.split(difference)
-    return np.asarray(cv2.max(cv2.max(first, second), third), np.uint8)
+def tightened(
+    layers: Layers, pieces: list[tuple[Letter | None, Region]], labels: tuple[str, ...], whole: Region
+) -> list[tuple[str, Region]]:
+    return [(label, tight(layers.ink, region)) for label, region in _with_missing(layers, pieces, labels, whole)]
 
 
-def _habits(letters: dict[str, Letter], whole: _Region) -> list[_Habit]:
+def _plausibility(boxes: list[tuple[str, Region]], letters: dict[str, Letter], labels: tuple[str, ...]) -> float:
+    """How much a way of cutting looks like a figure: panels alike in area and shape, each with its letter at a corner.
+
+    Only for ways that find as many panels. The weights are those of a ridge regression on drawn compounds.
+    """
+    return float(np.dot(WEIGHTS, plausibility_features(boxes, letters, labels)))
+
+
+def plausibility_features(
+    boxes: list[tuple[str, Region]], letters: dict[str, Letter], labels: tuple[str, ...]
+) -> tuple[float, ...]:
+    """Spread of the panels' log area and log shape; share of labels whose letter is in its panel, by its likeness; mean and spread of the
+    letters' distance from the nearest corner, in heights of a capital."""
+    width = np.array([max(1, box.x1 - box.x0) for _, box in boxes], np.float64)
+    height = np.array([max(1, box.y1 - box.y0) for _, box in boxes], np.float64)
+    offsets, trust = [], 0.0
+    for label, box in boxes:
+        letter = letters.get(label)
+        if letter is not None and box.holds(letter):
+            x, y = letter.x + letter.width / 2, letter.y + letter.height / 2
+            trust += min(1.0, max(0.0, (letter.likeness - _UNSURE) / (_SURE - _UNSURE)))
+            offsets.append((min(x - box.x0, box.x1 - x) / letter.capital, min(y - box.y0, box.y1 - y) / letter.capital))
+    away = np.clip(offsets or [(_NO_LETTER, _NO_LETTER)], 0, _FAR)
+    return (
+        float(np.log(width * height).std()),
+        float(np.log(width / height).std()),
+        trust / len(labels),
+        float(away.mean()),
+        float(away.std(axis=0).sum()),
+    )
+
+
+def _habits(letters: dict[str, Letter], whole: Region) -> list[_Habit]:
     """Upper left, and those other places that the letters' distances from the figure's sides allow."""
     if not letters:
         return [_Habit(1, 1)]
@@ -184,8 +155,8 @@ def _beyond_doubt(letters: dict[str, Letter]) -> dict[str, Letter]:
 
 
 def _by_letters(
-    layers: _Layers, region: _Region, letters: list[Letter], habit: _Habit
-) -> tuple[float, list[tuple[Letter | None, _Region]]]:
+    layers: Layers, region: Region, letters: list[Letter], habit: _Habit
+) -> tuple[float, list[tuple[Letter | None, Region]]]:
     """Cut until every piece holds one letter: (sum of the cuts' worth, pieces).
 
     A letter that can only be cut off through the middle of a picture is none, and is dropped.
@@ -206,52 +177,31 @@ def _by_letters(
     return worth, pieces
 
 
-def _best_letter_cut(layers: _Layers, region: _Region, letters: list[Letter], habit: _Habit) -> _Cut:
+def _best_letter_cut(layers: Layers, region: Region, letters: list[Letter], habit: _Habit) -> Cut:
     """The best of the lines that part the letters; worthless where there is but one."""
-    best = _Cut(True, region.x1, -9.0)
+    best = Cut(True, region.x1, -9.0)
     for vertical in (True, False):
         sides = sorted((q.x, q.x + q.width) if vertical else (q.y, q.y + q.height) for q in letters)
         origin = region.x0 if vertical else region.y0
-        lines = None
+        found = None
         end = sides[0][1]
         for (_, previous_end), (start, _) in itertools.pairwise(sides):
             end = max(end, previous_end)
             if start <= end:
                 continue
-            lines = lines or _lines(layers, region, vertical)
+            found = found or cut_lines(layers, region, vertical)
             place = habit.across if vertical else habit.down
-            for low, high, worth in lines:
+            for low, high, worth in found:
                 at = origin + (low + high + 1) // 2
                 if end <= at <= start:
                     near = 1 - abs((at - end) / (start - end) - place)
-                    best = max(best, _Cut(vertical, at, worth + _NEARNESS * near), key=lambda cut: cut.worth)
+                    best = max(best, Cut(vertical, at, worth + _NEARNESS * near), key=lambda cut: cut.worth)
     return best
 
 
-def _lines(layers: _Layers, region: _Region, vertical: bool) -> list[tuple[int, int, float]]:
-    """(begin, end, worth) of the lines along which the region may be cut, from its own origin.
-
-    Blank gaps, the wider the better; and borders, where two pictures meet without a gap.
-    """
-    profile = layers.profile(layers.ink, region, vertical)
-    jumps = layers.profile(layers.jump_x if vertical else layers.jump_y, region, vertical)
-    lines = [(low, high, 1.0 + 0.6 * min(1.0, (high - low) / (0.03 * len(profile)))) for low, high in _gaps(profile)]
-    usual = float(np.median(jumps))
-    for at in np.flatnonzero((jumps > _BORDER) & (jumps > 2 * usual)):
-        lines.append((int(at), int(at), 0.3 + 0.6 * float(jumps[at])))
-    return lines
-
-
-def _gaps(profile: Profile) -> list[tuple[int, int]]:
-    """(begin, end) of the runs with next to no ink."""
-    blank = np.concatenate(([False], profile < _BLANK, [False]))
-    edges = np.flatnonzero(blank[1:] != blank[:-1])
-    return [(int(begin), int(end)) for begin, end in zip(edges[::2], edges[1::2], strict=True)]
-
-
 def _with_missing(
-    layers: _Layers, pieces: list[tuple[Letter | None, _Region]], labels: tuple[str, ...], whole: _Region
-) -> list[tuple[str, _Region]]:
+    layers: Layers, pieces: list[tuple[Letter | None, Region]], labels: tuple[str, ...], whole: Region
+) -> list[tuple[str, Region]]:
     """Give each label a piece; one without a letter shares the piece of a neighbour in the sequence, cut where it is best.
 
     Where that leaves a label without a piece, and the lines alone make as many pieces as there are labels, these count.
@@ -269,62 +219,20 @@ def _with_missing(
             best.sort(key=labels.index)
     placed = []
     for group in groups:
-        placed += list(zip(group, _by_lines(layers, _owner(group, found), len(group)), strict=False))
+        placed += list(zip(group, by_lines(layers, _owner(group, found), len(group)), strict=False))
     if len(placed) < len(labels):
-        alone = _by_lines(layers, whole, len(labels))
+        alone = by_lines(layers, whole, len(labels))
         if len(alone) > len(placed):
             return list(zip(labels, alone, strict=False))
     return placed
 
 
-def _owner(group: list[str], found: dict[str, _Region]) -> _Region:
+def _owner(group: list[str], found: dict[str, Region]) -> Region:
     """The piece of the one label in the group whose letter was read."""
     return next(found[label] for label in group if label in found)
 
 
-def _room(layers: _Layers, region: _Region, count: int) -> float:
+def _room(layers: Layers, region: Region, count: int) -> float:
     """How well a region can be cut into so many pieces: the worth of the last cut needed, times the region's area."""
-    cut = _widest(layers, region)
+    cut = widest(layers, region)
     return 0.0 if cut is None else cut.worth * (region.x1 - region.x0) * (region.y1 - region.y0) / count
-
-
-def _by_lines(layers: _Layers, region: _Region, count: int) -> list[_Region]:
-    """Cut a region into so many pieces, at the best lines; in reading order, fewer where there is no line."""
-    pieces = [region]
-    while len(pieces) < count:
-        options = [(cut, k) for k, piece in enumerate(pieces) if (cut := _widest(layers, piece)) is not None]
-        if not options:
-            break
-        cut, k = max(options, key=lambda option: option[0].worth)
-        pieces[k : k + 1] = cut.halves(pieces[k])
-    return pieces
-
-
-def _widest(layers: _Layers, region: _Region) -> _Cut | None:
-    """The line that parts a region into the most equal halves by the widest gap."""
-    box = _tight(layers.ink, region)
-    best = None
-    for vertical in (True, False):
-        origin, length = (box.x0, box.x1 - box.x0) if vertical else (box.y0, box.y1 - box.y0)
-        for low, high, worth in _lines(layers, box, vertical):
-            middle = (low + high) / 2 / max(1, length)
-            balance = 2 * min(middle, 1 - middle)
-            if balance < _LEAST_BALANCE:
-                continue
-            cut = _Cut(vertical, origin + (low + high + 1) // 2, (worth + balance) * length / _WORKING_SIDE)
-            best = cut if best is None or cut.worth > best.worth else best
-    return best
-
-
-def _tight(ink: Ink, region: _Region) -> _Region:
-    """The region without the blank margin around its ink; unchanged where it is all blank."""
-    part = ink[region.y0 : region.y1, region.x0 : region.x1]
-    rows, columns = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))
-    if not len(rows):
-        return region
-    return _Region(
-        region.x0 + int(columns[0]),
-        region.y0 + int(rows[0]),
-        region.x0 + int(columns[-1]) + 1,
-        region.y0 + int(rows[-1]) + 1,
-    )

@@ -153,3 +153,16 @@ def test_real_compounds_are_separated(corpus: Path) -> None:
         found, true = found + len(panels), true + len(row["boxes"])
         right += sum(max(overlap(p.box, tuple(box)) for p in panels) >= 0.5 for box in row["boxes"])
     assert 2 * right / (found + true) >= 0.9
+
+
+@pytest.mark.parametrize("shown", ["AB", "BC", "AD", "BD"])
+def test_letters_that_stand_in_one_picture_do_not_decide_where_panels_end(shown: str) -> None:
+    """The panels' own letters cannot be read, look-alikes in the first panel can: lines and reading order decide."""
+    image, _ = grid(2, 2, 12, "")
+    picture = Image.fromarray(image)
+    for letter, at in zip(shown, ((40, 60), (150, 60)), strict=True):
+        ImageDraw.Draw(picture).text(at, letter, fill="black", font=ImageFont.load_default(26), stroke_width=1)
+    assert set(find_letters(np.asarray(picture.convert("L")), tuple("ABCD"))) == set(shown)
+    found = by_label(split_panels(np.asarray(picture), tuple("ABCD")))
+    for label, (x, y) in {"A": (0, 0), "B": (212, 0), "C": (0, 172), "D": (212, 172)}.items():
+        assert overlap(found[label], (x / 412, y / 332, (x + 200) / 412, (y + 160) / 332)) > 0.9

@@ -1,0 +1,179 @@
+"""Lines along which a figure may be cut: blank gaps and borders between pictures. Pure, no model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from biomedclip_ray.figures.letters import Letter
+from biomedclip_ray.figures.resample import Pixels
+
+Ink = NDArray[np.uint8]
+Profile = NDArray[np.float64]
+
+# Pixels of the long side that letters and gaps are looked for at.
+_WORKING_SIDE = 1200
+# Levels that part ink from the ground, and neighbours from one another; JPEG's ringing stays below.
+_INK_CONTRAST = 28
+_JUMP = 14
+# Share of the figure's outermost pixels that have one colour if that is its ground; else white is assumed.
+_EVEN_BORDER = 0.8
+# Share of ink below which a line is blank, share of jumps from which it is a border.
+_BLANK = 0.004
+_BORDER = 0.6
+_LEAST_BALANCE = 0.15
+# Working pixels by which one row may reach into the next.
+_ROW_SLACK = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A rectangle in working pixels; right and bottom are outside."""
+
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+
+    def holds(self, letter: Letter) -> bool:
+        x, y = letter.x + letter.width / 2, letter.y + letter.height / 2
+        return self.x0 <= x < self.x1 and self.y0 <= y < self.y1
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A line through a region, at x where `vertical`, else at y, and how good it is."""
+
+    vertical: bool
+    at: int
+    worth: float
+
+    def halves(self, region: Region) -> tuple[Region, Region]:
+        if self.vertical:
+            return Region(region.x0, region.y0, self.at, region.y1), Region(self.at, region.y0, region.x1, region.y1)
+        return Region(region.x0, region.y0, region.x1, self.at), Region(region.x0, self.at, region.x1, region.y1)
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """What of the picture the cuts look at; (h, w) uint8 of 0 and 1, working size."""
+
+    ink: Ink
+    """Differs from the figure's ground."""
+    jump_x: Ink
+    """Differs from the pixel to the left: a vertical border is a column of these."""
+    jump_y: Ink
+    known: dict[tuple[Region, bool], list[tuple[int, int, float]]] = field(default_factory=dict)
+    """Lines that were looked for already: several ways to cut a figure begin alike."""
+
+    def profile(self, layer: Ink, region: Region, vertical: bool) -> Profile:
+        """The layer's share in each column (or row) of the region."""
+        part = layer[region.y0 : region.y1, region.x0 : region.x1]
+        sums = cv2.reduce(part, 0 if vertical else 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S).ravel()
+        return sums / max(1, part.shape[0 if vertical else 1])
+
+
+def working_copy(image: Pixels) -> tuple[Ink, Layers]:
+    """The picture's luma and layers at working size."""
+    scale = _WORKING_SIDE / max(image.shape[:2])
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    colour = cv2.resize(image, size, interpolation=method)
+    border = np.concatenate((colour[0], colour[-1], colour[:, 0], colour[:, -1]))
+    ground = np.median(border, axis=0)
+    if (np.abs(border - ground).max(axis=1) < _INK_CONTRAST).mean() < _EVEN_BORDER:
+        ground = np.full(3, 255)
+    contrast = _strongest(cv2.absdiff(colour, np.full_like(colour, ground)))
+    luma = np.asarray(cv2.cvtColor(colour, cv2.COLOR_RGB2GRAY), np.uint8)
+    jump_x, jump_y = np.zeros_like(luma), np.zeros_like(luma)
+    jump_x[:, 2:] = _strongest(cv2.absdiff(colour[:, 2:], colour[:, :-2])) > _JUMP
+    jump_y[2:] = _strongest(cv2.absdiff(colour[2:], colour[:-2])) > _JUMP
+    return luma, Layers((contrast > _INK_CONTRAST).astype(np.uint8), jump_x, jump_y)
+
+
+def _strongest(difference: NDArray[np.generic]) -> Ink:
+    """The largest of three channels; OpenCV takes a twentieth of the time of numpy's max over so short an axis."""
+    first, second, third = cv2.split(difference)
+    return np.asarray(cv2.max(cv2.max(first, second), third), np.uint8)
+
+
+def cut_lines(layers: Layers, region: Region, vertical: bool) -> list[tuple[int, int, float]]:
+    """(begin, end, worth) of the lines along which the region may be cut, from its own origin.
+
+    Blank gaps, the wider the better; and borders, where two pictures meet without a gap.
+    """
+    known = layers.known.get((region, vertical))
+    if known is not None:
+        return known
+    profile = layers.profile(layers.ink, region, vertical)
+    jumps = layers.profile(layers.jump_x if vertical else layers.jump_y, region, vertical)
+    found = [(low, high, 1.0 + 0.6 * min(1.0, (high - low) / (0.03 * len(profile)))) for low, high in _gaps(profile)]
+    usual = float(np.median(jumps))
+    for at in np.flatnonzero((jumps > _BORDER) & (jumps > 2 * usual)):
+        found.append((int(at), int(at), 0.3 + 0.6 * float(jumps[at])))
+    layers.known[region, vertical] = found
+    return found
+
+
+def _gaps(profile: Profile) -> list[tuple[int, int]]:
+    """(begin, end) of the runs with next to no ink."""
+    blank = np.concatenate(([False], profile < _BLANK, [False]))
+    edges = np.flatnonzero(blank[1:] != blank[:-1])
+    return [(int(begin), int(end)) for begin, end in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def by_lines(layers: Layers, region: Region, count: int) -> list[Region]:
+    """Cut a region into so many pieces, at the best lines; in reading order, fewer where there is no line."""
+    pieces = [region]
+    while len(pieces) < count:
+        options = [(cut, k) for k, piece in enumerate(pieces) if (cut := widest(layers, piece)) is not None]
+        if not options:
+            break
+        cut, k = max(options, key=lambda option: option[0].worth)
+        pieces[k : k + 1] = cut.halves(pieces[k])
+    return [piece for piece, _ in _in_reading_order([(piece, tight(layers.ink, piece)) for piece in pieces])]
+
+
+def _in_reading_order(pieces: list[tuple[Region, Region]]) -> list[tuple[Region, Region]]:
+    """Row by row where rows can be told, else column by column (1,005 of 1,149 real layouts where the two differ)."""
+    for start, end in (("y0", "y1"), ("x0", "x1")):
+        pieces = sorted(pieces, key=lambda piece: getattr(piece[1], start))
+        reached = 0
+        for k in range(1, len(pieces)):
+            reached = max(reached, getattr(pieces[k - 1][1], end))
+            if getattr(pieces[k][1], start) >= reached - _ROW_SLACK:
+                return _in_reading_order(pieces[:k]) + _in_reading_order(pieces[k:])
+    return pieces
+
+
+def widest(layers: Layers, region: Region) -> Cut | None:
+    """The line that parts a region into the most equal halves by the widest gap."""
+    box = tight(layers.ink, region)
+    best = None
+    for vertical in (True, False):
+        origin, length = (box.x0, box.x1 - box.x0) if vertical else (box.y0, box.y1 - box.y0)
+        for low, high, worth in cut_lines(layers, box, vertical):
+            middle = (low + high) / 2 / max(1, length)
+            balance = 2 * min(middle, 1 - middle)
+            if balance < _LEAST_BALANCE:
+                continue
+            cut = Cut(vertical, origin + (low + high + 1) // 2, (worth + balance) * length / _WORKING_SIDE)
+            best = cut if best is None or cut.worth > best.worth else best
+    return best
+
+
+def tight(ink: Ink, region: Region) -> Region:
+    """The region without the blank margin around its ink; unchanged where it is all blank."""
+    part = ink[region.y0 : region.y1, region.x0 : region.x1]
+    rows, columns = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))
+    if not len(rows):
+        return region
+    return Region(
+        region.x0 + int(columns[0]),
+        region.y0 + int(rows[0]),
+        region.x0 + int(columns[-1]) + 1,
+        region.y0 + int(rows[-1]) + 1,
+    )
