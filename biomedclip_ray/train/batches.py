@@ -159,13 +159,13 @@ def decode_block(feed: Feed, block: pa.Table) -> dict[str, np.ndarray]:
     draws = np.stack([mix(feed.seed, positions, draw) for draw in range(3, 7)], axis=1) / 2.0**64
     for row, (jpeg, draw) in enumerate(zip(block["image"], draws, strict=True)):
         pixels[row] = crop(decode(jpeg.as_py()), feed.size, feed.crop_scale, draw)
-    tokens = feed.tokenizer(block["text"].to_pylist()).astype(np.int32)
+    tokens = feed.tokenizer.encode(block["text"].to_pylist())
     return {
         "position": positions,
         "group": block["group"].to_numpy(),
         "pixels": pixels,
-        "tokens": tokens,
-        "length": (tokens != feed.tokenizer.pad_id).sum(1).astype(np.int64),
+        "tokens": tokens.ids.astype(np.int32),
+        "length": np.asarray(tokens.n_tokens, np.int64),  # a caption may hold the padding's own token
     }
 
 

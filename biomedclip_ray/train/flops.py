@@ -7,14 +7,17 @@ are no achievement (the convention of model FLOPs utilisation, Chowdhery et al. 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.flop_counter import FlopCounterMode
+
+from biomedclip_ray.train.lengths import encode_text
 
 TRAINING = 3
 """Forward and backward over forward: the backward pass multiplies twice for every product of the forward pass."""
@@ -57,7 +60,7 @@ def count(model: Any, size: tuple[int, int], context: int, trims: bool) -> Flops
 
     def text(tokens: int) -> float:
         ids: Tensor = torch.full((1, tokens), 1, dtype=torch.int64, device=device)
-        return _forward(model, lambda: model.encode_text(ids, normalize=True))
+        return _forward(model, lambda: encode_text(model, ids))
 
     whole = text(context)
     if not trims:
@@ -80,10 +83,20 @@ def peak_of(name: str) -> float | None:
     return next((value for part, value in PEAK.items() if words.issuperset(part.split())), None)
 
 
+def running_norms(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The norms that keep statistics of the batches they saw, by name."""
+    for name, module in model.named_modules():
+        if isinstance(module, _NormBase) and module.running_mean is not None:
+            yield name, module
+
+
 def _forward(model: nn.Module, run: Callable[[], Tensor]) -> float:
-    """The counter knows no fused kernels: attention is written out and modules take their training path."""
+    """The counter knows no fused kernels: attention is written out and modules take their training path; blank inputs must not
+    enter any statistics."""
     training = model.training
     model.train()
+    for _, norm in running_norms(model):
+        norm.eval()
     try:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             run()

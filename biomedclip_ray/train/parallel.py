@@ -33,7 +33,7 @@ def wrap(towers: Towers, shard: bool) -> nn.Module:
     device = next(towers.parameters()).device
     if not shard:
         ids = [device.index] if device.type == "cuda" else None
-        return DistributedDataParallel(towers, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return DistributedDataParallel(towers, device_ids=ids, forward_sync_buffers=False, gradient_as_bucket_view=True)
     mesh = init_device_mesh(device.type, (world_size(),))
     for block in repeated_blocks(towers.model.get_submodule("visual")):
         fully_shard(block, mesh=mesh)
@@ -79,4 +79,13 @@ def total_norm(tensors: Sequence[Tensor]) -> Tensor:
 
 def scale_(tensors: Sequence[Tensor], factor: Tensor) -> None:
     """Multiply tensors in place, by their own part where they are sharded."""
-    torch._foreach_mul_([t.to_local() if isinstance(t, DTensor) else t for t in tensors], factor)
+    torch._foreach_mul_(_local(tensors), factor)
+
+
+def lerp_(tensors: Sequence[Tensor], ends: Sequence[Tensor], weight: Tensor) -> None:
+    """Move tensors in place by `weight` (scalar, on the device) of the way to `ends`; each worker its own part."""
+    torch._foreach_lerp_(_local(tensors), _local(ends), [weight] * len(tensors))
+
+
+def _local(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [t.to_local() if isinstance(t, DTensor) else t for t in tensors]

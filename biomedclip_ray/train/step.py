@@ -103,7 +103,7 @@ class Learner:
             model.get_parameter("logit_bias").requires_grad_(False)
         if recipe.resources.grad_checkpointing:
             model.set_grad_checkpointing(True)  # type: ignore[operator]
-        towers = Towers(model, mean, std, recipe.precision == "bf16").to(self.device)
+        towers = Towers(model, mean, std, recipe.precision == "bf16", recipe.lock).to(self.device)
         leave_out_unused(towers)
         self.trims = towers.trims
         self.flops = flops.count(model, towers.size, towers.context, towers.trims)  # of whole pictures
@@ -246,7 +246,7 @@ class Learner:
         self.model.get_parameter("logit_scale").clamp_(0, MAX_LOGIT_SCALE)
         if self.recipe.ema is not None:
             decay = min(self.recipe.ema, (1 + number) / (10 + number))  # the start weighs little in a short run
-            torch._foreach_lerp_(list(self.ema.values()), list(self.trained.values()), 1 - decay)
+            parallel.lerp_(list(self.ema.values()), list(self.trained.values()), (1 - decay) * (1 - broken))
 
 
 def regroup(blocks: Sequence[Block], pairs: int | None) -> list[Block]:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, Self
 
 import torch
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 from biomedclip_ray.config import ConfigError
-from biomedclip_ray.train.lengths import encode_at_natural_length, mask_without_waiting, masks_padding
+from biomedclip_ray.train.flops import running_norms
+from biomedclip_ray.train.lengths import encode_at_natural_length, encode_text, ignores_padding, take_fewer_tokens
 
 log = logging.getLogger(__name__)
 
@@ -48,19 +50,29 @@ class Towers(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float], bf16: bool) -> None:
-        """`mean` and `std` of RGB in [0, 1]; `bf16`: autocast in the towers, vectors stay float32."""
+    def __init__(
+        self, model: nn.Module, mean: Sequence[float], std: Sequence[float], bf16: bool, lock: Sequence[str] = ()
+    ) -> None:
+        """`mean` and `std` of RGB in [0, 1]; `bf16`: autocast in the towers, vectors stay float32; `lock`: see `lock`."""
         super().__init__()
         self.model = model
         self.bf16 = bf16
-        self.trims = masks_padding(model)
+        self.still = [norm for name, norm in running_norms(model) if _side(name) in lock]
+        self.trims = ignores_padding(model)
         if self.trims:
-            mask_without_waiting(model)
+            take_fewer_tokens(model)
         described: Any = model
         self.size: tuple[int, int] = to_2tuple(described.visual.image_size)
         self.context = int(described.context_length)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
+
+    def train(self, mode: bool = True) -> Self:
+        """As any module, but a locked tower's batch statistics stand still: they are what it has learned, too."""
+        super().train(mode)
+        for norm in self.still:
+            norm.eval()
+        return self
 
     def forward(self, pixels: Tensor, tokens: Tensor, lengths: Sequence[int] | None = None) -> Vectors:
         """Encode a block.
@@ -75,24 +87,23 @@ class Towers(nn.Module):
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.bf16):
             image = model.encode_image(inputs, normalize=True)
             if self.trims and lengths is not None:
-                text = encode_at_natural_length(self._encode_text, tokens.long(), lengths)
+                text = encode_at_natural_length(partial(encode_text, model), tokens.long(), lengths)
             else:
-                text = self._encode_text(tokens.long())
+                text = encode_text(model, tokens.long())
         bias = getattr(model, "logit_bias", None)
         return Vectors(image.float(), text.float(), model.logit_scale.exp(), bias)
-
-    def _encode_text(self, tokens: Tensor) -> Tensor:
-        text: Tensor = self.model.encode_text(tokens, normalize=True)  # type: ignore[operator]
-        return text
 
 
 def lock(model: nn.Module, tower: str) -> None:
     """Train no parameter of the "image" or the "text" tower; each of open_clip's two classes has its own names."""
     other = {"logit_scale", "logit_bias"}
     for name, parameter in model.named_parameters():
-        side = "image" if name.startswith("visual.") else "text"
-        if name not in other and side == tower:
+        if name not in other and _side(name) == tower:
             parameter.requires_grad_(False)
+
+
+def _side(name: str) -> str:
+    return "image" if name.startswith("visual.") else "text"
 
 
 def leave_out_unused(towers: Towers) -> list[str]:

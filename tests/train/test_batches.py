@@ -86,3 +86,12 @@ def test_pixels_are_those_of_the_stored_picture(feed):
     block = decode_block(feed, read_span(feed, 0, 8))
     for pixels, jpeg in zip(block["pixels"], read_span(feed, 0, 8)["image"], strict=True):
         assert abs(int(decode(jpeg.as_py()).mean()) - int(pixels.mean())) < 25
+
+
+def test_a_caption_with_the_paddings_own_token_keeps_its_length(feed):
+    text = "three [PAD] round [PAD] cells"
+    one, _ = feed
+    block = decode_block(one, read_span(one, 0, 1).set_column(3, "text", [[text]]))
+    ids = one.tokenizer([text])[0].tolist()
+    assert block["length"].tolist() == [ids.index(one.tokenizer.eos_id) + 1]
+    assert ids.count(one.tokenizer.pad_id) > 16 - ids.index(one.tokenizer.eos_id) - 1  # two of them are the caption's

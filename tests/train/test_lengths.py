@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import open_clip
 import pytest
 import torch
 from hypothesis import given
@@ -11,7 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig
 
 from biomedclip_ray.train import lengths as module
-from biomedclip_ray.train.lengths import encode_at_natural_length, length_groups, mask_without_waiting, masks_padding
+from biomedclip_ray.train.lengths import (
+    encode_at_natural_length,
+    encode_text,
+    ignores_padding,
+    length_groups,
+    take_fewer_tokens,
+)
 
 CONTEXT = 48
 
@@ -71,8 +80,51 @@ def test_vectors_and_gradients_are_those_of_padded_captions(tower, monkeypatch):
 
 
 def test_only_a_tower_that_masks_its_padding_is_trimmed(tower):
-    assert masks_padding(torch.nn.ModuleDict({"text": tower}))
-    assert not masks_padding(torch.nn.ModuleDict({"text": torch.nn.Linear(2, 2)}))
+    assert ignores_padding(torch.nn.ModuleDict({"text": tower}))
+    assert not ignores_padding(torch.nn.ModuleDict({"text": torch.nn.Linear(2, 2)}))
+
+
+@pytest.mark.parametrize("kind", [open_clip.CustomTextCLIP, open_clip.CLIP])
+@pytest.mark.parametrize("pool", ["eos", "argmax"])
+def test_open_clips_own_tower_runs_without_padding_where_it_is_read_at_the_end_token(kind, pool, monkeypatch):
+    monkeypatch.setitem(module.MIN_TOKENS, "cpu", 16)
+    torch.manual_seed(0)
+    text = {
+        "context_length": CONTEXT,
+        "vocab_size": 60,
+        "width": 32,
+        "heads": 2,
+        "layers": 2,
+        "pool_type": pool,
+        "eos_id": 59,
+    }
+    model = kind(
+        embed_dim=16, vision_cfg={"image_size": 16, "patch_size": 8, "width": 32, "head_width": 16}, text_cfg=text
+    )
+    assert ignores_padding(model) == (pool == "eos")
+    if pool != "eos":
+        return
+    names = list(model.state_dict())
+    tokens, lengths = texts()
+    tokens = tokens.clamp(max=58)
+    tokens[torch.arange(len(lengths)), torch.tensor(lengths) - 1] = 59
+    slope = torch.randn(len(lengths), 16, generator=torch.Generator().manual_seed(2))
+    plain = model.encode_text(tokens, normalize=True)
+    plain.backward(slope)
+    padded = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    take_fewer_tokens(model)
+    seen: list[int] = []
+    blocks = (model.text if kind is open_clip.CustomTextCLIP else model).transformer.resblocks
+    blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[0] * inputs[0].shape[1]))
+    natural = encode_at_natural_length(partial(encode_text, model), tokens, lengths)
+    natural.backward(slope)
+    assert len(seen) > 3 and sum(seen) < 0.6 * tokens.numel()
+    torch.testing.assert_close(natural, plain, rtol=1e-5, atol=1e-6)
+    for name, parameter in model.named_parameters():
+        if name in padded:
+            torch.testing.assert_close(parameter.grad, padded[name], rtol=1e-4, atol=1e-5)
+    assert list(model.state_dict()) == names
 
 
 class Waits(TorchDispatchMode):
@@ -93,7 +145,7 @@ def test_a_ready_mask_gives_the_same_vectors_and_asks_for_nothing(tower):
         plain = encode_at_natural_length(tower, tokens, lengths)
     assert before.count  # or the hook is needed no more
     for _ in range(2):  # a second learner of the same model changes nothing
-        mask_without_waiting(torch.nn.ModuleDict({"text": tower}))
+        take_fewer_tokens(torch.nn.ModuleDict({"text": tower}))
     with Waits() as after:
         ready = encode_at_natural_length(tower, tokens, lengths)
     assert after.count == 0

@@ -115,17 +115,37 @@ def test_a_gradient_that_is_no_number_changes_nothing_and_is_counted():
     one.step(0, cut(batch(0), 2))
     undisturbed.step(0, cut(batch(0), 2))
     before = {name: value.clone() for name, value in one.model.state_dict().items()}
+    average = {name: value.clone() for name, value in one.ema.items()}
     bad = cut(batch(1), 2)
     one.model.visual.register_forward_hook(lambda *_: _[2] * (float("nan") if bad else 1.0))
     result = one.step(1, bad)
     assert not result.loss.isfinite() and int(result.skipped) == 1
     assert all(torch.equal(value, before[name]) for name, value in one.model.state_dict().items())
+    assert all(torch.equal(value, average[name]) for name, value in one.ema.items())
     bad.clear()
     result = one.step(2, cut(batch(2), 2))
     expected = undisturbed.step(2, cut(batch(2), 2))
     assert int(result.skipped) == 1 and float(result.loss) == float(expected.loss)
     for name, value in undisturbed.model.state_dict().items():
         assert torch.equal(one.model.state_dict()[name], value), name
+
+
+def test_batch_statistics_move_with_the_training_of_their_tower_alone():
+    for lock in ((), ("image",)):
+        torch.manual_seed(3)
+        towers = {**TOWERS, "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}}
+        towers.pop("custom_text")
+        model = CustomTextCLIP(**towers)
+        before = {name: value.clone() for name, value in model.named_buffers() if "running" in name}
+        one = learner(model, lock=lock)
+        after = dict(model.named_buffers())
+        assert before and all(torch.equal(after[name], value) for name, value in before.items())  # counting FLOPs
+        block = batch(0)
+        one.step(
+            0, [type(block)(torch.randint(0, 256, (32, 32, 32, 3), dtype=torch.uint8), block.tokens, block.group, 0)]
+        )
+        after = dict(model.named_buffers())
+        assert all(torch.equal(after[name], value) == bool(lock) for name, value in before.items())
 
 
 def test_flops_are_those_of_the_formula():
