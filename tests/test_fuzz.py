@@ -1,7 +1,6 @@
 """Mutated inputs of every kind: each is read or refused with the declared error, soon and within bounded memory.
 
-Metadata, inventories, pictures, legacy packages, and one's own pairs as Parquet, CSV and shards; XML has its own in
-pmc/test_jats_xml.py. Seeded: a failure comes again. The slow ones make 20,000 inputs of each kind.
+Metadata, inventories, articles' XML, pictures, legacy packages, and one's own pairs as Parquet, CSV and shards. Seeded: a failure comes again. The slow ones make 20,000 inputs of each kind.
 """
 
 from __future__ import annotations
@@ -11,10 +10,12 @@ import gzip
 import io
 import json
 import random
+import re
 import resource
 import tarfile
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,16 +23,20 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from lxml import etree
 
-from biomedclip_ray.config import ConfigError, SourceSelect
+from biomedclip_ray.config import ConfigError, Ingest, SourceSelect
 from biomedclip_ray.corpus.own_files import find_files, records
 from biomedclip_ray.figures.image import ImageError, decode, prepare
 from biomedclip_ray.pmc.bucket import ObjectError, SourceError
 from biomedclip_ray.pmc.catalog import judge, parse_metadata
+from biomedclip_ray.pmc.ingest import read_article
 from biomedclip_ray.pmc.inventory import ENTRIES, Inventory, entries
 from biomedclip_ray.pmc.oa_package import PackageBucket
-from biomedclip_ray.schema import CATALOG, Reason
+from biomedclip_ray.product import Ledger
+from biomedclip_ray.schema import ARTICLES, CATALOG, Reason
 from tests.figures.test_image_fuzz import SEEDS, sound
+from tests.pmc.test_jats_xml import ARTICLE, mutated
 
 ENTRY = {"pmcid": "PMC10", "version": 2, "key": "metadata/PMC10.2.json", "last_modified": "2026-11-12", "etag": "e"}
 METADATA = {
@@ -98,6 +103,64 @@ def _metadata_is_read_or_refused(rng: random.Random, folder: Path) -> bool:
     table = pa.Table.from_pylist([row | {"part": 0}], schema=CATALOG)
     keys = [row["xml_key"], *(media["key"] for media in table["media"][0].as_py())]
     assert all(key.startswith("PMC10.2/") and "/../" not in key and "\0" not in key for key in keys)
+    return True
+
+
+_GROUPS = b"""<article xmlns:mml="http://www.w3.org/1998/Math/MathML" xmlns:xlink="http://www.w3.org/1999/xlink"><front><article-meta>
+<permissions><license><license-p>under a Creative Commons CC BY 4.0 licence</license-p></license></permissions></article-meta></front><body>
+<p>See <xref ref-type="fig" rid="G">Figure 1</xref>, 10<sup>4</sup> cells<sup><xref ref-type="bibr" rid="b1">1</xref>,<xref rid="b2">2</xref></sup>.
+<fig-group id="G"><caption><p>Organs.</p></caption><fig id="A"><label>A</label><caption><p>A liver, <inline-formula><alternatives><tex-math>$10^{-4}$
+</tex-math><mml:math><mml:msup><mml:mn>10</mml:mn><mml:mrow><mml:mo>-</mml:mo><mml:mn>4</mml:mn></mml:mrow></mml:msup></mml:math></alternatives>
+</inline-formula>.</p></caption><graphic xlink:href="f0"/></fig><fig id="B"><graphic xlink:href="f1"/><fig id="C"><graphic xlink:href="f2"/></fig>
+</fig></fig-group> and more.</p><table-wrap id="T"><caption><p>Doses</p></caption><alternatives><graphic xlink:href="f2"/><table><tr><td>1</td></tr>
+</table></alternatives></table-wrap></body><back><ref-list><ref id="b1"/><ref id="b2"/></ref-list></back></article>"""
+_OLD = b"""<?xml version="1.0"?><OAI-PMH xmlns="http://www.openarchives.org/OAI/2.0/"><GetRecord><record><metadata>
+<article xmlns="http://dtd.nlm.nih.gov/2.0/xsd/archivearticle" xmlns:xlink="http://www.w3.org/1999/xlink"><front><article-meta>
+<copyright-statement>CC BY-NC</copyright-statement></article-meta></front><body><sec><p>Seen in <xref ref-type="fig" rid="F1">Fig. 1</xref>.</p></sec></body>
+<floats-wrap><fig id="F1"><label>Figure 1</label><caption><title>Cells</title><p>Bar, 5 &#956;m.</p></caption><graphic xlink:href="f1"/></fig></floats-wrap>
+</article></metadata></record></GetRecord></OAI-PMH>"""
+
+
+def _rearranged(rng: random.Random, article: bytes) -> bytes:
+    """Well-formed: elements moved, doubled, renamed, emptied or taken out, attributes exchanged."""
+    root = etree.fromstring(article, etree.XMLParser(resolve_entities=False))
+    for _ in range(rng.randint(1, 8)):
+        every = [element for element in root.iter(etree.Element) if element is not root]
+        if not every:
+            break
+        one, other = rng.choice(every), rng.choice(every)
+        match rng.randrange(6):
+            case 0 if other not in one.iter():
+                other.append(one)
+            case 1:
+                other.addnext(deepcopy(one))
+            case 2:
+                one.tag = other.tag
+            case 3:
+                one.attrib.update(dict(other.attrib))
+            case 4:
+                one.text = rng.choice(("", "4", "x " * 2000, ",", "(A)", other.text or ""))
+            case 5:
+                one.getparent().remove(one)
+    return etree.tostring(root)
+
+
+def _article_gives_a_row_or_a_reason(rng: random.Random, folder: Path) -> bool:
+    xml = rng.choice((ARTICLE, _GROUPS, _OLD))
+    xml = mutated(rng, xml) if rng.random() < 0.5 else _rearranged(rng, xml)
+    names = ["f0.jpg", "f1.jpg", "f2.jpg", *re.findall(r'href="([\w.-]+)"', ARTICLE.decode())]
+    media = [{"key": f"PMC10.2/{name}", "md5": "b" * 32} for name in names]
+    entry = parse_metadata(json.dumps(METADATA).encode(), ENTRY) | {"part": 0, "media": media}
+    ledger = Ledger("ingest")
+    article = read_article(entry, xml, Ingest(tables=rng.random() < 0.5), SourceSelect().allowed(), ledger)
+    dropped = [each for each in ledger.rows if each["unit"] == "article"]
+    assert len(dropped) == (article is None)
+    if article is None:
+        return False
+    pa.Table.from_pylist([article], schema=ARTICLES)
+    figures = article["figures"]
+    assert figures and all(figure["caption"] and figure["media"] for figure in figures)
+    assert len({figure["figure_id"] for figure in figures}) == len(figures)
     return True
 
 
@@ -279,6 +342,7 @@ def _own_files_are_read_or_refused(form: str, rng: random.Random, folder: Path) 
 
 
 KINDS = {
+    "article": _article_gives_a_row_or_a_reason,
     "metadata": _metadata_is_read_or_refused,
     "inventory": _inventory_is_read_or_refused,
     "picture": _picture_is_kept_or_refused,

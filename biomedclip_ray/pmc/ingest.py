@@ -77,7 +77,7 @@ def _part(
     threads = source.resources.threads
     with ThreadPoolExecutor(threads) as pool:
         for entry, xml in fetch_ahead(pool, lambda e: _fetch(bucket, e), fresh, ahead=2 * threads):
-            if row := _parsed(entry, xml, config, allowed, ledger):
+            if row := read_article(entry, xml, config, allowed, ledger):
                 rows.append(row)
     rows.sort(key=lambda row: str(row["article_id"]))
     ledger.count(ARTICLE, len(entries), len(rows))
@@ -85,7 +85,7 @@ def _part(
     return PartResult(pa.Table.from_pylist(rows, schema=ARTICLES), ledger, reused, withdrawn)
 
 
-def _parsed(
+def read_article(
     entry: dict[str, Any], xml: bytes | ObjectError, config: Ingest, allowed: frozenset[str], ledger: Ledger
 ) -> dict[str, Any] | None:
     """A row of ARTICLES, or None and a row in the ledger."""

@@ -184,9 +184,9 @@ def test_real_articles_are_the_same_with_and_without_their_references(corpus, mo
 # -- fuzzing
 
 
-def mutated(rng: random.Random) -> bytes:
-    """The golden article with a few bytes, tags or stretches changed, doubled, moved or left out."""
-    xml = bytearray(ARTICLE)
+def mutated(rng: random.Random, article: bytes = ARTICLE) -> bytes:
+    """An article with a few bytes, tags or stretches changed, doubled, moved or left out."""
+    xml = bytearray(article)
     for _ in range(rng.randint(1, 3)):
         at, length = rng.randrange(len(xml)), rng.randint(1, 30)
         match rng.randrange(5):
@@ -222,12 +222,6 @@ def test_mutated_articles_parse_or_are_refused():
     rng = random.Random(4)
     parsed = sum(parses_or_is_refused(mutated(rng)) for _ in range(1500))
     assert 100 < parsed < 1400
-
-
-@pytest.mark.slow
-def test_many_mutated_articles_parse_or_are_refused():
-    rng = random.Random(2026)
-    assert sum(parses_or_is_refused(mutated(rng)) for _ in range(20_000)) > 1000
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
