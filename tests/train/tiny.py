@@ -43,11 +43,23 @@ def config(root: Path | str, **train: object) -> Config:
     return parse({"root": str(root), "model": model, "train": section}, "test")
 
 
-def products(root: Path | str, articles: int = 24, figures: int = 5, parts: int = 3) -> tuple[Product, Product]:
-    """Finished pairs and corpus; of each article one figure is dropped, every eighth article is a test article."""
+def products(
+    root: Path | str,
+    articles: int = 24,
+    figures: int = 5,
+    parts: int = 3,
+    misleading: tuple[str, ...] = (),
+    unreadable: tuple[str, ...] = (),
+) -> tuple[Product, Product]:
+    """Finished pairs and corpus; of each article one figure is dropped, every eighth article is a test article.
+
+    Args:
+        misleading: splits whose captions name another colour and shape than is drawn.
+        unreadable: splits whose pictures are none.
+    """
     pairs = Product.plan(str(root), "preprocess", 1, {"articles": articles}, [])
     corpus = Product.plan(str(root), "curate", 1, {}, [pairs])
-    rows = [_article(number, figures) for number in range(articles)]
+    rows = [_article(number, figures, misleading, unreadable) for number in range(articles)]
     for product, schema, which in ((pairs, PAIRS, 0), (corpus, CORPUS, 1)):
         if product.finished:
             continue
@@ -62,21 +74,24 @@ def products(root: Path | str, articles: int = 24, figures: int = 5, parts: int 
     return pairs, corpus
 
 
-def _article(number: int, figures: int) -> tuple[list[dict], list[dict]]:
+def _article(
+    number: int, figures: int, misleading: tuple[str, ...], unreadable: tuple[str, ...]
+) -> tuple[list[dict], list[dict]]:
     draw = np.random.default_rng(number)
     pairs, corpus = [], []
     split = "test" if number % 8 == 7 else "validation" if number % 8 == 6 else "train"
     for figure in range(figures):
         colour, shape, count = draw.choice(COLOURS), draw.choice(SHAPES), int(draw.integers(1, 4))
         pair_id = f"PMC{number + 1}.1/F{figure + 1}#0"
-        text = f"{count} {shape} {colour} cells, field {number} {figure}"
+        told = (_next(SHAPES, shape), _next(COLOURS, colour)) if split in misleading else (shape, colour)
+        text = f"{count} {' '.join(told)} cells, field {number} {figure}"
         pairs.append(
             {
                 "pair_id": pair_id,
                 "article_id": f"PMC{number + 1}.1",
                 "text": text,
                 "figure_kind": KIND if is_of_kind(number) else "chart",
-                "image": picture(colour, shape, count),
+                "image": b"no picture" if split in unreadable else picture(colour, shape, count),
             }
         )
         kept = figure != 0
@@ -90,6 +105,10 @@ def _article(number: int, figures: int) -> tuple[list[dict], list[dict]]:
             }
         )
     return pairs, corpus
+
+
+def _next(words: list[str], word: str) -> str:
+    return words[(words.index(word) + 1) % len(words)]
 
 
 def picture(colour: str, shape: str, count: int, width: int = 48, height: int = 32) -> bytes:
