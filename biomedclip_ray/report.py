@@ -141,13 +141,15 @@ def _training(product: Product | None) -> dict[str, Any] | None:
     if product is None or not lines:
         return None
     losses = [(float(line["step"]), float(line["loss"])) for line in lines]
-    batch = int(product.manifest["config"]["train"]["batch"])
-    guess = guessing(batch)
+    recipe = product.manifest["config"]["train"]
+    batch = int(recipe["batch"])
+    guess = guessing(batch, recipe["loss"])
+    formula = f"ln({batch:,}) = " if recipe["loss"] == "infonce" else ""
     return {
         "plot": report_svg.curve(
             losses,
             f"Loss by step: {losses[0][1]:.2f} at step {lines[0]['step']}, {losses[-1][1]:.2f} at step {lines[-1]['step']}",
-            (guess, f"pure guessing: ln({batch:,}) = {guess:.2f}"),
+            (guess, f"pure guessing: {formula}{guess:.2f}"),
         ),
         "steps": lines[-1]["step"],
         "batch": batch,

@@ -155,7 +155,10 @@ EVALUATION = {
 def metrics(last: float, batch: int = 128) -> bytes:
     """100 steps from ln(batch) to `last`."""
     guess = math.log(batch)
-    lines = [{"step": step, "loss": guess + (last - guess) * step / 100, "guess": guess} for step in range(1, 101)]
+    lines = [
+        {"step": step, "loss": guess + (last - guess) * step / 100, "guess": guess, "lr": 1e-3}
+        for step in range(1, 101)
+    ]
     return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
 

@@ -107,6 +107,10 @@ class Train(Section):
     on_nan: Literal["stop", "skip"] = "stop"
     """A step whose loss or gradient is no number never touches the weights; "stop": the run then ends and names the last
     good checkpoint, "skip": it goes on, as long as such steps stay below one in a hundred."""
+    divergence_steps: Positive | None = 500
+    """Steps on end that the loss may stand above the middle between the best it had and guessing (or, before it has learned
+    anything and after the warm-up, a tenth above guessing). Then the run ends and names the last checkpoint from before it
+    rose; none is made meanwhile. null: it goes on whatever the loss does."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Of the forward pass (autocast); weights and optimiser stay fp32."""
     crop_scale: tuple[float, float] = (0.9, 1.0)

@@ -31,8 +31,10 @@ def begin(product: Place, rank: int, facts: dict[str, Any]) -> int:
             number[0] += 1
             record["attempt"] = number[0]
         log.info(
-            "train: attempt %d begins at step %d of %d (epoch %.2f, seed %d, %d workers)",
-            *(number[0], facts["first_step"], facts["steps"], facts["epoch"], facts["seed"], len(facts["workers"])),
+            "train: attempt %d begins at step %d of %d (epoch %.2f, rate %.3g, logit scale %.4g, %s without a loss scaler, seed %d, "
+            "%d workers)",
+            *(number[0], facts["first_step"], facts["steps"], facts["epoch"], facts["lr"], facts["logit_scale"]),
+            *(facts["precision"], facts["seed"], len(facts["workers"])),
         )
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.broadcast_object_list(number, src=0)

@@ -11,6 +11,7 @@ import math
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,19 +22,23 @@ import ray.train
 import torch
 import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointUploadMode
+from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import get_device
 
 from biomedclip_ray.clip.bundle import load_bundle
 from biomedclip_ray.config import Train
 from biomedclip_ray.storage import Place
 from biomedclip_ray.train import checkpoint, journal
+from biomedclip_ray.train.divergence import Divergence
 from biomedclip_ray.train.metrics import MetricsLog, guessing
 from biomedclip_ray.train.order import deal
 from biomedclip_ray.train.pace import Pace, peak_rss
-from biomedclip_ray.train.step import Block, Learner, StepResult
+from biomedclip_ray.train.step import Block, Learner, StepResult, learning_rate
 from biomedclip_ray.train.trackers import open_trackers
 
 log = logging.getLogger(__name__)
+
+_ASK_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Job:
 
 
 def train_loop(config: dict[str, Any]) -> dict[str, Any]:
-    """Run a `Job`; returns {step, diverged_at, peak_rss} of this worker."""
+    """Run a `Job`; returns {diverged, peak_rss} of this worker; `diverged` says what and what else helps, or is None."""
     _quiet()
     job: Job = config["job"]
     recipe, place = job.recipe, Place(job.product)
@@ -75,12 +80,12 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
         bundle.info["preprocess_cfg"]["std"],
         device,
     )
-    state: dict[str, Any] = {"step": 0, "seconds": 0.0}
+    state: dict[str, Any] = {"step": 0, "seconds": 0.0, "best": math.inf}
     restored = ray.train.get_checkpoint()
     if restored is not None:
         state = checkpoint.restore(restored, learner)
     first = int(state["step"])
-    attempt = journal.begin(place, rank, _describe(job, first, world, device))
+    attempt = journal.begin(place, rank, _describe(job, first, world, learner))
     feed = _Feed(recipe, first, rank, world, device)
     records = journal.PairsLog(place, attempt, rank) if recipe.log_pairs else None
     metrics = None
@@ -88,7 +93,9 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
         facts = {**recipe.model_dump(mode="json", exclude={"resources"}), "rows": job.rows, "steps": job.steps}
         metrics = MetricsLog(place, first, open_trackers(recipe.trackers, place, facts))
     clock = Pace(learner, float(state["seconds"]))
-    diverged_at, warned = None, False
+    trend = Divergence(guessing(recipe.batch, recipe.loss), recipe.warmup_steps, recipe.divergence_steps, state["best"])
+    notice = _Notice(first)
+    diverged, warned = None, False
     for number in range(first, job.steps):
         with clock.waiting():
             blocks, positions = feed.take()
@@ -97,7 +104,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
         last = done == job.steps
         saves = last or done % recipe.checkpoint_steps == 0
         logs = last or number == first or done % recipe.log_steps == 0
-        if logs and not warned and ray.train.get_preemption_info() is not None:
+        if not warned and notice.given(done):
             saves = warned = True  # a node is about to go: what it has learned is kept just in time
         if records is not None:
             records.add(done, positions, flush=logs or saves)  # nobody tells those before a checkpoint again
@@ -106,18 +113,31 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
         loss = float(result.loss)  # waits for the device
         skipped = int(result.skipped)
         if skipped > allowed(recipe, done - first) or (saves and not learner.is_finite()):
-            diverged_at = done
+            diverged = (
+                f"by step {done} loss, gradient or weights are no finite numbers",
+                "set train.precision=fp32, or train.on_nan=skip where a few steps do it",
+            )
             break
+        trend.read(done, loss)
+        if trend.lost(done):
+            diverged = (
+                f"the loss is {loss:.3f} at step {done} and has been above {trend.line:.3f} since step {trend.since} (its best was "
+                f"{trend.best:.3f}, guessing is {trend.guess:.3f})",
+                "or set train.divergence_steps=null to let it go on",
+            )
+            break
+        saves = last or (saves and trend.since is None)
         pace = clock.read(done)
         if metrics is not None and logs and math.isfinite(loss):
             metrics.line(_line(done, job, result, loss, pace))
         if saves:
             if metrics is not None:
                 metrics.flush()  # lines up to a checkpoint must not be lost: nobody writes them again
-            _save(learner, {"step": done, "seconds": pace["seconds"], "seed": recipe.seed}, rank, loss, job)
+            state = {"step": done, "seconds": pace["seconds"], "seed": recipe.seed, "best": trend.best}
+            _save(learner, state, rank, loss, job)
     if metrics is not None:
         metrics.close()
-    return {"step": diverged_at or job.steps, "diverged_at": diverged_at, "peak_rss": int(peak_rss())}
+    return {"diverged": diverged, "peak_rss": int(peak_rss())}
 
 
 class _Feed:
@@ -172,6 +192,23 @@ class _Feed:
         return tensor
 
 
+class _Notice:
+    """Whether a node is about to go, asked about once a second, or after each step where steps are slower: each time costs
+    milliseconds, and every worker must ask, so rank 0 tells the others when."""
+
+    def __init__(self, first: int) -> None:
+        self.asked_at, self.asked, self.next = time.monotonic(), first, first + 1
+
+    def given(self, done: int) -> bool:
+        if done < self.next:
+            return False
+        now = time.monotonic()
+        steps = int((done - self.asked) * _ASK_S / max(now - self.asked_at, 1e-3))
+        self.next = done + broadcast_from_rank_zero(max(1, steps))
+        self.asked_at, self.asked = now, done
+        return ray.train.get_preemption_info() is not None
+
+
 def _quiet() -> None:
     """open_clip and Ray Train tell each step of a start and each report; what matters stands in attempts/ and metrics."""
     for name in (None, "ray.train"):
@@ -189,7 +226,7 @@ def _line(done: int, job: Job, result: StepResult, loss: float, pace: dict[str, 
         "step": done,
         "epoch": done * job.recipe.batch / job.rows,
         "loss": loss,
-        "guess": guessing(job.recipe.batch),
+        "guess": guessing(job.recipe.batch, job.recipe.loss),
         "lr": result.lr,
         "logit_scale": float(result.logit_scale),
         "grad_norm": float(result.grad_norm),
@@ -219,9 +256,9 @@ def _save(learner: Learner, state: dict[str, Any], rank: int, loss: float, job: 
     )
 
 
-def _describe(job: Job, first: int, world: int, device: torch.device) -> dict[str, Any]:
+def _describe(job: Job, first: int, world: int, learner: Learner) -> dict[str, Any]:
     """What this attempt begins with; the same facts go to the log and into attempts/."""
-    mine = {"host": socket.gethostname(), "pid": os.getpid(), "device": str(device)}
+    mine = {"host": socket.gethostname(), "pid": os.getpid(), "device": str(learner.device)}
     everybody: list[Any] = [None] * world
     if world > 1:
         dist.all_gather_object(everybody, mine)
@@ -231,6 +268,9 @@ def _describe(job: Job, first: int, world: int, device: torch.device) -> dict[st
         "first_step": first + 1,
         "steps": job.steps,
         "epoch": first * job.recipe.batch / job.rows,
+        "lr": learning_rate(first, job.recipe.lr, job.recipe.warmup_steps, job.steps),
+        "logit_scale": float(learner.model.get_parameter("logit_scale").detach().exp()),
+        "precision": job.recipe.precision,
         "seed": job.recipe.seed,
         "workers": everybody,
     }

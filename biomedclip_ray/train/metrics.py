@@ -1,7 +1,7 @@
 """What a run measures: metrics.jsonl, TensorBoard events and Ray's own metrics (Prometheus), from rank 0; progress lines,
 printed by the driver.
 
-A line of metrics.jsonl: step (optimiser steps done), epoch, loss, guess (the loss of pure guessing, ln of the global batch),
+A line of metrics.jsonl: step (optimiser steps done), epoch, loss, guess (the loss of pure guessing: ln of the global batch, for the sigmoid loss about 1 more),
 lr, logit_scale, grad_norm, skipped (steps whose gradient was no number), and the pace since the line before: pairs_per_s,
 step_seconds, where they went as shares (data_wait, forward, loss, backward, optimizer), tflop_per_s of this worker, mfu where
 the device's peak is known, memory_bytes at most so far, seconds of training altogether. The file is written whole each time,
@@ -47,24 +47,29 @@ class MetricsLog:
         self.lines = [line for line in read(product) if line["step"] <= steps_done]
         self._scratch = None if product.local else tempfile.TemporaryDirectory(prefix="tensorboard-")
         self._events = Path(self._scratch.name) if self._scratch else product.at(TENSORBOARD).local
-        self._writer = SummaryWriter(
-            str(self._events), purge_step=steps_done + 1, filename_suffix=f".from-{steps_done}"
-        )
+        last = self.lines[-1:]  # shown again: a kill loses what stands in the writer's queue, up to ten values
+        begin = int(last[0]["step"]) if last else steps_done + 1
+        self._writer = SummaryWriter(str(self._events), purge_step=begin, filename_suffix=f".from-{steps_done}")
+        for values in last:
+            self._show(values)
         self._gauges: dict[str, Gauge] = {}
         self._flushed = time.monotonic()
 
     def line(self, values: dict[str, float]) -> None:
         self.lines.append(values)
-        step = int(values["step"])
+        self._show(values)
         for name, value in values.items():
-            if name != "step":
-                self._writer.add_scalar(f"train/{name}", value, step)
             if name not in self._gauges:
                 self._gauges[name] = Gauge(f"biomedclip_train_{name}", f"{name} of the newest line of {FILE}")
             self._gauges[name].set(value)
         send(self.trackers, values)
         if time.monotonic() - self._flushed > _FLUSH_S[self.product.local is not None]:
             self.flush()
+
+    def _show(self, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            if name != "step":
+                self._writer.add_scalar(f"train/{name}", value, int(values["step"]))
 
     def flush(self) -> None:
         self._writer.flush()
@@ -88,17 +93,25 @@ def read(product: Place) -> list[dict[str, Any]]:
     return [json.loads(line) for line in product.read(FILE).decode().splitlines()]
 
 
-def guessing(batch: int) -> float:
-    """The loss of a model that cannot tell the pairs of a batch apart."""
+def guessing(batch: int, loss: str) -> float:
+    """The lowest loss of a model that cannot tell the pairs of a batch apart.
+
+    Softmax: ln of the batch. Sigmoid: every logit is the same, best where it says yes to one pair in a batch, which costs
+    ln N for the one and (N - 1) ln(N / (N - 1)), nearly 1, for the others.
+    """
+    if loss == "sigmoid" and batch > 1:
+        return math.log(batch) + (batch - 1) * math.log(batch / (batch - 1))
     return math.log(batch)
 
 
 def is_stuck(lines: list[dict[str, Any]]) -> bool:
-    """True where the loss never left that of guessing although there were steps enough to."""
-    if not lines or lines[-1]["step"] < _STUCK_STEPS:
+    """True where the loss never left that of guessing although there were steps enough to, after the warm-up: from the step
+    of the highest rate on."""
+    if not lines:
         return False
-    late = [line["loss"] for line in lines if line["step"] >= _STUCK_STEPS]
-    return min(late) > _STUCK_SHARE * lines[-1]["guess"]
+    warm: int = max(lines, key=lambda line: line["lr"])["step"]
+    late = [line["loss"] for line in lines if line["step"] >= warm + _STUCK_STEPS]
+    return bool(late) and min(late) > _STUCK_SHARE * lines[-1]["guess"]
 
 
 class Watch:

@@ -43,7 +43,7 @@ _FEW_WORKERS = 16
 
 
 class DivergedError(StageError):
-    """The loss is no number any more; the message names the step and the last good checkpoint."""
+    """The loss is no number any more, or went up and stayed there; the message names the step and the last good checkpoint."""
 
 
 def plan(config: Config, pairs: Product, corpus: Product) -> Product:
@@ -60,7 +60,7 @@ def train(config: Config, pairs: Product, corpus: Product) -> Product:
     """Train on the kept pairs of the train split and export the bundle; with train.epochs=0 export model.bundle as it is.
 
     Raises:
-        DivergedError: the loss became infinite or no number.
+        DivergedError: the loss became infinite or no number, or rose and did not come back.
         ConfigError: the model cannot be built, or the split is empty.
         HeldError: another driver trains this product.
         ray.train.TrainingFailedError: more worker losses than train.resources.max_failures.
@@ -77,7 +77,7 @@ def train(config: Config, pairs: Product, corpus: Product) -> Product:
         start = _start(config, pairs, corpus, product.place)
         log.info(
             "train: %d pairs, %d steps of %d, towers from %s; pure guessing is a loss of %.3f",
-            *(rows.pairs, steps, config.train.batch, start["starts"], guessing(config.train.batch)),
+            *(rows.pairs, steps, config.train.batch, start["starts"], guessing(config.train.batch, config.train.loss)),
         )
         order = _order(config, rows)
         checkpoint.mend(product.place)
@@ -94,7 +94,7 @@ def train(config: Config, pairs: Product, corpus: Product) -> Product:
             "rows_per_epoch": len(rows),
             "attempts": len(journal.attempts(product.place)),
             "loss": read(product.place)[-1]["loss"],
-            "guess": guessing(config.train.batch),
+            "guess": guessing(config.train.batch, config.train.loss),
             "shuffle": shuffle_quality(order, rows.article, config.train.batch),
         }
         product.finish([Count("pair", rows.pairs, rows.pairs)], extra)
@@ -182,12 +182,12 @@ def _fit(
     )
     with Watch(place, steps, checkpoint.steps_done(place)):
         result: dict[str, Any] = trainer.fit().return_value
-    if result["diverged_at"] is not None:
+    if result["diverged"] is not None:
+        what, fix = result["diverged"]
         good = checkpoint.newest(place)
         raise DivergedError(
-            f"train: by step {result['diverged_at']} loss, gradient or weights are no finite numbers; the last good checkpoint is "
-            f"{good.path if good else 'none'}; lower train.lr, lengthen train.warmup_steps, set train.precision=fp32, "
-            "or train.on_nan=skip where a few steps do it"
+            f"train: {what}; the last good checkpoint is {good.path if good else 'none'}; lower train.lr, lengthen "
+            f"train.warmup_steps, {fix}"
         )
     return result
 

@@ -7,16 +7,23 @@ import logging
 import math
 import time
 
+import numpy as np
+import pytest
+import torch
+
+from biomedclip_ray.clip.loss import sigmoid_loss
 from biomedclip_ray.storage import Place
 from biomedclip_ray.train.journal import PairsLog, attempts, begin, trained_pairs
 from biomedclip_ray.train.metrics import MetricsLog, Watch, guessing, is_stuck, read
+from biomedclip_ray.train.step import learning_rate
 
 
-def line(step: int, loss: float = 2.0) -> dict[str, float]:
+def line(step: int, loss: float = 2.0, lr: float = 1e-3) -> dict[str, float]:
     return {
         "step": step,
         "loss": loss,
-        "guess": guessing(128),
+        "guess": guessing(128, "infonce"),
+        "lr": lr,
         "pairs_per_s": 10.0,
         "data_wait_share": 0.1,
         "seconds": step / 10,
@@ -37,11 +44,24 @@ def test_lines_beyond_the_checkpoint_are_written_again(tmp_path):
 
 
 def test_a_loss_that_stays_at_guessing_is_stuck():
-    assert math.isclose(guessing(128), 4.852, abs_tol=1e-3)
+    assert math.isclose(guessing(128, "infonce"), 4.852, abs_tol=1e-3)
     assert is_stuck([line(step, 4.84) for step in range(0, 200, 10)])
     assert not is_stuck([line(step, 4.84 - step / 100) for step in range(0, 200, 10)])
     assert not is_stuck([line(step, 4.84) for step in range(0, 30, 10)])
     assert not is_stuck([])
+
+
+def test_nobody_is_called_stuck_before_the_warm_up_is_over():
+    warming = [line(step, 4.84, learning_rate(step, 1e-3, 2000, 9000)) for step in range(0, 4000, 10)]
+    assert not is_stuck(warming[:200]) and not is_stuck(warming[:205])
+    assert is_stuck(warming)
+
+
+def test_guessing_costs_the_sigmoid_loss_what_its_best_constant_does():
+    image = text = torch.ones(12, 4) / 2  # all alike: every logit is one number
+    losses = [float(sigmoid_loss(image, text, torch.zeros(()), torch.tensor(bias))) for bias in np.arange(-6, 2, 0.01)]
+    assert guessing(12, "sigmoid") == pytest.approx(min(losses), abs=1e-4)
+    assert min(losses) < float(sigmoid_loss(image, text, torch.zeros(()), torch.zeros(())))
 
 
 def test_the_driver_tells_rate_and_time_left_and_warns_when_stuck(tmp_path, caplog):
@@ -56,11 +76,17 @@ def test_the_driver_tells_rate_and_time_left_and_warns_when_stuck(tmp_path, capl
     assert caplog.text.count("still that of guessing") == 1
 
 
-def test_attempts_are_numbered_and_positions_recorded(tmp_path):
+def test_attempts_are_numbered_and_positions_recorded(tmp_path, caplog):
     place = Place(str(tmp_path))
     facts = {"first_step": 1, "steps": 9, "epoch": 0.0, "seed": 3, "workers": [{"pid": 1}]}
+    facts |= {"lr": 1e-4, "logit_scale": 14.28, "precision": "bf16"}
     assert begin(place, 0, facts) == 1
-    assert begin(place, 0, {**facts, "first_step": 5}) == 2
+    with caplog.at_level(logging.INFO):
+        assert begin(place, 0, {**facts, "first_step": 5, "epoch": 0.5, "lr": 4e-4}) == 2
+    assert (
+        "attempt 2 begins at step 5 of 9 (epoch 0.50, rate 0.0004, logit scale 14.28, bf16 without a loss scaler, seed 3, 1 workers)"
+        in caplog.text
+    )
     assert [(one["attempt"], one["first_step"]) for one in attempts(place)] == [(1, 1), (2, 5)]
     for rank in (0, 1):
         records = PairsLog(place, 2, rank)
