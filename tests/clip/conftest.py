@@ -15,6 +15,7 @@ from PIL import Image
 from biomedclip_ray.clip.model import Built, build_model
 from biomedclip_ray.clip.tokenizer import Tokenizer, fit_tokenizer
 from biomedclip_ray.config import Model
+from tests.clip.published import make_bert
 
 CAPTIONS = [
     f"Figure {n}. {kind} of {organ} at {n % 7 + 1} mm; scale bar, {n * 5} µm, 10^{n % 4} cells, β-catenin &amp; CO2"
@@ -49,31 +50,7 @@ def pictures() -> list[Image.Image]:
 
 @pytest.fixture(scope="session")
 def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny BERT with weights and tokenizer, as transformers saves it."""
-    from transformers import BertConfig, BertModel, BertTokenizer
-
-    folder = tmp_path_factory.mktemp("tiny-bert")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz0123456789.,;:^&-()[]"]
-    words += [f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz0123456789"] + [
-        "lung",
-        "liver",
-        "micro",
-        "##graph",
-        "figure",
-    ]
-    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
-    BertTokenizer.from_pretrained(folder, model_max_length=64).save_pretrained(folder)
-    torch.manual_seed(1)
-    config = BertConfig(
-        vocab_size=len(words),
-        hidden_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=192,
-        max_position_embeddings=64,
-    )
-    BertModel(config).save_pretrained(folder)
-    return folder
+    return make_bert(tmp_path_factory.mktemp("tiny-bert"))
 
 
 @pytest.fixture(scope="session")

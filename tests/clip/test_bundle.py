@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import pytest
 import torch
 from PIL import Image
@@ -18,6 +17,7 @@ from biomedclip_ray.clip.encoder import Encoder
 from biomedclip_ray.clip.model import Built, build_model
 from biomedclip_ray.clip.tokenizer import Tokenizer, load_tokenizer
 from biomedclip_ray.config import Model
+from tests.clip.published import make_published
 
 TEXTS = ["micrograph of a lung", "figure", "a (long) caption of a liver; 10^4 cells, " * 9, ""]
 
@@ -210,40 +210,7 @@ HUB_NAME = "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"
 
 @pytest.fixture(scope="module")
 def published(bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """A folder with the files, config keys and weight names of the published BiomedCLIP, small towers inside.
-
-    timm ViT + Hugging Face BERT whose config is not there, a pickled .bin, and BERT's old `position_ids` buffer.
-    """
-    folder = tmp_path_factory.mktemp("published")
-    model_cfg: dict[str, Any] = {
-        "embed_dim": 512,
-        "vision_cfg": {
-            "timm_model_name": "vit_tiny_patch16_224",
-            "timm_model_pretrained": False,
-            "timm_pool": "",
-            "timm_proj": "linear",
-            "image_size": 224,
-        },
-        "text_cfg": {
-            "hf_model_name": str(bert_folder),
-            "hf_tokenizer_name": "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract",
-            "hf_proj_type": "mlp",
-            "hf_pooler_type": "cls_last_hidden_state_pooler",
-            "context_length": 48,
-        },
-    }
-    torch.manual_seed(2)
-    model = open_clip.CustomTextCLIP(**model_cfg).eval()
-    state = model.state_dict()
-    state["text.transformer.embeddings.position_ids"] = torch.arange(64).unsqueeze(0)
-    torch.save(state, folder / "open_clip_pytorch_model.bin")
-    model_cfg["text_cfg"]["hf_model_name"] = "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract"
-    preprocess = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]}
-    config = {"model_cfg": model_cfg, "preprocess_cfg": preprocess}
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
-    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
-        shutil.copy(bert_folder / name, folder / name)
-    return folder, model
+    return make_published(tmp_path_factory.mktemp("published"), bert_folder)
 
 
 def own_vectors(model: Any, folder: Path, files: list[Path]) -> tuple[np.ndarray, np.ndarray]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import signal
+import struct
 import sys
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +19,18 @@ import pytest
 import ray
 import torch
 from safetensors.torch import load_file
+from tensorboardX.proto.event_pb2 import Event
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 import tiny
 
 from biomedclip_ray.clip.encoder import Encoder
 from biomedclip_ray.config import ConfigError, parse
+from biomedclip_ray.storage import Place
 from biomedclip_ray.train.batches import Feed, InOrder, batches
 from biomedclip_ray.train.checkpoint import folder_name, steps_done
 from biomedclip_ray.train.journal import attempts, trained_pairs
-from biomedclip_ray.train.metrics import read
+from biomedclip_ray.train.metrics import MetricsLog, read
 from biomedclip_ray.train.order import Order
 from biomedclip_ray.train.rows import find_rows, texts
 from biomedclip_ray.train.step import learning_rate
@@ -183,6 +188,50 @@ def test_each_line_of_the_metrics_says_all_that_it_should(killed):
         assert min(line[name] for name in speed | {"loss", "grad_norm"}) > 0 and 1 < line["logit_scale"] <= 100
     seconds = [line["seconds"] for line in lines]
     assert seconds == sorted(seconds)  # over both attempts
+
+
+def scalars(folder: Path) -> dict[int, dict[str, float]]:
+    """Step -> tag -> value of TensorBoard's files; a file that was begun later takes the place of the steps it begins at."""
+    found: dict[int, dict[str, float]] = {}
+    for path in sorted(folder.iterdir(), key=lambda path: int(path.suffix.removeprefix(".from-"))):
+        data = path.read_bytes()
+        while data:  # length, its checksum, event, its checksum
+            size = struct.unpack_from("<Q", data)[0]
+            event = Event.FromString(data[12 : 12 + size])
+            if event.session_log.status == event.session_log.START:
+                found = {step: values for step, values in found.items() if step < event.step}
+            for value in event.summary.value:
+                found.setdefault(event.step, {})[value.tag] = value.simple_value
+            data = data[16 + size :]
+    return found
+
+
+def test_tensorboard_shows_the_lines_of_the_metrics_each_step_once(killed):
+    _, product = killed
+    shown = scalars(Path(product.place.uri) / "tensorboard")
+    lines = {line.pop("step"): line for line in read(product.place)}
+    assert shown.keys() == lines.keys()
+    for step, line in lines.items():
+        assert shown[step] == pytest.approx({f"train/{name}": value for name, value in line.items()}, rel=1e-6)
+
+
+def test_rays_metrics_tell_the_newest_line(tmp_path):
+    """Asked where Prometheus asks, at the node's agent."""
+    log = MetricsLog(Place(str(tmp_path)), 0)
+    for step in (1, 2):
+        log.line({"step": step, "loss": 2.5 / step, "pairs_per_s": 480.0})
+    [node] = ray.nodes()
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    deadline, told = time.monotonic() + 60, {}
+    while told != {"step": 2, "loss": 1.25, "pairs_per_s": 480} and time.monotonic() < deadline:
+        time.sleep(0.5)  # the agent is told every few seconds
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            page = answer.read().decode()
+        mine = ray.get_runtime_context().get_worker_id()
+        found = re.findall(r"^ray_biomedclip_train_(\w+){(.*)} (\S+)$", page, re.MULTILINE)
+        told = {name: float(value) for name, labels, value in found if mine in labels}
+    log.close()
+    assert told == {"step": 2, "loss": 1.25, "pairs_per_s": 480}
 
 
 def test_a_finished_product_is_skipped(killed, two):
