@@ -44,6 +44,26 @@ def test_each_shipped_config_loads_and_stands_up_to_a_round_trip(path: Path) -> 
     assert parse(config.model_dump(mode="json"), str(path)) == config
 
 
+def test_the_papers_recipe_has_the_papers_numbers_and_the_defaults_are_the_same() -> None:
+    """Zhang et al. 2023, arXiv 2303.00915."""
+    numbers = {
+        "lr": 5e-4,
+        "weight_decay": 0.2,
+        "betas": (0.9, 0.98),
+        "eps": 1e-6,
+        "warmup_steps": 2000,
+        "batch": 4096,
+        "epochs": 32,
+        "crop_scale": (0.9, 1.0),
+        "precision": "bf16",
+        "loss": "infonce",
+    }
+    shipped = load(CONFIGS[0].with_name("biomedclip_vit_b16.yaml"))
+    for train in (shipped.train, Config(root="r").train):
+        assert {key: getattr(train, key) for key in numbers} == numbers
+    assert (shipped.model.config, shipped.model.init) == ("biomedclip_vit_b16", "pretrained")
+
+
 @pytest.mark.parametrize(
     ("override", "value"),
     [
@@ -167,6 +187,20 @@ def test_bytes_that_are_no_text_are_one_clear_error(tmp_path: Path) -> None:
         (
             {"train": {"batch": 96, "micro_batches": 8, "resources": {"workers": 3}}},
             "train.micro_batches=8 must be a multiple of train.resources.workers=3",
+        ),
+        (
+            {"train": {"micro_batches": 4, "resources": {"workers": [1, 8]}}},
+            "train.micro_batches=4 must be at least the most of train.resources.workers=(1, 8)",
+        ),
+        (
+            {"train": {"resources": {"shard": True, "workers": [1, 2]}}},
+            "train.resources.shard=true needs the same number of blocks on every worker, so a fixed "
+            "train.resources.workers instead of [1, 2]",
+        ),
+        ({"train": {"resources": {"workers": [2, 1]}}}, "train.resources.workers=[2, 1] must be [min, max]"),
+        (
+            {"train": {"patch_dropout": 0.5, "epochs": 1}},
+            "train.patch_dropout_off_epochs=1 leaves none of train.epochs=1 to train.patch_dropout=0.5",
         ),
         (
             {"curate": {"splits": {"validation": 0.5, "test": 0.5}}},
