@@ -1,4 +1,5 @@
-"""Two steps of a shipped recipe with its real towers at random weights: `python recipe_step.py CONFIG` prints what moved, as JSON."""
+"""Two steps of a shipped recipe with its real towers at random weights: `python recipe_step.py CONFIG [key=value ...]` prints
+what moved, as JSON. A recipe that caches features does so here too, in passes of two pairs."""
 
 from __future__ import annotations
 
@@ -12,8 +13,10 @@ from biomedclip_ray.config import load
 from biomedclip_ray.train.step import Block, Learner
 
 
-def main(path: str) -> None:
-    config = load(path, ["model.init=random", "train.resources.compile=false"])
+def main(path: str, overrides: list[str]) -> None:
+    caches = load(path).train.resources.forward_pairs is not None
+    small = ["model.init=random", "train.resources.compile=false"] + ["train.resources.forward_pairs=2"] * caches
+    config = load(path, [*small, *overrides])
     torch.manual_seed(0)
     captions = ["a gel", "two round cells of the lung, stained blue", "an axial scan " * 20, "a chart"]
     tokenizer = build_tokenizer(config.model, captions)
@@ -31,14 +34,15 @@ def main(path: str) -> None:
         for part in (slice(0, 2), slice(2, 4))
     ]
     learner.step(0, blocks)
+    passes: list[int] = []  # pairs that go through the image tower together
+    built.model.visual.register_forward_pre_hook(lambda _, inputs: passes.append(len(inputs[0])))
     result = learner.step(1, blocks)
     moved = {
         name.split(".")[0] for name, value in built.model.named_parameters() if not torch.equal(value, before[name])
     }
-    print(
-        json.dumps({"loss": float(result.loss), "side": side, "context": int(tokens.shape[1]), "moved": sorted(moved)})
-    )
+    found = {"loss": float(result.loss), "side": side, "context": int(tokens.shape[1])}
+    print(json.dumps({**found, "moved": sorted(moved), "passes": passes}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], sys.argv[2:])

@@ -10,6 +10,7 @@ import open_clip
 import pytest
 import torch
 from open_clip import CustomTextCLIP
+from ray.train import Checkpoint
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -18,7 +19,7 @@ from test_step import cut, recipe
 
 from biomedclip_ray.clip.bundle import clean_names
 from biomedclip_ray.config import ConfigError
-from biomedclip_ray.train import flops
+from biomedclip_ray.train import checkpoint, flops
 from biomedclip_ray.train.step import Learner
 from biomedclip_ray.train.towers import PatchDropout, repeated_blocks
 
@@ -50,14 +51,26 @@ def tokens_seen(one: Learner, block: nn.Module) -> list[int]:
     return seen
 
 
-def test_a_compiled_model_learns_the_same_and_keeps_its_names():
+def test_a_compiled_model_learns_the_same_keeps_its_names_and_goes_on_as_a_plain_one_and_back(tmp_path):
     plain, compiled = learner(), learner(resources={"compile": True})
     assert len(list(repeated_blocks(compiled.model))) == 2  # the text tower's one block is no repetition
-    for number in range(3):
-        blocks = cut(batch(number), 2)
-        assert float(compiled.step(number, blocks).loss) == pytest.approx(
-            float(plain.step(number, blocks).loss), rel=1e-4
-        )
+
+    def losses(one: Learner, first: int) -> list[float]:
+        return [float(one.step(number, cut(batch(number), 2)).loss) for number in range(first, first + 3)]
+
+    def handed_over(one: Learner, other: Learner) -> None:
+        checkpoint.save(tmp_path, one, {"step": 3}, rank=0)
+        checkpoint.restore(Checkpoint.from_directory(tmp_path), other)
+
+    assert losses(compiled, 0) == pytest.approx(losses(plain, 0), rel=1e-4)
+    going_on = learner()
+    handed_over(compiled, going_on)
+    expected = losses(plain, 3)
+    assert losses(going_on, 3) == pytest.approx(expected, rel=1e-4)
+    before = learner()
+    losses(before, 0)
+    handed_over(before, compiled)
+    assert losses(compiled, 3) == pytest.approx(expected, rel=1e-4)
     assert (
         compiled.model.state_dict().keys()
         == clip().state_dict().keys()
