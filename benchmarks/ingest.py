@@ -153,7 +153,7 @@ def growth(source: Path, folder: Path, sizes: list[int]) -> float:
         bucket = folder / f"articles-{n}"
         multiply(source, bucket, n)
         command = [sys.executable, __file__, "--memory-of", str(bucket)]
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         peaks.append(json.loads(output.splitlines()[-1]))
         print(f"  articles={n} " + " ".join(f"{k}={v:.0f}" for k, v in peaks[-1].items()), flush=True)
     return max(peaks[1][name] / peaks[0][name] for name in peaks[0])

@@ -48,8 +48,8 @@ class TrainResources(Section):
     prefetch_batches: Annotated[int, Field(ge=0)] = 2
     """Batches a worker holds ready."""
     validation_cpus: Annotated[float, Field(gt=0)] = 0.25
-    """Logical CPUs, so threads, of the task that measures a checkpoint, beside the workers; without a GPU of its own a tower of
-    ViT-B's size reads two or three pairs a second on each."""
+    """Logical CPUs, so threads, of the task that measures a checkpoint, beside the workers; without a GPU of its own a ViT-B/16 and
+    a BERT read one or two pairs a second on each."""
     validation_gpus: Annotated[float, Field(ge=0)] = 0.0
     """GPUs of that task; 1: one more than the workers have, and seconds instead of minutes."""
     max_failures: int = 3

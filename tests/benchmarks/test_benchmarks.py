@@ -50,6 +50,7 @@ def test_the_gpu_benchmark_runs_every_case_on_a_cpu():
     assert "does not fit" not in done.stdout
 
 
+@pytest.mark.slow
 def test_parity_with_open_clip_holds_over_the_first_steps(corpus: Path):
     done = run("train_vs_open_clip.py", "--quick", "--only", "parity", "--data", str(corpus.parent))
     assert ratios(done) == {"loss_parity"}

@@ -88,6 +88,7 @@ def test_kinds_reach_their_bound(corpus: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
 def test_the_pipeline_beside_two_processes_and_its_memory() -> None:
     done = run("ingest.py", "--articles", "12", "--pairs", "1", "--memory", "6", "12", "--skip", "daft")
     assert ratios(done) == {"ingest_memory", "ingest_vs_two_processes"}

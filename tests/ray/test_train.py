@@ -241,6 +241,7 @@ def test_a_finished_product_is_skipped(killed, two):
     assert time.monotonic() - started < 1
 
 
+@pytest.mark.slow
 def test_a_sharded_run_whose_worker_is_killed_goes_on_from_the_shards_of_both(two, undisturbed, tmp_path):
     resources = {"workers": 2, "max_failures": 1, "shard": True}
     changes = {"epochs": (STEPS - 0.5) * 32 / 72, "checkpoint_steps": 20, "ema": 0.9, "validation_pairs": 7}
@@ -296,3 +297,21 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_last_good_checkpoin
         train(config, *two)
     product = plan(config, *two)
     assert len(attempts(product.place)) == 1 and not product.finished
+
+
+@pytest.mark.slow
+def test_a_loss_that_stays_above_guessing_ends_the_run_and_leaves_no_checkpoint_of_it(two, tmp_path):
+    config = tiny.config(tmp_path, epochs=20, lr=1e-9, warmup_steps=0, divergence_steps=20, checkpoint_steps=4)
+    with pytest.raises(DivergedError) as caught:
+        train(config, *two)
+    told = str(caught.value)
+    assert "at step 21 and has been above 3.812 since step 1 (its best was 3." in told and "guessing is 3.466" in told
+    assert "the last good checkpoint is none" in told and "train.divergence_steps=null" in told
+    assert [line["step"] for line in read(plan(config, *two).place)] == list(range(1, 21))
+
+
+@pytest.mark.slow
+def test_a_loss_above_guessing_may_go_on_where_that_is_asked(two, tmp_path):
+    config = tiny.config(tmp_path, epochs=11, lr=1e-9, warmup_steps=0, divergence_steps=None, checkpoint_steps=4)
+    product = train(config, *two)
+    assert min(line["loss"] for line in read(product.place)) > 3.812

@@ -109,6 +109,7 @@ def test_a_step_without_a_number_stops_the_run_where_that_is_asked_and_names_the
         run(tmp_path, monkeypatch, log_steps=4)
 
 
+@pytest.mark.slow
 def test_a_clip_in_the_published_format_is_trained_on(tmp_path):
     pairs, corpus = tiny.products(tmp_path)
     bert, folder = tmp_path / "bert", tmp_path / "published"
