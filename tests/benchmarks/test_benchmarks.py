@@ -27,6 +27,7 @@ def ratios(done: subprocess.CompletedProcess[str]) -> set[str]:
     return set(re.findall(r"^(\w+) ratio=\d", done.stdout, flags=re.M))
 
 
+@pytest.mark.slow
 def test_memory_of_the_loss_is_measured_and_is_a_fraction_of_the_whole_matrix():
     done = run("loss_memory.py", "--batches", "4096")
     assert ratios(done) == {"loss_memory_vs_open_clip"}

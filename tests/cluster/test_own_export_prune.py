@@ -96,6 +96,7 @@ def test_own_pairs_beside_pmc_are_exported_and_what_they_replace_is_pruned(folde
     assert replaced not in _products(root)
 
 
+@pytest.mark.slow
 def test_own_pairs_alone_need_no_pubmed_central(folder: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
     alone = ("own.alone=true", f"root={root}", "source.uri=/nowhere")

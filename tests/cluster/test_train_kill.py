@@ -84,6 +84,7 @@ def undisturbed(tmp_path_factory) -> Product:
     return product_of(root, 1)
 
 
+@pytest.mark.slow
 def test_a_killed_driver_goes_on_to_the_same_weights(undisturbed, tmp_path):
     product = product_of(tmp_path, 1)
     kill_after(tmp_path, 1, lambda: steps_done(product.place) >= 20)

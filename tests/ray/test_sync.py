@@ -82,6 +82,7 @@ def test_a_later_inventory_fetches_only_what_is_new_or_changed(corpus: Path, tmp
     assert (before[0].config["date"], after[0].config["date"]) == (OLD, NEW)
 
 
+@pytest.mark.slow
 def test_what_the_parent_lost_to_the_network_is_tried_again(corpus: Path, tmp_path: Path, s3: S3) -> None:
     def config(root: str, uri: str, date: str) -> Config:
         source = {"uri": uri, "inventory": date, "select": {"licenses": "all"}, "resources": {"retries": 0}}

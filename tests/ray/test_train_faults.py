@@ -104,6 +104,7 @@ def test_a_validation_that_fails_costs_its_figure_and_not_the_run(troubled):
     assert (troubled.manifest["chosen_by"], troubled.manifest["chosen_step"]) == ("last", STEPS)
 
 
+@pytest.mark.slow
 def test_a_step_without_a_number_stops_the_run_where_that_is_asked_and_names_the_good_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(DivergedError, match=rf"by step 8 .*the last good checkpoint is \S*/{folder_name(4)}; lower"):
         run(tmp_path, monkeypatch, log_steps=4)
