@@ -48,4 +48,4 @@ def test_only_train_on_two_workers_leaves_a_bundle_and_its_curve_in_the_report(t
     [points] = re.findall(r'<polyline class="line" points="([^"]+)"', page)
     assert len(points.split()) == len(lines)
     assert f"{attempt['steps']} steps of 128 pairs; the loss went from {lines[0]['loss']:.2f} to " in page
-    assert load_bundle(product / "bundle").info["steps"] == attempt["steps"]
+    assert load_bundle(product / "bundle").info["provenance"]["steps"] == attempt["steps"]
