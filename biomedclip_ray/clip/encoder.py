@@ -85,7 +85,8 @@ class Encoder:
         if not self._trims:
             return self._stack(self._texts(ids[i : i + self.batch]) for i in range(0, len(ids), self.batch))
         # Texts of like length go together, so that a batch pays for its longest row and not for the context.
-        used = (ids != self.tokenizer.pad_id).sum(axis=1)
+        # The last token that is no padding counts: a text may hold the padding's own token.
+        used = ids.shape[1] - np.argmax(ids[:, ::-1] != self.tokenizer.pad_id, axis=1)
         order = np.argsort(used, kind="stable")
         vectors = np.empty((len(ids), self.dimensions), dtype=np.float32)
         for start in range(0, len(ids), self.batch):

@@ -82,7 +82,7 @@ def test_a_bert_tower_pays_for_no_padding_and_gives_the_same_vectors(
     built = build_model(Model(config=bert_model_config), tokenizer)
     save_bundle(tmp_path, built.model, built.model_cfg, built.preprocess_cfg, tokenizer, {})
     bundle = load_bundle(tmp_path)
-    texts = ["lung", *captions[:5], "", "lung and liver", captions[0] * 3]
+    texts = ["lung", *captions[:5], "", "lung [PAD] [PAD] and liver", captions[0] * 3]
     with torch.no_grad():
         padded = bundle.model.encode_text(torch.from_numpy(tokenizer(texts)), normalize=True).numpy()
     widths: list[int] = []
