@@ -24,7 +24,7 @@ from panels_report import write
 
 from biomedclip_ray.figures.cuts import Region, working_copy
 from biomedclip_ray.figures.letters import find_letters
-from biomedclip_ray.figures.panels import WEIGHTS, Panel, plausibility_features, tightened, ways_to_cut
+from biomedclip_ray.figures.panels import WEIGHTS, as_panels, plausibility_features, tightened, ways_to_cut
 
 BOUNDS = {"compound_or_single": 0.95, "panels_f1_50": 0.90, "panels_f1_75": 0.82, "labels": 0.82}
 
@@ -58,7 +58,7 @@ def fit(figures: Iterator[Figure]) -> NDArray[np.float64]:
 
 def _merit(way: list[tuple[str, Region]], whole: Region, figure: Figure) -> float:
     """Half F1 at 0.5, a quarter F1 at 0.75, a quarter the share of labels right."""
-    panels = [Panel((b.x0 / whole.x1, b.y0 / whole.y1, b.x1 / whole.x1, b.y1 / whole.y1), label) for label, b in way]
+    panels = as_panels(way, whole)
     half, most = matches(panels, figure.boxes, 0.5), matches(panels, figure.boxes, 0.75)
     right = sum(panels[i].label == figure.labels[j] for i, j in half)
     every = len(panels) + len(figure.boxes)

@@ -61,20 +61,20 @@ def split_panels(image: Pixels, labels: tuple[str, ...] = ()) -> list[Panel]:
     whole = Region(0, 0, luma.shape[1], luma.shape[0])
     if not labels:
         letters = _beyond_doubt(letters)
-        worth, pieces = max(
-            (_by_letters(layers, whole, list(letters.values()), habit) for habit in _habits(letters, whole)),
-            key=lambda option: option[0],
-        )
+        worth, pieces = max(_by_each_habit(layers, whole, letters), key=lambda option: option[0])
         clean = bool(letters) and len(pieces) == len(letters) and worth >= _CLEAN * (len(letters) - 1)
         labels = tuple(letters) if clean else ()
     if len(labels) < 2:
         return [Panel((0.0, 0.0, 1.0, 1.0), None)]
     options = (tightened(layers, pieces, labels, whole) for pieces in ways_to_cut(layers, whole, letters))
     best = max(options, key=lambda boxes: (len(boxes), _plausibility(boxes, letters, labels)))
-    return [
-        Panel((box.x0 / whole.x1, box.y0 / whole.y1, box.x1 / whole.x1, box.y1 / whole.y1), label)
-        for label, box in best
-    ]
+    return as_panels(best, whole)
+
+
+def as_panels(boxes: list[tuple[str, Region]], whole: Region) -> list[Panel]:
+    """Working pixels to fractions of the figure's sides."""
+    width, height = whole.x1, whole.y1
+    return [Panel((box.x0 / width, box.y0 / height, box.x1 / width, box.y1 / height), label) for label, box in boxes]
 
 
 def ways_to_cut(
@@ -82,9 +82,16 @@ def ways_to_cut(
 ) -> Iterator[list[tuple[Letter | None, Region]]]:
     """The ways to cut a figure: by its letters, for each place where they may stand in their panels, and by lines alone."""
     if letters:
-        for across, down in itertools.product((1.0, 0.5, 0.0), (1.0, 0.0)):
-            yield _by_letters(layers, whole, list(letters.values()), _Habit(across, down))[1]
+        yield from (pieces for _, pieces in _by_each_habit(layers, whole, letters))
     yield [(None, whole)]
+
+
+def _by_each_habit(
+    layers: Layers, whole: Region, letters: dict[str, Letter]
+) -> Iterator[tuple[float, list[tuple[Letter | None, Region]]]]:
+    """`_by_letters` for each place where the letters may stand in their panels; the upper left first."""
+    for across, down in itertools.product((1.0, 0.5, 0.0), (1.0, 0.0)):
+        yield _by_letters(layers, whole, list(letters.values()), _Habit(across, down))
 
 
 def tightened(
@@ -104,8 +111,12 @@ def _plausibility(boxes: list[tuple[str, Region]], letters: dict[str, Letter], l
 def plausibility_features(
     boxes: list[tuple[str, Region]], letters: dict[str, Letter], labels: tuple[str, ...]
 ) -> tuple[float, ...]:
-    """Spread of the panels' log area and log shape; share of labels whose letter is in its panel, by its likeness; mean and spread of the
-    letters' distance from the nearest corner, in heights of a capital."""
+    """What a way of cutting is weighed by.
+
+    Returns:
+        spread of the panels' log area and of their log shape; share of labels whose letter is in its panel, by its
+        likeness; mean and spread of the letters' distance from the nearest corner, in heights of a capital.
+    """
     width = np.array([max(1, box.x1 - box.x0) for _, box in boxes], np.float64)
     height = np.array([max(1, box.y1 - box.y0) for _, box in boxes], np.float64)
     offsets, trust = [], 0.0
@@ -123,17 +134,6 @@ def plausibility_features(
         float(away.mean()),
         float(away.std(axis=0).sum()),
     )
-
-
-def _habits(letters: dict[str, Letter], whole: Region) -> list[_Habit]:
-    """Upper left, and those other places that the letters' distances from the figure's sides allow."""
-    if not letters:
-        return [_Habit(1, 1)]
-    left, right = min(q.x for q in letters.values()), whole.x1 - max(q.x + q.width for q in letters.values())
-    top, bottom = min(q.y for q in letters.values()), whole.y1 - max(q.y + q.height for q in letters.values())
-    across = [1.0] + [0.0] * (right < left) + [0.5] * (min(left, right) > 0.05 * whole.x1)
-    down = [1.0] + [0.0] * (bottom < top)
-    return [_Habit(x, y) for x in across for y in down]
 
 
 def _beyond_doubt(letters: dict[str, Letter]) -> dict[str, Letter]:
