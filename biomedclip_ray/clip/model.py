@@ -229,9 +229,8 @@ def _check_timm_name(vision: dict[str, Any]) -> None:
     import timm
 
     name = vision.get("timm_model_name")
-    if (
-        name and ":" not in name and not timm.is_model(name.split(".")[0])
-    ):  # hf-hub:OWNER/NAME is asked when it is built
+    known = not name or ":" in name or timm.is_model(name.split(".")[0])  # hf-hub:OWNER/NAME is asked when it is built
+    if not known:
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise ConfigError(f"model.config: vision_cfg.timm_model_name={name}: timm has no such model{hint}")

@@ -16,7 +16,7 @@ from typing import Any
 
 from botocore.awsrequest import AWSHTTPConnection, AWSHTTPConnectionPool, AWSHTTPSConnection, AWSHTTPSConnectionPool
 
-_thread = threading.local()
+_waiting = threading.local()
 
 
 class _Exchange:
@@ -86,7 +86,7 @@ def until(moment: float) -> Iterator[None]:
     """
     exchange = _Exchange()
     _watchman.add(exchange, moment)
-    _thread.exchange = exchange
+    _waiting.exchange = exchange
     try:
         yield
     except Exception as error:
@@ -95,7 +95,7 @@ def until(moment: float) -> Iterator[None]:
         raise
     finally:
         _watchman.remove(exchange)
-        _thread.exchange = None
+        _waiting.exchange = None
     if exchange.over:
         raise TimeoutError("still arriving at the deadline")
 
@@ -112,7 +112,7 @@ class _Watched:
     sock: socket.socket
 
     def getresponse(self) -> Any:
-        exchange: _Exchange | None = getattr(_thread, "exchange", None)
+        exchange: _Exchange | None = getattr(_waiting, "exchange", None)
         if exchange is not None:
             exchange.waits_on(self.sock)
         return super().getresponse()  # type: ignore[misc]

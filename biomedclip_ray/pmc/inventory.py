@@ -90,9 +90,8 @@ def entries(bucket: Bucket, inventory: Inventory) -> Iterator[pa.Table]:
                 for batch in reader:
                     yield _parsed(pa.table(batch))
         except (ObjectError, OSError, pa.ArrowException) as error:
-            if "Empty CSV file" in str(error) and _has_bytes(
-                bucket, key
-            ):  # of no byte at all it is no gzip, but a cut one
+            # a file of no byte at all is no gzip, but a cut one
+            if "Empty CSV file" in str(error) and _has_bytes(bucket, key):
                 continue
             raise SourceError(f"source.uri={bucket.uri}: inventory file {key} cannot be read: {error}") from error
 

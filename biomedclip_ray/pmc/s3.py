@@ -24,9 +24,8 @@ from biomedclip_ray.schema import Reason
 
 Fetched = TypeVar("Fetched")
 _CHUNK = 1 << 20
-_MD5 = re.compile(
-    r"[0-9a-f]{32}"
-)  # of an object that was put in one go; in several, the ETag ends in "-" and their number
+# The ETag of an object that was put in one go; of several parts it ends in "-" and their number.
+_MD5 = re.compile(r"[0-9a-f]{32}")
 
 
 class S3Bucket:

@@ -7,17 +7,17 @@ are no achievement (the convention of model FLOPs utilisation, Chowdhery et al. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.flop_counter import FlopCounterMode
 
 from biomedclip_ray.train.lengths import encode_text
+from biomedclip_ray.train.towers import running_norms
 
 TRAINING = 3
 """Forward and backward over forward: the backward pass multiplies twice for every product of the forward pass."""
@@ -81,13 +81,6 @@ def peak_of(name: str) -> float | None:
     """bf16 FLOP/s of a device of that name ("NVIDIA A100-SXM4-80GB"); None where it is not known."""
     words = set(name.replace("-", " ").split())
     return next((value for part, value in PEAK.items() if words.issuperset(part.split())), None)
-
-
-def running_norms(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The norms that keep statistics of the batches they saw, by name."""
-    for name, module in model.named_modules():
-        if isinstance(module, _NormBase) and module.running_mean is not None:
-            yield name, module
 
 
 def _forward(model: nn.Module, run: Callable[[], Tensor]) -> float:

@@ -1,8 +1,8 @@
 """What a run measures: metrics.jsonl, TensorBoard events and Ray's own metrics (Prometheus), from rank 0; progress lines,
 printed by the driver.
 
-A line of metrics.jsonl: step (optimiser steps done), epoch, loss, guess (the loss of pure guessing: ln of the global batch, for the sigmoid loss about 1 more),
-lr, logit_scale, grad_norm, skipped (steps whose gradient was no number), and the pace since the line before: pairs_per_s,
+A line of metrics.jsonl: step (optimiser steps done), epoch, loss, guess (the loss of pure guessing: ln of the global batch,
+for the sigmoid loss about 1 more), lr, logit_scale, grad_norm, skipped (steps whose gradient was no number), and the pace since the line before: pairs_per_s,
 step_seconds, where they went as shares (data_wait, forward, loss, backward, optimizer), tflop_per_s of this worker, mfu where
 the device's peak is known, memory_bytes at most so far, seconds of training altogether. The file is written whole each time,
 as object stores want it; after a restart the lines beyond the checkpoint are dropped and written again.

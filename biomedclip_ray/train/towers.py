@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, Self
 import torch
 from timm.layers import to_2tuple
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from biomedclip_ray.config import ConfigError
-from biomedclip_ray.train.flops import running_norms
 from biomedclip_ray.train.lengths import encode_at_natural_length, encode_text, ignores_padding, take_fewer_tokens
 
 log = logging.getLogger(__name__)
@@ -100,6 +100,13 @@ def lock(model: nn.Module, tower: str) -> None:
     for name, parameter in model.named_parameters():
         if name not in other and _side(name) == tower:
             parameter.requires_grad_(False)
+
+
+def running_norms(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The norms that keep statistics of the batches they saw, by name."""
+    for name, module in model.named_modules():
+        if isinstance(module, _NormBase) and module.running_mean is not None:
+            yield name, module
 
 
 def _side(name: str) -> str:
