@@ -121,7 +121,7 @@ class Train(Section):
     checkpoint_steps: Positive = 500
     """Optimiser steps between checkpoints."""
     keep_checkpoints: Positive = 2
-    """Checkpoints kept: the newest, and the best by validation recall where validation_pairs asks for it."""
+    """Checkpoints kept: the best by validation recall where validation_pairs asks for it, and the newest besides; else the newest."""
     validation_pairs: Annotated[int, Field(ge=0)] = 0
     """Pairs of the validation split that each checkpoint is measured on, apart from the training workers; the best
     becomes the bundle. 0: the last checkpoint does."""

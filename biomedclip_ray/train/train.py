@@ -85,10 +85,13 @@ def train(config: Config, pairs: Product, corpus: Product) -> Product:
             result = _fit(config, pairs, product.place, rows, order, start, steps)
             product.peak_rss = result["peak_rss"]
         exported = ray.get(_export.remote(product.uri, _provenance(config, start, steps, rows.pairs, corpus)))
+        validation = validate.figures(product.place)
+        if config.train.validation_pairs and not validation:
+            log.warning("train: no checkpoint could be measured (Ray's log says why); the last one became the bundle")
         extra = {
             **start,
             **exported,
-            "validation": validate.figures(product.place),
+            "validation": validation,
             "steps": steps,
             "pairs": rows.pairs,
             "rows_per_epoch": len(rows),

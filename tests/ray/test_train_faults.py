@@ -3,8 +3,9 @@ what it starts from: a CLIP in the published format."""
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,18 @@ def run(root: Path, monkeypatch: pytest.MonkeyPatch, **changes: object) -> Produ
 
 
 @pytest.fixture(scope="module")
-def troubled(tmp_path_factory: pytest.TempPathFactory) -> Product:
+def told() -> Iterator[list[str]]:
+    """What the driver says of the run below, from warnings on."""
+    lines: list[str] = []
+    listener = logging.Handler(logging.WARNING)
+    listener.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("biomedclip_ray.train").addHandler(listener)
+    yield lines
+    logging.getLogger("biomedclip_ray.train").removeHandler(listener)
+
+
+@pytest.fixture(scope="module")
+def troubled(tmp_path_factory: pytest.TempPathFactory, told: list[str]) -> Product:
     with pytest.MonkeyPatch.context() as patch:
         return run(tmp_path_factory.mktemp("troubled"), patch, on_nan="skip")
 
@@ -99,8 +111,9 @@ def test_a_skipped_step_costs_its_line_and_not_the_run(troubled):
     assert np.linalg.norm(vectors) == pytest.approx(1, abs=1e-5)
 
 
-def test_a_validation_that_fails_costs_its_figure_and_not_the_run(troubled):
+def test_a_validation_that_fails_costs_its_figure_and_not_the_run(troubled, told):
     assert troubled.manifest["validation"] == {}
+    assert any("no checkpoint could be measured" in line for line in told)
     assert (troubled.manifest["chosen_by"], troubled.manifest["chosen_step"]) == ("last", STEPS)
 
 
