@@ -1,7 +1,9 @@
-"""Training by the command its user gives: two workers on the sample, the curve in the report, and a bundle."""
+"""Training by the command its user gives: two workers on the sample, the curve in the report, and a bundle that outlives an
+evaluation that fails."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -30,9 +32,13 @@ def workflow(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_only_train_on_two_workers_leaves_a_bundle_and_its_curve_in_the_report(tmp_path):
+def test_only_train_on_two_workers_leaves_its_curve_and_a_bundle_that_a_failing_evaluation_does_not_cost(tmp_path):
     make_bucket(tmp_path / "bucket", 60)
     first = workflow(tmp_path, "--until", "curate")
     assert first.returncode == 0, first.stdout + first.stderr
@@ -49,3 +55,15 @@ def test_only_train_on_two_workers_leaves_a_bundle_and_its_curve_in_the_report(t
     assert len(points.split()) == len(lines)
     assert f"{attempt['steps']} steps of 128 pairs; the loss went from {lines[0]['loss']:.2f} to " in page
     assert load_bundle(product / "bundle").info["provenance"]["steps"] == attempt["steps"]
+
+    before = digests(product / "bundle")
+    parts = {path: path.read_bytes() for path in (tmp_path / "root" / "preprocess").glob("*/data/*.parquet")}
+    for path, data in parts.items():
+        path.write_bytes(data[:1000])  # a disk that lost their ends
+    failed = workflow(tmp_path, "--only", "evaluate")
+    assert failed.returncode == 1 and "evaluate" in failed.stderr, failed.stdout + failed.stderr
+    assert digests(product / "bundle") == before and (product / "_MANIFEST.json").is_file()
+    for path, data in parts.items():
+        path.write_bytes(data)
+    again = workflow(tmp_path, "--only", "evaluate")
+    assert again.returncode == 0, again.stdout + again.stderr
