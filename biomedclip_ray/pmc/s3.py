@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import random
 import re
-import shutil
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
+from functools import partial
 from typing import Any, BinaryIO, TypeVar
 
 import boto3
@@ -23,7 +22,7 @@ from biomedclip_ray.pmc.deadline import until, watched
 from biomedclip_ray.schema import Reason
 
 Fetched = TypeVar("Fetched")
-_CHUNK = 1 << 20
+_PIECE = 8 << 20
 # The ETag of an object that was put in one go; of several parts it ends in "-" and their number.
 _MD5 = re.compile(r"[0-9a-f]{32}")
 
@@ -59,18 +58,40 @@ class S3Bucket:
         )
 
     def get(self, key: str, md5: str | None = None) -> bytes:
-        deadline = time.monotonic() + self.resources.deadline_s
-        return self._again(key, lambda: self._read(key, md5, deadline), deadline)
+        def whole(deadline: float) -> bytes:
+            answer = self._ask("get_object", key, deadline)
+            data: bytes = answer["Body"]
+            check_md5(key, data, md5 or _md5_of(answer))
+            return data
+
+        return self._again(key, whole)
 
     def stream(self, key: str) -> BinaryIO:
-        """The object from the local disk: what breaks halfway is fetched again, and may take longer than the deadline."""
-        return self._again(key, lambda: self._spooled(key), math.inf)
+        """The object from the local disk, fetched in pieces: each has a deadline and tries of its own, all are of one ETag."""
+        head = self._again(key, lambda deadline: self._ask("head_object", key, deadline))
+        size, etag = head["ContentLength"], head["ETag"]
+        with ExitStack() as undo:
+            file: BinaryIO = undo.enter_context(tempfile.TemporaryFile(prefix="biomedclip-"))
+            for start in range(0, size, _PIECE):
+                piece = range(start, min(start + _PIECE, size))
+                file.write(self._again(key, partial(self._piece, key, piece, etag)))
+            file.seek(0)
+            undo.pop_all()
+            return file
 
-    def _again(self, key: str, fetch: Callable[[], Fetched], deadline: float) -> Fetched:
-        """What `fetch` returns once it does not fail. Raises ObjectError."""
+    def _piece(self, key: str, of: range, etag: str, deadline: float) -> bytes:
+        answer = self._ask("get_object", key, deadline, Range=f"bytes={of.start}-{of.stop - 1}", IfMatch=etag)
+        data: bytes = answer["Body"]
+        if len(data) != len(of):
+            raise ObjectError(Reason.FETCH_FAILED, f"{key}: {len(data)} bytes came where {len(of)} were asked for")
+        return data
+
+    def _again(self, key: str, fetch: Callable[[float], Fetched]) -> Fetched:
+        """What `fetch`, called with its deadline, returns once it does not fail. Raises ObjectError."""
+        deadline = time.monotonic() + self.resources.deadline_s
         for attempt in range(self.resources.retries + 1):
             try:
-                return fetch()
+                return fetch(deadline)
             except ObjectError as error:
                 pause = _pause(attempt)
                 final = error.reason is Reason.MISSING_OBJECT or attempt == self.resources.retries
@@ -82,41 +103,25 @@ class S3Bucket:
                 time.sleep(pause)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    def _read(self, key: str, md5: str | None, deadline: float) -> bytes:
+    def _ask(self, operation: str, key: str, deadline: float, **more: str) -> dict[str, Any]:
+        """An answer, and its body in bytes. Raises ObjectError."""
         try:
             with until(deadline):
-                answer = self._open(key)
-                with closing(answer["Body"]) as body:
-                    data: bytes = body.read()
+                answer: dict[str, Any] = getattr(self.client, operation)(
+                    Bucket=self.name, Key=self.prefix + key, **more
+                )
+                if "Body" in answer:
+                    with closing(answer["Body"]) as body:
+                        answer["Body"] = body.read()
+                return answer
         except TimeoutError as error:
             raise ObjectError(Reason.DEADLINE, f"{key}: {error}") from error
-        except (BotoCoreError, OSError) as error:
-            raise ObjectError(Reason.FETCH_FAILED, f"{key}: {error}") from error
-        check_md5(key, data, md5 or _md5_of(answer))
-        return data
-
-    def _spooled(self, key: str) -> BinaryIO:
-        with ExitStack() as undo:
-            file: BinaryIO = undo.enter_context(tempfile.TemporaryFile(prefix="biomedclip-"))
-            try:
-                with closing(self._open(key)["Body"]) as body:
-                    shutil.copyfileobj(body, file, _CHUNK)
-            except (BotoCoreError, OSError) as error:
-                raise ObjectError(Reason.FETCH_FAILED, f"{key}: {error}") from error
-            file.seek(0)
-            undo.pop_all()
-            return file
-
-    def _open(self, key: str) -> dict[str, Any]:
-        try:
-            answer: dict[str, Any] = self.client.get_object(Bucket=self.name, Key=self.prefix + key)
-            return answer
         except ClientError as error:
             status = error.response["ResponseMetadata"]["HTTPStatusCode"]
             # 403 on a key that the inventory names is how rate limits sometimes look: worth another try, unlike 404
             reason = Reason.MISSING_OBJECT if status == 404 else Reason.FETCH_FAILED
             raise ObjectError(reason, f"{key}: HTTP {status} {error.response['Error'].get('Code', '')}") from error
-        except BotoCoreError as error:
+        except (BotoCoreError, OSError) as error:
             raise ObjectError(Reason.FETCH_FAILED, f"{key}: {error}") from error
 
     def folders(self, prefix: str) -> list[str]:

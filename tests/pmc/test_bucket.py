@@ -68,6 +68,42 @@ def test_a_passing_503_on_a_list_or_a_stream_is_tried_again(s3: S3, uri: str) ->
     assert s3.faults == {"": [], KEY: []}
 
 
+def test_a_stream_comes_in_pieces_and_only_the_one_that_broke_comes_again(
+    s3: S3, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("biomedclip_ray.pmc.s3._PIECE", 40_000)
+    s3.faults[KEY] = ["", "truncate", "503"]
+    with open_bucket(uri, QUICK).stream(KEY) as stream:
+        assert stream.read() == DATA
+    assert s3.gets.count(KEY) == 5  # 102,400 bytes are three pieces
+    boto3.client("s3").put_object(Bucket=uri.removeprefix("s3://"), Key="empty", Body=b"")
+    assert open_bucket(uri, QUICK).stream("empty").read() == b""
+
+
+def test_a_stream_that_drips_stops_at_the_deadline(s3: S3, uri: str) -> None:
+    s3.faults[KEY] = ["drip"] * 99
+    started = time.monotonic()
+    with pytest.raises(ObjectError, match="a b.jpg: still arriving at the deadline") as caught:
+        open_bucket(uri, SourceResources(retries=3, deadline_s=1.0)).stream(KEY)
+    assert caught.value.reason is Reason.DEADLINE
+    assert time.monotonic() - started < 2
+
+
+def test_a_stream_of_an_object_that_is_replaced_meanwhile_is_no_mixture(
+    s3: S3, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("biomedclip_ray.pmc.s3._PIECE", 40_000)
+    s3.hold(lambda key: key == KEY, after=1)
+    with ThreadPoolExecutor(1) as pool:
+        stream = pool.submit(open_bucket(uri, SourceResources(retries=0, deadline_s=20)).stream, KEY)
+        while s3.gets.count(KEY) < 2:
+            time.sleep(0.01)
+        boto3.client("s3").put_object(Bucket=uri.removeprefix("s3://"), Key=KEY, Body=DATA[::-1])
+        s3.release()
+        with pytest.raises(ObjectError, match="a b.jpg: HTTP 412"):
+            stream.result(timeout=10)
+
+
 def test_a_missing_key_is_final_and_asked_for_once(s3: S3, uri: str) -> None:
     with pytest.raises(ObjectError) as caught:
         open_bucket(uri, QUICK).get("PMC1.1/gone.jpg")
