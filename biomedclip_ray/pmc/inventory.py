@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -174,10 +175,10 @@ def _read_list(uri: str) -> Counter[str]:
     """The ids of a list, and how often each stands there."""
     folder, _, name = uri.rpartition("/")
     try:
-        text = Place(folder or ".").read(name).decode()
+        text = Place(folder or ".").read(name).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"source.select.pmcids={uri} cannot be read: {error}") from error
-    words = (word.split(".")[0].upper() for word in text.split())
+    words = (word.split(".")[0].upper() for word in re.split(r"[\s,;]+", text) if word)
     ids = Counter(word if word.startswith("PMC") else f"PMC{word}" for word in words)
     if not ids:
         raise SourceError(f"source.select.pmcids={uri} names no article; expected one PMCID a line")

@@ -104,6 +104,15 @@ def test_a_list_takes_known_ids_and_counts_the_unknown(tmp_path: Path, caplog: p
     assert "source.select.pmcids: 3 ids found, 1 unknown to the inventory, 1 named more than once" in caplog.text
 
 
+@pytest.mark.parametrize("text", ["\ufeffPMC5\r\nPMC7\r\n", "PMC5,PMC7\n", "pmc5; 7", "PMC5\tPMC7"])
+def test_a_list_as_other_programs_write_it(tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str) -> None:
+    bucket = _bucket(tmp_path, [f"PMC{n}.1" for n in range(1, 11)])
+    (tmp_path / "ids.txt").write_bytes(text.encode())
+    with caplog.at_level(logging.INFO):
+        assert _dealt(bucket, tmp_path, pmcids=str(tmp_path / "ids.txt")) == [["PMC5.1", "PMC7.1"]]
+    assert "2 ids found, 0 unknown" in caplog.text
+
+
 def test_every_listed_id_belongs_to_one_part_also_where_a_sample_leaves_it_out(tmp_path: Path) -> None:
     bucket = _bucket(tmp_path, [f"PMC{n}.1" for n in range(1, 101)])
     ids = [f"PMC{n}" for n in range(1, 121)]
