@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from biomedclip_ray import report_svg
+from biomedclip_ray.corpus.groups import SPLITS
 from biomedclip_ray.evaluate.vectors import to_matrix
 from biomedclip_ray.product import Product
 from biomedclip_ray.schema import Reason
@@ -37,6 +38,14 @@ GRID_PAIRS = 24
 QUERIES = 10
 RESULTS = 5
 MAX_POOL = 10_000
+CURVES = {  # of metrics.jsonl
+    "lr": "learning rate",
+    "logit_scale": "logit scale",
+    "grad_norm": "gradient norm",
+    "pairs_per_s": "pairs a second",
+    "data_wait_share": "share of a step spent waiting for data",
+    "mfu": "share of the device's peak (MFU)",
+}
 _GRID_PARTS = 8
 _PICTURE_SIDE = 256  # pixels; the stored 384 would triple the file for nothing that a grid shows
 
@@ -93,6 +102,7 @@ def render(root: str, run: dict[str, Any]) -> str:
         started=run["started"],
         updated=run["updated"],
         stages=stages,
+        corpus=_corpus(products.get("curate")),
         training=_training(products.get("train")),
         evaluation=evaluation,
         interval=report_svg.interval,
@@ -135,6 +145,17 @@ def _unit(count: dict[str, Any]) -> dict[str, Any]:
     return {"unit": count["unit"], "in": count["in"], "kept": count["kept"], "reasons": reasons}
 
 
+def _corpus(product: Product | None) -> dict[str, Any] | None:
+    """Kept pairs and groups of each split, and what the search for duplicates and leaks found."""
+    if product is None:
+        return None
+    pairs: Counter[str] = Counter()
+    for table in product.scan(["split", "kept"]):
+        pairs.update(table.filter(table["kept"])["split"].to_pylist())
+    splits = [(split, pairs[split]) for split in SPLITS]
+    return {"splits": splits, **{name: product.manifest[name] for name in ("near", "leakage", "shared_texts")}}
+
+
 def _training(product: Product | None) -> dict[str, Any] | None:
     """The loss curve with the line of pure guessing, and what metrics.jsonl and manifest say of the run."""
     lines = read(product.place) if product is not None else []
@@ -145,12 +166,23 @@ def _training(product: Product | None) -> dict[str, Any] | None:
     batch = int(recipe["batch"])
     guess = guessing(batch, recipe["loss"])
     formula = f"ln({batch:,}) = " if recipe["loss"] == "infonce" else ""
+    validation = sorted((int(step), found) for step, found in product.manifest.get("validation", {}).items())
+    recall = [(float(step), (found["text_to_image"] + found["image_to_text"]) / 2) for step, found in validation]
+    curves = {"recall@10 of the validation split": recall} | {
+        words: [(float(line["step"]), line[name]) for line in lines if math.isfinite(line.get(name, math.nan))]
+        for name, words in CURVES.items()
+    }
     return {
         "plot": report_svg.curve(
             losses,
             f"Loss by step: {losses[0][1]:.2f} at step {lines[0]['step']}, {losses[-1][1]:.2f} at step {lines[-1]['step']}",
             (guess, f"pure guessing: {formula}{guess:.2f}"),
         ),
+        "curves": [
+            (words, points[-1][1], report_svg.curve(points, words, small=True))
+            for words, points in curves.items()
+            if points
+        ],
         "steps": lines[-1]["step"],
         "batch": batch,
         "first": losses[0][1],

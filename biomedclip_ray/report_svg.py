@@ -9,8 +9,8 @@ from itertools import pairwise
 
 from markupsafe import Markup, escape
 
-_WIDTH, _HEIGHT = 720, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 12, 12, 30
+_LARGE, _SMALL = (720, 250), (340, 150)
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 12, 30
 _MAX_POINTS = 600  # more than the plot has pixels is only bytes
 
 
@@ -19,6 +19,7 @@ def curve(
     title: str,
     guessing: tuple[float, str] | None = None,
     others: Sequence[tuple[str, Sequence[tuple[float, float]]]] = (),
+    small: bool = False,
 ) -> Markup:
     """A line through (step, value) points, y from 0, as one `<svg>`.
 
@@ -27,40 +28,48 @@ def curve(
         title: read out to those who cannot see the plot.
         guessing: height and label of a dashed line, what pure guessing would give.
         others: (label, points) of further lines with points marked.
+        small: for one of several in a row.
     """
+    width, height = _SMALL if small else _LARGE
+    most_ticks = 3 if small else 5
     every = [*points, *(point for _, series in others for point in series)]
     x_max = max(x for x, _ in every) or 1.0
     y_max = 1.06 * max([y for _, y in every] + ([guessing[0]] if guessing else [])) or 1.0
 
+    def across(x: float) -> float:
+        return _LEFT + (width - _LEFT - _RIGHT) * x / x_max
+
+    def up(y: float) -> float:
+        return height - _BOTTOM - (height - _TOP - _BOTTOM) * y / y_max
+
     def at(x: float, y: float) -> str:
-        return f"{_across(x, x_max):.1f},{_up(y, y_max):.1f}"
+        return f"{across(x):.1f},{up(y):.1f}"
 
     parts = [
-        f'<svg class="plot" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">',
+        f'<svg class="plot" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">',
         f"<title>{escape(title)}</title>",
     ]
-    for value in ticks(y_max):
-        y = _up(value, y_max)
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+    for value in ticks(y_max, most_ticks):
+        y = up(value)
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="tick" x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
-    for value in ticks(x_max):
-        x = _across(value, x_max)
-        parts.append(f'<text class="tick" x="{x:.1f}" y="{_HEIGHT - 8}" text-anchor="middle">{value:,.0f}</text>')
+    for value in ticks(x_max, most_ticks):
+        x = across(value)
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{height - 8}" text-anchor="middle">{value:,.0f}</text>')
     if guessing:
-        y = _up(guessing[0], y_max)
-        parts.append(f'<line class="guess" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        y = up(guessing[0])
+        parts.append(f'<line class="guess" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(
-            f'<text class="label" x="{_WIDTH - _RIGHT}" y="{y - 6:.1f}" text-anchor="end">{escape(guessing[1])}</text>'
+            f'<text class="label" x="{width - _RIGHT}" y="{y - 6:.1f}" text-anchor="end">{escape(guessing[1])}</text>'
         )
     parts.append(f'<polyline class="line" points="{" ".join(at(x, y) for x, y in thin(points))}"/>')
     for label, series in others:
         parts.append(f'<polyline class="other" points="{" ".join(at(x, y) for x, y in thin(series))}"/>')
         for x, y in thin(series, 40):
-            parts.append(f'<circle class="dot" cx="{_across(x, x_max):.1f}" cy="{_up(y, y_max):.1f}" r="3"/>')
+            parts.append(f'<circle class="dot" cx="{across(x):.1f}" cy="{up(y):.1f}" r="3"/>')
         x, y = series[-1]
         parts.append(
-            f'<text class="label" x="{_across(x, x_max):.1f}" y="{_up(y, y_max) - 8:.1f}" text-anchor="end">'
-            f"{escape(label)}</text>"
+            f'<text class="label" x="{across(x):.1f}" y="{up(y) - 8:.1f}" text-anchor="end">{escape(label)}</text>'
         )
     return Markup("".join([*parts, "</svg>"]))
 
@@ -80,9 +89,9 @@ def interval(value: float, low: float, high: float, chance: float) -> Markup:
     )
 
 
-def ticks(top: float) -> list[float]:
-    """Four to six round numbers from 0 up to at most `top` (> 0)."""
-    raw = top / 5
+def ticks(top: float, most: int = 5) -> list[float]:
+    """Round numbers from 0 up to at most `top` (> 0), at most `most` of them above 0."""
+    raw = top / most
     unit = 10.0 ** math.floor(math.log10(raw))
     step = next(step * unit for step in (1, 2, 2.5, 5, 10) if step * unit >= raw)
     return [round(i * step, 10) for i in range(int(top / step + 1e-9) + 1)]
@@ -99,11 +108,3 @@ def thin(points: Sequence[tuple[float, float]], most: int = _MAX_POINTS) -> list
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _across(x: float, x_max: float) -> float:
-    return _LEFT + (_WIDTH - _LEFT - _RIGHT) * x / x_max
-
-
-def _up(y: float, y_max: float) -> float:
-    return _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * y / y_max

@@ -19,7 +19,7 @@ from biomedclip_ray import report, report_svg
 from biomedclip_ray.config import STAGES, Config
 from biomedclip_ray.evaluate.vectors import to_column
 from biomedclip_ray.product import Count, Ledger, Product, conform
-from biomedclip_ray.schema import PAIRS, Reason, index_schema
+from biomedclip_ray.schema import CORPUS, PAIRS, Reason, index_schema
 
 KINDS = ("gel", "micrograph", "radiograph")
 PAIRS_PER_PART = 15
@@ -99,6 +99,28 @@ def pairs_product(root: str) -> Product:
     return product
 
 
+def corpus_product(root: str) -> Product:
+    """27 of the 30 pairs are kept: two in three for training."""
+    product = Product.plan(root, "curate", 1, {}, [])
+    with product.running(parts=2):
+        for part in range(2):
+            rows = [
+                {
+                    "pair_id": f"PMC{part}.1/F{i}#0",
+                    "split": "test" if i % 3 == 0 else "train",
+                    "group": i,
+                    "kept": i > part,
+                }
+                for i in range(PAIRS_PER_PART)
+            ]
+            table = conform(pa.Table.from_pylist([row | {"reason": None} for row in rows], CORPUS), CORPUS)
+            product.write_part(part, table, Ledger("curate").table(), {"pair": (PAIRS_PER_PART, PAIRS_PER_PART)})
+        near = {"bits": 4, "pictures": 1234, "near_hashes": 7, "pictures_read": 9, "confirmed": 5, "crowded": 0}
+        leakage = {"articles": 0, "groups": 0, "pictures": 0, "near_pairs": 0}
+        product.finish_parts(0.0, {"near": near, "leakage": leakage, "shared_texts": 3})
+    return product
+
+
 def embed_product(root: str, wrong: int | None = None) -> Product:
     """30 test pairs; each caption finds its own picture first, but pair `wrong`, whose picture is the opposite."""
     schema = pa.schema([field for field in index_schema(DIMENSIONS) if field.name not in ("x", "y")])
@@ -156,7 +178,14 @@ def metrics(last: float, batch: int = 128) -> bytes:
     """100 steps from ln(batch) to `last`."""
     guess = math.log(batch)
     lines = [
-        {"step": step, "loss": guess + (last - guess) * step / 100, "guess": guess, "lr": 1e-3}
+        {
+            "step": step,
+            "loss": guess + (last - guess) * step / 100,
+            "guess": guess,
+            "lr": 1e-3,
+            "grad_norm": math.nan if step in (1, 100) else step / 10,
+            "data_wait_share": 0.0,
+        }
         for step in range(1, 101)
     ]
     return "".join(json.dumps(line) + "\n" for line in lines).encode()
@@ -167,7 +196,8 @@ def train_product(root: str, last: float) -> Product:
     product = Product.plan(root, "train", 1, {"train": config.train.model_dump(mode="json") | {"batch": 128}}, [])
     with product.running(parts=0):
         product.place.write("metrics.jsonl", metrics(last))
-        product.finish([], extra={"starts": {"image": "random", "text": "random"}})
+        validation = {step: {"n": 9, "text_to_image": step / 100, "image_to_text": step / 200} for step in (100, 9)}
+        product.finish([], extra={"starts": {"image": "random", "text": "random"}, "validation": validation})
     return product
 
 
@@ -197,6 +227,7 @@ def root(tmp_path: Path) -> Path:
     products = [
         finish(where, "catalog", [catalog]),
         pairs_product(where),
+        corpus_product(where),
         train_product(where, last=1.0),
         finish(where, "evaluate", [], {"evaluation.json": json.dumps(EVALUATION).encode()}),
         embed_product(where, wrong=0),
@@ -248,6 +279,27 @@ def test_the_curve_has_a_point_for_each_logged_step(page: Page, root: Path) -> N
     points = [tuple(map(float, point.split(","))) for point in line[1].split()]
     assert len(points) == 100
     assert points == sorted(points), "the loss falls at each step: x and y of the SVG both grow"
+
+
+def test_what_else_was_measured_in_training_has_a_curve_of_its_own(page: Page, root: Path) -> None:
+    for words in (
+        "recall@10 of the validation split 0.75 at the end",  # the mean of both ways, by step and not as text
+        "learning rate 0.001 at the end",
+        "gradient norm 9.9 at the end",  # what is no number has no point
+        "share of a step spent waiting for data 0 at the end",
+    ):
+        assert words in page.text
+    assert "logit scale" not in page.text
+    curves = re.findall(r'viewBox="0 0 340 150".*?class="line" points="([^"]+)"', (root / "report.html").read_text())
+    assert [len(points.split()) for points in curves] == [2, 100, 98, 100]
+
+
+def test_splits_and_the_search_for_leaks_are_told(page: Page) -> None:
+    assert "split pairs kept train 19 validation 0 test 8" in page.text
+    assert "Among 1,234 different files 7 pairs have hashes that differ in at most 4 of 64 bits" in page.text
+    assert "show the same picture in 5 of them" in page.text
+    assert "Kept in more than one split: 0 articles, 0 groups, 0 pictures, 0 near pairs." in page.text
+    assert "under different pictures: 3." in page.text
 
 
 def test_recall_stands_beside_interval_chance_and_shuffled_control(page: Page) -> None:

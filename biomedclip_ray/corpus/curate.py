@@ -17,7 +17,18 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from biomedclip_ray.config import Config, Curate, SourceSelect
-from biomedclip_ray.corpus.groups import NO_EDGES, REASONS, SPLITS, Edges, Facts, Verdict, decide, leaks, split_of
+from biomedclip_ray.corpus.groups import (
+    NO_EDGES,
+    REASONS,
+    SPLITS,
+    Edges,
+    Facts,
+    Verdict,
+    decide,
+    leaks,
+    shared_texts,
+    split_of,
+)
 from biomedclip_ray.corpus.near import SHAPE_LIMIT, SIGNATURE_SIDE, look_alike, near_pairs, signature
 from biomedclip_ray.figures.image import decode
 from biomedclip_ray.product import Ledger, Product
@@ -25,7 +36,7 @@ from biomedclip_ray.schema import CORPUS, Reason, hash64
 
 log = logging.getLogger(__name__)
 
-VERSION = 3
+VERSION = 4
 UNIT = "pair"
 _COLUMNS = "pair_id pmcid source_split figure_id panel text sha256 text_sha256 phash license figure_kind".split()
 _THREADS = 8  # reading; decoding leaves the interpreter's lock alone too
@@ -40,7 +51,8 @@ def plan(config: Config, pairs: Product) -> Product:
 def curate(config: Config, pairs: Product) -> Product:
     """Decide on every pair, or find that done. Each corpus file has the rows of the pairs file of the same name.
 
-    The manifest's `near` says how many near pairs were looked at and confirmed, `leakage` what spans splits among the kept.
+    The manifest's `near` says how many near pairs were looked at and confirmed, `leakage` what spans splits among the kept,
+    `shared_texts` how many texts do so under different pictures.
 
     Raises:
         RuntimeError: something spans splits, which no data can bring about.
@@ -67,7 +79,8 @@ def curate(config: Config, pairs: Product) -> Product:
             rows, ledger = _corpus_rows(ids, verdict.slice(first, first + len(ids)))
             product.write_part(part, rows, ledger.table(), ledger.counts, peak)
             first += len(ids)
-        product.finish_parts(transient_limit=0.0, extra={"near": search, "leakage": leakage})
+        found = {"near": search, "leakage": leakage, "shared_texts": shared_texts(facts, verdict)}
+        product.finish_parts(transient_limit=0.0, extra=found)
     return product
 
 

@@ -120,6 +120,12 @@ def leaks(facts: Facts, verdict: Verdict, near: Edges) -> dict[str, int]:
     return found | {"near_pairs": int((verdict.split[left[both]] != verdict.split[right[both]]).sum())}
 
 
+def shared_texts(facts: Facts, verdict: Verdict) -> int:
+    """How many texts are kept, word for word, in more than one split: stock phrases under different pictures."""
+    kept = verdict.reason < 0
+    return _in_several_splits(facts.text[kept], verdict.split[kept])
+
+
 def _in_several_splits(values: NDArray[np.generic], split: NDArray[np.int8]) -> int:
     order = np.lexsort((split, values))
     values, split = values[order], split[order]

@@ -7,7 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from biomedclip_ray.config import Curate, Splits
-from biomedclip_ray.corpus.groups import NO_EDGES, REASONS, Edges, Facts, Verdict, decide, leaks, split_of
+from biomedclip_ray.corpus.groups import (
+    NO_EDGES,
+    REASONS,
+    Edges,
+    Facts,
+    Verdict,
+    decide,
+    leaks,
+    shared_texts,
+    split_of,
+)
 from biomedclip_ray.schema import Reason
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
@@ -149,6 +159,14 @@ def test_a_leak_of_each_kind_is_counted() -> None:
         "pictures": 1,
         "near_pairs": 2,
     }
+
+
+def test_a_text_under_two_pictures_is_counted_where_its_splits_differ() -> None:
+    rows = [(1, 7, 5, TRAIN), (2, 8, 5, TEST), (3, 9, 6, TRAIN), (4, 10, 6, TRAIN), (5, 11, 4, TRAIN), (6, 11, 4, TEST)]
+    facts = _facts(rows)
+    verdict = decide(facts, Curate())
+    assert _fates(verdict) == ["kept", "kept", "kept", "kept", "split_conflict", "kept"]
+    assert shared_texts(facts, verdict) == 1
 
 
 @settings(deadline=None, max_examples=150)

@@ -104,6 +104,7 @@ def test_a_recompressed_copy_in_another_part_is_one_group_and_leaves_the_lower_s
         "crowded": 0,
     }
     assert product.manifest["leakage"] == {"articles": 0, "groups": 0, "pictures": 0, "near_pairs": 0}
+    assert product.manifest["shared_texts"] == 0
 
 
 def test_without_near_bits_a_copy_in_other_bytes_is_another_picture(config: Config, tmp_path: Path) -> None:
