@@ -21,7 +21,7 @@ from biomedclip_ray.product import Ledger, PartResult, Product
 from biomedclip_ray.schema import ARTICLES, Reason, figure_ids
 from biomedclip_ray.sync import Previous, finished_or_none, parent_of
 
-VERSION = 4
+VERSION = 5
 ARTICLE, FIGURE = "article", "figure"
 
 Item = TypeVar("Item")

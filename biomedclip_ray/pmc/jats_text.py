@@ -182,6 +182,9 @@ def _stands_in_tex(math: etree._Element) -> bool:
 
 _SEPARATORS = " \t\r\n\u00a0\u2009\u202f,;-\u2010\u2011\u2012\u2013\u2014\u2212"
 _LIST = re.compile(rf"[{re.escape(_SEPARATORS)}\d.()\[\]]*")
+# Numbers in a row over the end of a word or a sentence: citations without an xref. R1,2 and 10-12 are none.
+_UNLINKED = re.compile(r"\s*\d{1,3}(?:\s*[,;\-\u2010-\u2013]\s*\d{1,3})+\s*")
+_WORD_END = re.compile(r"(?:[a-z]{3}|[.,;:)\]\u201d])\s*\Z")
 _CERTAIN = frozenset(",;()[]")  # a dash or a number in a superscript may mean something else
 
 
@@ -214,6 +217,8 @@ def _superscript(sup: etree._Element, out: list[str], rules: Rules, cited: Mappi
     if text and not holds_xref:
         if _is_between_citations(sup, text, cited):
             return _list_goes_on(sup, cited)
+        if _UNLINKED.fullmatch(text) and _WORD_END.search("".join(out[-8:])[-40:]):
+            return False
         if out and out[-1][-1:].isalpha():  # m2, most of them
             _walk(sup, out, rules, cited)
             return False

@@ -225,6 +225,8 @@ CITE = '<xref ref-type="bibr" rid="R6">'
         f"<sup>{CITE}6</xref></sup>,<sup>{CITE}7</xref></sup>",
         f"<sup>5,</sup>{CITE}<sup>7</sup></xref>",
         '<sup><xref rid="R6">6</xref>,<xref rid="R7">7</xref></sup>',
+        "<sup>6,7</sup>",
+        "<sup>6\u20139, 12</sup>",
     ],
 )
 def test_superscript_citations_stay_in_the_caption_and_are_not_spoken(citation):
@@ -237,6 +239,7 @@ def test_superscript_citations_stay_in_the_caption_and_are_not_spoken(citation):
 def test_what_stands_beside_a_superscript_citation_stays():
     assert figure_with(f"<p>CD4<sup>+,{CITE}4</xref></sup> T</p>").spoken == "CD4+ T"
     assert figure_with(f"<p>Cl<sup>\u2212</sup>{CITE}<sup>4</sup></xref> in</p>").spoken == "Cl\u2212 in"
+    assert figure_with("<p>grown.<sup>1,2</sup> OR<sup>1,2</sup> cm<sup>2</sup></p>").spoken == "grown. OR1,2 cm2"
     assert figure_with(f"<p>as in {CITE}4</xref>, {CITE}5</xref></p>").spoken == "as in 4, 5"
     others = '<sup><xref rid="T1">a</xref></sup>, <sup><xref ref-type="fn" rid="R2">b</xref></sup>'
     assert only_figure(f'<fn id="T1"/><fig><caption><p>p{others}</p></caption></fig>').spoken == "pa, b"
