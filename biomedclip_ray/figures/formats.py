@@ -20,6 +20,7 @@ from biomedclip_ray.schema import Reason
 ORIENTATION = 0x0112
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_NEEDED = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"})
+_TIFF_PHOTOMETRIC = 262
 _TIFF_BITS_PER_SAMPLE = 258
 
 
@@ -91,7 +92,9 @@ def pillow_pixels(data: bytes, original_format: str, limits: Limits) -> Pixels:
                 return _deep_colour_pixels(data, image.getexif().get(ORIENTATION, 1))
             image.load()
             limits.check(*image.size)
-            return _rgb(ImageOps.exif_transpose(image))
+            # Pillow inverts such a picture of 8 bits, and leaves one of 16 as it is: film that was scanned
+            white_is_0 = image.mode.startswith("I") and getattr(image, "tag_v2", {}).get(_TIFF_PHOTOMETRIC) == 0
+            return _rgb(ImageOps.exif_transpose(image), white_is_0)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -144,12 +147,13 @@ def _deep_colour_pixels(data: bytes, orientation: int) -> Pixels:
     return upright(np.rint(colour).astype(np.uint8), orientation if orientation in range(1, 9) else 1)
 
 
-def _rgb(image: Image.Image) -> Pixels:
+def _rgb(image: Image.Image, white_is_0: bool) -> Pixels:
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image)
         seen = values != image.info.get("transparency")  # a 16-bit PNG may name one grey that is none
         grey = np.full(values.shape, 255, np.uint8)
-        grey[seen] = _by_range(values[seen])
+        scaled = _by_range(values[seen])
+        grey[seen] = 255 - scaled if white_is_0 else scaled
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.has_transparency_data:
         image = image.convert("RGBA")

@@ -9,6 +9,7 @@ is never read further than the orientation: a huge profile or text chunk costs n
 from __future__ import annotations
 
 import hashlib
+import re
 import struct
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,6 +28,7 @@ from biomedclip_ray.schema import Reason
 # pixels, and a large picture costs a third less. Quarter scale, or half at 2, would blur line art (20 to 30 dB).
 _HALF_DECODE_FROM = 3.2
 # A picture whose channels differ by no more than JPEG's rounding holds nothing.
+_XMP_ORIENTATION = re.compile(rb'tiff:Orientation\s*(?:=\s*"|>)\s*([1-8])')
 _BLANK_RANGE = 4
 
 
@@ -171,13 +173,12 @@ def _jpeg_shrunken(data: bytes, short_side: int | None, limits: Limits) -> tuple
     """(shrunken pixels, upright width, upright height), or None where Pillow has to decide."""
     width, height, components, orientation = _jpeg_header(data)
     limits.check(width, height)
-    if components not in (1, 3):
-        return None  # CMYK and YCCK: inverted or not by the Adobe marker, as Pillow sees it
+    plain = components in (1, 3)
     small = _stored_size(width, height, short_side)
     halve = min(width / small[0], height / small[1]) >= _HALF_DECODE_FROM
     half = {"min_factor": 2.0, "min_width": (width + 1) // 2, "min_height": (height + 1) // 2} if halve else {}
     try:
-        pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", **half)
+        pixels = simplejpeg.decode_jpeg(data, colorspace="RGB" if plain else "CMYK", **half)
     except ValueError as error:
         message = str(error)
         if "remature end" in message:  # of the file, or of its data before an end marker that somebody added
@@ -185,14 +186,21 @@ def _jpeg_shrunken(data: bytes, short_side: int | None, limits: Limits) -> tuple
         if "Huffman" in message:
             raise ImageError(Reason.BROKEN_IMAGE, message) from error
         return None  # extra bytes between markers and the like
+    if not plain:
+        return None  # CMYK and YCCK: whole, and inverted or not by the Adobe marker, as Pillow sees it
     pixels = upright(shrink(pixels, *small, source=(width, height) if halve else None), orientation)
     return (pixels, height, width) if orientation >= 5 else (pixels, width, height)
 
 
 def _jpeg_header(data: bytes) -> tuple[int, int, int, int]:
-    """(width, height, components, EXIF orientation) from the segments before the first scan. Raises ImageError."""
+    """(width, height, components, orientation) from the segments before the first scan. Raises ImageError.
+
+    The orientation is that of the first EXIF block, and where it says none that of XMP: Pillow's rule.
+    """
     frame: tuple[int, int, int] | None = None
-    orientation, position, end = 1, 2, len(data)
+    exif: bytes | None = None
+    in_xmp: re.Match[bytes] | None = None
+    position, end = 2, len(data)
     while True:
         position = data.find(b"\xff", position)
         while position >= 0 and data[position : position + 1] == b"\xff":
@@ -213,22 +221,27 @@ def _jpeg_header(data: bytes) -> tuple[int, int, int, int]:
             height, width = struct.unpack_from(">HH", segment, 1)
             frame = width, height, segment[5]
         elif marker == 0xE1 and segment.startswith(b"Exif\0\0"):
-            orientation = _exif_orientation(segment)
+            exif = segment if exif is None else exif
+        elif marker == 0xE1 and segment.startswith(b"http://ns.adobe.com/xap/"):
+            in_xmp = in_xmp or _XMP_ORIENTATION.search(segment)
         position += 1 + length
     if frame is None or 0 in frame:
         raise ImageError(Reason.BROKEN_IMAGE, "the JPEG has no frame header with a size")
-    return (*frame, orientation)
+    orientation = _exif_orientation(exif) if exif is not None else None
+    if orientation is None:
+        orientation = int(in_xmp[1]) if in_xmp else 1
+    return (*frame, orientation if orientation in range(1, 9) else 1)
 
 
-def _exif_orientation(segment: bytes) -> int:
-    """1 to 8; 1 where the block cannot be read: bad metadata is no reason to lose a picture."""
+def _exif_orientation(segment: bytes) -> int | None:
+    """None where there is none, or the block cannot be read: bad metadata is no reason to lose a picture."""
     exif = Image.Exif()
     try:
         exif.load(segment)
-        value = exif.get(ORIENTATION, 1)
+        value: int | None = exif.get(ORIENTATION)
     except (SyntaxError, ValueError, struct.error, TypeError, KeyError, OSError):
-        return 1
-    return value if value in range(1, 9) else 1
+        return None
+    return value
 
 
 @lru_cache(maxsize=1)

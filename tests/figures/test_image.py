@@ -147,6 +147,13 @@ def test_sixteen_bit_grey_is_scaled_by_its_range(kind: str) -> None:
     assert pixels[:, -3:].min() > 247
 
 
+def test_sixteen_bit_grey_with_white_at_zero_is_no_negative() -> None:
+    image = Image.fromarray(_twelve_bits())
+    pixels = decode(prepared(saved(image, "TIFF", tiffinfo={262: 0})).jpeg)
+    assert pixels[:, :3].min() > 247
+    assert pixels[:, -3:].max() < 8
+
+
 def test_the_grey_that_a_sixteen_bit_png_names_as_transparent_is_paper() -> None:
     values = _twelve_bits()
     values[:100] = 65535  # far outside the range of what is seen, which it must not darken
@@ -232,6 +239,36 @@ def test_exif_rotation_is_applied(kind: str, orientation: int) -> None:
     assert difference(picture, upright.resize((picture.width, picture.height), Image.Resampling.BICUBIC)) < 3
 
 
+def _segment(content: bytes) -> bytes:
+    return b"\xff\xe1" + struct.pack(">H", len(content) + 2) + content
+
+
+_EXIF_6 = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+_XMP_8 = b"http://ns.adobe.com/xap/1.0/\0<rdf:Description tiff:Orientation='1' tiff:Orientation=\"8\"/>"
+
+
+@pytest.mark.parametrize(
+    ("segments", "sides"),
+    [
+        ([_EXIF_6], (200, 300)),
+        ([_EXIF_6, b"Exif\0\0 and the rest of it"], (200, 300)),
+        ([_XMP_8], (200, 300)),
+        ([_XMP_8, b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0"], (200, 300)),
+        ([_EXIF_6.replace(b"\0\x06", b"\0\x01"), _XMP_8], (300, 200)),
+        ([_XMP_8.replace(b"8", b"1")], (300, 200)),
+    ],
+)
+def test_orientation_is_read_where_pillow_reads_it(segments: list[bytes], sides: tuple[int, int]) -> None:
+    from PIL import ImageOps
+
+    data = saved(scene(), "JPEG", quality=95)
+    data = data[:2] + b"".join(map(_segment, segments)) + data[2:]
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    picture = prepared(data)
+    assert (picture.width, picture.height) == upright.size == sides
+    assert difference(picture, upright) < 2.5
+
+
 def test_an_unreadable_exif_block_does_not_cost_the_picture() -> None:
     data = saved(scene(), "JPEG", quality=95)
     block = b"Exif\0\0" + b"MM\0*\xff\xff\xff\xf0garbage"
@@ -299,8 +336,10 @@ def test_a_cut_file_is_dropped_as_truncated(kind: str, share: float) -> None:
     assert refused(data[: int(len(data) * share)]).reason is Reason.TRUNCATED_IMAGE
 
 
-def test_a_cut_jpeg_with_an_end_marker_put_on_is_truncated() -> None:
-    data = saved(scene(), "JPEG")
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_cut_jpeg_with_an_end_marker_put_on_is_truncated(mode: str, progressive: bool) -> None:
+    data = saved(scene().convert(mode), "JPEG", progressive=progressive)
     assert refused(data[: len(data) // 2] + b"\xff\xd9").reason is Reason.TRUNCATED_IMAGE
 
 
