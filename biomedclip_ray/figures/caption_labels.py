@@ -15,19 +15,23 @@ from dataclasses import dataclass, replace
 from string import ascii_lowercase
 
 _LETTER = r"(?:[A-Za-z](?:\d|['′])?)"
-_JOIN = r"(?:\s*(?:[,;&/+]|and\b|to\b|[-–—])\s*)+"
+_RANGE = r"(?:[-–—]|to\b|through\b)"
+_JOIN = rf"(?:\s*(?:[,;&/+]|and\b|{_RANGE})\s*)+"
 _LIST = rf"{_LETTER}(?:{_JOIN}{_LETTER}(?![A-Za-z])){{0,25}}"
 _ROMANS = ("i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix", "x", "xi", "xii")
 _NOUN = r"(?:sub-?)?(?:panel|image|picture|photo|part|section|plate|graph|frame|column|row)s?"
 _SIDE = r"(?:upper|lower|top|bottom|left|right|middle|center|centre|inset)(?:[ -](?:left|right|panel|row))*"
-# "(A)", "(A, B)", "(panel A)", "(panel (A))", "(left, A)", "(C, 200x)", "[A]"; the letter may close a remark: "(PSA; C)".
+# What begins a clause and belongs to the bracket behind it: "Panel (A) ...", "In (b), ...", "Figure 1(a) ...".
+_LEAD = rf"(?:^|(?<=[.;,:]\s)|(?<=[;,]\sand\s))(?i:in\s+|{_NOUN}\s*|(?:sub-?)?fig(?:ures?|s?\.)\s*\d*\s*)"
+# "(A)", "(A, B)", "(A)-(C)", "(panel A)", "(panel (A))", "(left, A)", "(C, 200x)", "[A]"; the letter may close a remark: "(PSA; C)".
 _BRACKETED = re.compile(
-    rf"(?:(?<![A-Za-z0-9])|(?<=[a-z]{{4}})(?![(]s))[(\[]\s*(?:{_NOUN}\s+|{_SIDE}[,:;]?\s+)?({_LIST})(?:\s*[:;,.]\s*[^()\[\]]{{0,60}}|,?\s+{_SIDE})?\s*[)\]]"
+    rf"(?:{_LEAD}|(?<![A-Za-z0-9]))[(\[]({_LETTER}[)\]]\s*{_RANGE}\s*[(\[]{_LETTER})[)\]]"
+    rf"|(?:{_LEAD}|(?<![A-Za-z0-9])|(?<=[a-z]{{4}})(?![(]s))[(\[]\s*(?:{_NOUN}\s+|{_SIDE}[,:;]?\s+)?({_LIST})(?:\s*[:;,.]\s*[^()\[\]]{{0,60}}|,?\s+{_SIDE})?\s*[)\]]"
     rf"|\({_NOUN}\s+\(({_LIST})\)\)"
 )
 _CLOSING_REMARK = re.compile(rf"[;,]\s*(?:{_NOUN}\s+)?({_LIST})\s*(?=\))")
 # "A) text" at the start of a sentence or clause.
-_HALF_BRACKET = re.compile(rf"(?:^|(?<=[\s.;,:]))({_LIST})\)(?=\s|$)")
+_HALF_BRACKET = re.compile(rf"(?:^|(?<=[\s.;,:]))({_LETTER}\)\s*{_RANGE}\s*{_LETTER}|{_LIST})\)(?=\s|$|[A-Z][a-z])")
 # "A. Text", "A: text", "A, text", "A - text", "A and B, text".
 _PUNCTUATED = re.compile(rf"(?:^|(?<=[.;:)]\s)|(?<=[.;:)]))({_LIST})\s*[.:,;–—-](?=\s)\s*(?=\S)")
 # "panel A", "Panels B and C", "image D".
@@ -130,7 +134,11 @@ def _of_form(form: re.Pattern[str], caption: str, upper: bool) -> list[Mention]:
     matches = list(form.finditer(caption))
     if form is _BRACKETED:
         inside = [range(match.start(), match.end()) for match in matches]
-        matches += [m for m in _CLOSING_REMARK.finditer(caption) if not any(m.start() in span for span in inside)]
+        matches += [
+            m
+            for m in _CLOSING_REMARK.finditer(caption)
+            if _in_brackets(caption, m.start()) and not any(m.start() in span for span in inside)
+        ]
     for match in matches:
         labels = _expand(next(filter(None, match.groups())))
         if form is _HALF_BRACKET and _in_brackets(caption, match.start()):
@@ -151,10 +159,10 @@ def _in_brackets(caption: str, at: int) -> bool:
 def _expand(text: str) -> tuple[str, ...]:
     """ "A-C, E" -> A, B, C, E; "B1-B3" -> B1, B2, B3; () where the letters differ in case or a range runs backwards."""
     labels: list[str] = []
-    parts = re.findall(rf"(?<![A-Za-z]){_LETTER}(?![A-Za-z])|[-–—]|\bto\b", text)
+    parts = re.findall(rf"(?<![A-Za-z]){_LETTER}(?![A-Za-z])|{_RANGE}", text)
     ranging = False
     for part in parts:
-        if part in ("-", "–", "—", "to"):
+        if re.fullmatch(_RANGE, part):
             ranging = bool(labels)
             continue
         label = part.rstrip("'′")

@@ -58,8 +58,8 @@ def _with_mentions(text: str, figure: Row, mentions: int) -> str:
 
 
 def may_be_cut(figure: Row) -> bool:
-    """A panel is a derivative work: a no-derivatives licence forbids it, and where no licence is known nothing allows it."""
-    return figure["license"] != "unknown" and not figure["license"].endswith("ND")
+    """A panel is a derivative work: no-derivatives licences forbid it; text mining only, or no known licence, does not allow it."""
+    return figure["license"].startswith("CC") and not figure["license"].endswith("ND")
 
 
 def panel_pairs(whole: Row, figure: Row, data: bytes, config: Preprocess) -> Iterator[Row | tuple[str, ImageError]]:

@@ -24,6 +24,7 @@ _REMARK = re.compile(r"\s*\([^()]*\)")
 # What joined a text to the one before or after it.
 _LOOSE = re.compile(r"^\W*(?:and|or)\s|[\s,;]+(?:and|or)\s*$")
 _COLON = re.compile(r":\s")
+_WIDE = str.maketrans("（）［］：；，", "()[]:;,")
 
 
 def subcaptions(caption: str) -> dict[str, str]:
@@ -35,6 +36,7 @@ def subcaptions(caption: str) -> dict[str, str]:
     Returns:
         label -> text in the labels' order, the letters as the caption writes them ("A", "b").
     """
+    caption = caption.translate(_WIDE)
     mentions = label_mentions(caption)
     if not mentions:
         return {}

@@ -77,7 +77,12 @@ def test_a_file_that_does_not_decode_at_full_size_is_a_reason_and_no_end() -> No
 
 @pytest.mark.parametrize(
     ("license_code", "may"),
-    [("CC BY", True), ("CC BY-NC-SA", True), ("CC BY-ND", False), ("CC BY-NC-ND", False), ("unknown", False)],
+    [
+        ("CC0", True),
+        ("CC BY", True),
+        ("CC BY-NC-SA", True),
+        *((code, False) for code in ("CC BY-ND", "CC BY-NC-ND", "TDM", "unknown")),
+    ],
 )
 def test_only_what_a_licence_allows_is_cut(license_code: str, may: bool) -> None:
     assert may_be_cut({"license": license_code}) is may
