@@ -21,7 +21,7 @@ from biomedclip_ray.product import Ledger, PartResult, Product
 from biomedclip_ray.schema import CATALOG, Reason
 from biomedclip_ray.sync import Previous, earlier_catalog
 
-VERSION = 2
+VERSION = 3
 UNIT, LISTED = "article_version", "listed_pmcid"
 INVENTORY = "_inventory"
 _MD5 = re.compile(r"[0-9a-f]{32}")
@@ -147,7 +147,9 @@ def _row(raw: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
     if article_id != _article_id(entry):
         raise ValueError(f"speaks of {article_id}")
     xml_key, xml_md5 = _object(raw["xml_url"], article_id)
-    media = [_object(url, article_id) for url in raw.get("media_urls") or []]
+    # a supplement's name with a no-break space in it is no reason to do without the figures
+    urls = [url for url in raw.get("media_urls") or [] if not isinstance(url, str) or (url and url.isprintable())]
+    media = [_object(url, article_id) for url in urls]
     return {
         "article_id": article_id,
         "pmcid": raw["pmcid"],

@@ -100,6 +100,10 @@ def read_article(
     if unwanted := judge(article, config.select):
         ledger.drop(ARTICLE, entry["article_id"], *unwanted)
         return None
+    code, _ = _license(entry, article)
+    if code not in allowed:  # the catalog passed it as unknown, and the XML knows
+        ledger.drop(ARTICLE, entry["article_id"], Reason.LICENSE, code)
+        return None
     row = article_row(entry, article, allowed, ledger)
     if not row["figures"]:
         ledger.drop(ARTICLE, entry["article_id"], Reason.NO_FIGURES, f"{len(article.figures)} in the XML")
@@ -143,14 +147,13 @@ def article_row(entry: dict[str, Any], article: Article, allowed: frozenset[str]
     """A row of ARTICLES from a row of CATALOG and the parsed XML; figures that cannot be used go to the ledger.
 
     Args:
-        allowed: the licences that a figure with a licence of its own may have. The article's own was judged by the catalog; a
-            figure whose permissions name none stays, with the licence "unknown", which curate.select.licenses may leave out.
+        allowed: the licences that a figure with a licence of its own may have. A figure whose permissions name none stays, with
+            the licence "unknown", which curate.select.licenses may leave out.
     """
     files = {media["key"].rsplit("/", 1)[1]: media for media in entry["media"]}
     figures = []
     ids = figure_ids(entry["article_id"], [figure.xml_id for figure in article.figures])
-    from_metadata = entry["license"] != "unknown"
-    license_code = entry["license"] if from_metadata else article.license or "unknown"
+    license_code, license_source = _license(entry, article)
     for figure_id, figure in zip(ids, article.figures, strict=True):
         media = _media(figure, files)
         if figure.license not in (None, "unknown") and figure.license not in allowed:
@@ -176,9 +179,16 @@ def article_row(entry: dict[str, Any], article: Article, allowed: frozenset[str]
         "doi": entry["doi"] or article.doi,
         "pmid": entry["pmid"] or article.pmid,
         "license": license_code,
-        "license_source": "metadata" if from_metadata else article.license_source,
+        "license_source": license_source,
         "figures": figures,
     }
+
+
+def _license(entry: dict[str, Any], article: Article) -> tuple[str, str | None]:
+    """An article's licence and where it is stated: by the metadata, else by the XML."""
+    if entry["license"] != "unknown":
+        return entry["license"], "metadata"
+    return article.license or "unknown", article.license_source
 
 
 def _figure_row(figure_id: str, figure: Figure, media: list[dict[str, Any]], license_code: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from biomedclip_ray.pmc.jats_text import text_of
 _HREF = "{http://www.w3.org/1999/xlink}href"
 _ALI = "{http://www.niso.org/schemas/ali/1.0/}license_ref"
 
-_TERMS = r"by(?:[-_ ]?n[cd]|[-_ ]?sa)*"
+_TERMS = r"by(?: ?[-_ ]? ?(?:n[cd]|sa))*"
 _URL = re.compile(
     r"creativecommons\.org/+(?:licen[sc]es?[/:]+|publicdomain/)(?:cc[-_ ]?)?(zero|" + _TERMS + r")(?![a-z]|-[a-z])"
 )
@@ -28,12 +28,18 @@ _RESTRICTIONS = (
     ("-sa", ("sharealike",)),
     ("-nd", ("noderiv",)),
 )
-_SQUEEZE = str.maketrans("", "", " -\u2010\u2011\u2013")
+_SQUEEZE = str.maketrans("", "", " -")
+_HYPHENS = str.maketrans(dict.fromkeys("\u00ad\u2010\u2011\u2012\u2013\u2014\u2212", "-"))
+
+
+def _plain(text: str) -> str:
+    """Lower case, one space for white space, "-" for each kind of hyphen: CC BY\u2011NC is not CC BY."""
+    return " ".join(text.lower().translate(_HYPHENS).split())
 
 
 def license_code(text: str) -> str | None:
     """The code that a URL, a licence type or a sentence names, e.g. "CC BY-NC"; None where it names none."""
-    return _code_in(" ".join(text.lower().split()))
+    return _code_in(_plain(text))
 
 
 def _code_in(low: str) -> str | None:
@@ -68,7 +74,7 @@ def stated_license(permissions: etree._Element) -> tuple[str | None, str | None]
     """
     first: tuple[str | None, str | None] = None, None
     for text, source in _statements(permissions):
-        low = " ".join(text.lower().split())
+        low = _plain(text)
         for code in (_code_in(low), _named(low)) if low else ():
             if code and (first[0] is None or _narrower(code, first[0])):
                 first = code, source

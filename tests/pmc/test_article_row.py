@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from biomedclip_ray.config import LICENSES
-from biomedclip_ray.pmc.ingest import article_row
+from biomedclip_ray.config import LICENSES, Ingest
+from biomedclip_ray.pmc.ingest import article_row, read_article
 from biomedclip_ray.pmc.jats import Figure, parse_article
 from biomedclip_ray.product import Ledger
 
@@ -150,6 +150,28 @@ def test_a_figures_own_permissions_are_its_pairs_licence(permissions: str, expec
     row, _ = _row(f"<fig id='a'>{caption}{GRAPHIC.format('a.jpg')}{permissions}</fig>", ["a.jpg"])
     assert (row["license"], row["figures"][0]["license"]) == ("CC BY", expected)
     assert row["figures"][0]["adapted"] is (expected == "unknown")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "allowed", "kept"),
+    [
+        ("unknown", ("CC BY", "unknown"), False),
+        ("unknown", ("CC BY-NC", "unknown"), True),
+        ("CC BY", ("CC BY", "unknown"), True),
+    ],
+)
+def test_a_licence_that_the_xml_alone_states_is_judged_too(metadata: str, allowed: tuple[str, ...], kept: bool) -> None:
+    rights = "<permissions><license><license-p>CC BY-NC</license-p></license></permissions>"
+    xml = _xml(f"<fig id='F1'>{_captioned('Lungs.')}{GRAPHIC.format('a')}</fig>")
+    xml = xml.replace(b"<article-meta/>", f"<article-meta>{rights}</article-meta>".encode())
+    entry = dict.fromkeys(("title", "doi", "pmid")) | {"article_id": "PMC1.1", "pmcid": "PMC1", "part": 0}
+    entry |= {"license": metadata, "media": [{"key": "PMC1.1/a.jpg", "md5": None}]}
+    ledger = Ledger("ingest")
+    row = read_article(entry, xml, Ingest(), frozenset(allowed), ledger)
+    assert (row is not None) is kept
+    assert [(r["id"], r["reason"], r["detail"]) for r in ledger.rows] == (
+        [] if kept else [("PMC1.1", "license", "CC BY-NC")]
+    )
 
 
 def test_a_figure_whose_own_licence_is_not_allowed_is_dropped_with_it() -> None:

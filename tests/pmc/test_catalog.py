@@ -62,6 +62,13 @@ def test_metadata_that_points_elsewhere_or_has_no_form_is_refused(changes: dict[
         parse_metadata(_json(**changes), ENTRY)
 
 
+@pytest.mark.parametrize("name", ["Table\u00a0S1.docx", "a\nb.txt", "\ud83d.jpg"])
+def test_a_file_whose_name_is_no_address_is_left_out_and_the_others_stay(name: str) -> None:
+    url = "s3://pmc-oa-opendata/PMC10.2/"
+    row = parse_metadata(_json(media_urls=[url + name, "", url + "fig.jpg"]), ENTRY)
+    assert [media["key"] for media in row["media"]] == ["PMC10.2/fig.jpg"]
+
+
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe"])
 def test_what_is_no_json_object_is_refused(data: bytes) -> None:
     with pytest.raises((ValueError, TypeError, KeyError)):
