@@ -134,10 +134,10 @@ class TextClassifier(Section):
 
 
 class PreprocessSelect(Section):
-    """Which figures are taken, by caption and mentions; judged before a byte of media is fetched."""
+    """Which figures are taken, by text (the pair's) and mentions; judged before a byte of media is fetched."""
 
     text: tuple[str, ...] = ()
-    """Patterns (regular expressions, case ignored), one of which caption or mentions must match."""
+    """Patterns (regular expressions, case ignored), one of which text or mentions must match."""
     classifier: TextClassifier | None = None
     """Asked about what the patterns let through; needs `pip install 'biomedclip-ray[classifier]'`. null: nobody is asked."""
 

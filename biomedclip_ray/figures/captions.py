@@ -119,6 +119,8 @@ def _without_label(text: str, label: str | None) -> str:
     rest = text[len(label) :]
     if rest[:1].isalnum() or re.match(r"[.,]\d|[-–—]\w", rest):
         return text  # "Figure 1" before "Figure 10 shows", "1" before "1,000 cells" and "1-year survival"
+    if re.match(r"\s+[a-z]{2,}\s", rest):
+        return text  # "Scheme of the pathway", "Figure 1 shows"
     if re.fullmatch(r"\d+|\w", label) and not re.match(r"\s*[.:;,|)–—-]\s|$", rest):
         return text  # "2" before "2 cells"
     return _LEAD_PUNCTUATION.sub("", rest) or text

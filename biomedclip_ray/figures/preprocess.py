@@ -26,7 +26,7 @@ from biomedclip_ray.product import Ledger, PartResult, Product
 from biomedclip_ray.schema import PAIRS, Reason, pair_id
 from biomedclip_ray.sync import Previous, finished_or_none, parent_of
 
-VERSION = 5
+VERSION = 6
 UNIT, PANEL = "picture", "panel"
 
 
@@ -150,10 +150,23 @@ def _graphics(articles: list[dict[str, Any]]) -> Iterator[_Graphic]:
                 graphics.setdefault(media["graphic"], []).append(media)
             # what the article lists comes first: an alternative without a file is only named in the ledger
             pictures = [sorted(options, key=lambda media: not media["found"]) for options in graphics.values()]
-            stems = [stem(media_name(options[0]["key"] or options[0]["name"])) for options in pictures]
-            for number, (options, name) in enumerate(zip(pictures, stems, strict=True), start=1):
-                suffix = None if len(pictures) == 1 else name if stems.count(name) == 1 else f"{name}-{number}"
+            names = _distinct([stem(media_name(options[0]["key"] or options[0]["name"])) for options in pictures])
+            for options, name in zip(pictures, names, strict=True):
+                suffix = None if len(pictures) == 1 else name
                 yield _Graphic(pair_id(figure["figure_id"], suffix, 0), article, figure, options)
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Names that several bear get their place, and `_` until they are free: a, a, a-1 -> a-1_, a-2, a-1."""
+    taken = {name for name in names if names.count(name) == 1}
+    found = []
+    for number, name in enumerate(names, start=1):
+        if name not in taken:
+            name = f"{name}-{number}"
+            while name in taken:
+                name += "_"
+        found.append(name)
+    return found
 
 
 def _fetch(bucket: Bucket, media: dict[str, Any]) -> bytes | ObjectError:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from biomedclip_ray.config import ConfigError, PreprocessSelect
+from biomedclip_ray.figures.captions import training_text
 from biomedclip_ray.schema import Reason
 from biomedclip_ray.storage import Place
 
@@ -34,9 +35,11 @@ def left_out(
 
     Args:
         figures: `figures` of rows of ARTICLES.
-        select: the patterns, one of which the caption or a mention must match, and the classifier's threshold.
+        select: the patterns, one of which the figure's text or a mention must match, and the classifier's threshold.
         classifier: asked about what the patterns let through.
     """
+    if not select.text and classifier is None:
+        return {}
     patterns = [re.compile(pattern, re.IGNORECASE) for pattern in select.text]
     found: dict[str, tuple[Reason, str]] = {}
     passed = []
@@ -55,8 +58,9 @@ def left_out(
 
 
 def figure_text(figure: Figure) -> str:
-    """What is judged: the caption, then each mention on a line of its own."""
-    return "\n".join([figure["caption"], *(mention["sentence"] for mention in figure["mentions"])])
+    """What is judged: the text that trains, then each mention on a line of its own, repaired like it."""
+    caption = training_text(figure["spoken"], figure["label"])
+    return "\n".join([caption, *(training_text(mention["sentence"]) for mention in figure["mentions"])])
 
 
 class Classifier:

@@ -97,7 +97,7 @@ def figure_of(fig: etree._Element, mentions: tuple[Mention, ...]) -> Figure:
         permissions = permissions or lender.findall("permissions")
     caption = " ".join(filter(None, map(text_of, captions)))
     spoken = caption
-    if any(next(each.iter("sup", MATH), None) is not None for each in captions):
+    if any(next(each.iter("sup", "inline-graphic", MATH), None) is not None for each in captions):
         spoken = " ".join(filter(None, (text_of(each, SPOKEN) for each in captions)))
     license_ = _own_license(permissions)
     credit = " ".join(map(text_of, (*credits, *permissions)))

@@ -16,15 +16,16 @@ _TOKENS = tuple(_MATHML + tag for tag in ("mi", "mo", "mn", "mtext", "ms"))
 # -- TeX
 
 _TEX_BODY = re.compile(r"\\begin\{document\}(.*?)\\end\{document\}", re.DOTALL)
-_TEX_MATH = re.compile(r"\$+(.+?)\$+", re.DOTALL)
+_TEX_MATH = re.compile(r"(\$+)(.+?)\1", re.DOTALL)
 
 
 def tex(source: str) -> str:
     """A publisher's whole TeX document reduced to its formula, `$x$`."""
     body = _TEX_BODY.search(source)
-    text = body[1] if body else source
-    math = _TEX_MATH.search(text)
-    text = (math[1] if math else text).strip()
+    text = (body[1] if body else source).strip()
+    # the whole where it begins and ends with dollars: there may be more inside, as in \mbox{if $x$}
+    math = _TEX_MATH.fullmatch(text) or _TEX_MATH.search(text)
+    text = (math[2] if math else text).strip()
     return f"${text}$" if text else ""
 
 
@@ -61,6 +62,9 @@ def _speak(element: etree._Element, out: list[str]) -> None:
         at = next((n for n, child in enumerate(children) if child.tag == _MATHML + "mprescripts"), len(children))
         for child in children[at:] + children[:at]:
             _speak(child, out)
+    elif tag == "mfenced":
+        separator = (element.get("separators") or ",").strip()[:1]
+        out.append(element.get("open", "(") + separator.join(map(_spoken, children)) + element.get("close", ")"))
     elif tag not in ("annotation", "annotation-xml"):
         for child in children:
             _speak(child, out)

@@ -40,8 +40,8 @@ CAPTION: Rules = {
     **_INVISIBLE,
     **dict.fromkeys(_FORMULAS, FORMULA),
 }
-# The same as one would read it aloud: 10^4, and no superscript citations.
-SPOKEN: Rules = {**CAPTION, **_READ_ALOUD}
+# The same as one would read it aloud: 10^4, no superscript citations, and a gap where the key of a legend is a picture.
+SPOKEN: Rules = {**CAPTION, **_READ_ALOUD, "inline-graphic": SKIP}
 TITLE: Rules = {**CAPTION, "xref": GONE, "fn": GONE}
 
 # Around a mention: what floats or is displayed inside a paragraph is left out and the text after it goes on; a list or
@@ -60,6 +60,7 @@ SENTENCE: Rules = {
     **dict.fromkeys(_ENDS, BREAK),
     **_INVISIBLE,
     **_READ_ALOUD,
+    "inline-graphic": SKIP,
     "break": BLOCK,
 }
 # Where climbing from an xref stops: exactly the elements that the walk above does not enter, so that each xref is met
@@ -229,7 +230,7 @@ def _superscript(sup: etree._Element, out: list[str], rules: Rules, cited: Mappi
                 out.pop()
             if out:
                 out[-1] = out[-1].rstrip()
-            out.append(raised)
+            out.append(raised + " " if text[-1].isspace() else raised)
             return False
     _walk(sup, out, rules, cited)
     return False

@@ -46,6 +46,14 @@ def test_a_number_or_letter_that_begins_the_sentence_is_no_label(label: str, cap
     assert training_text(f"{label}. {caption}", label) == caption
 
 
+@pytest.mark.parametrize(
+    ("label", "caption"),
+    [("Scheme", "Scheme of the pathway."), ("Figure 1", "Figure 1 shows the liver."), ("Map", "Map of Italy.")],
+)
+def test_a_label_that_the_sentence_needs_stays(label: str, caption: str) -> None:
+    assert training_text(caption, label) == caption
+
+
 def test_a_label_that_the_caption_repeats_is_dropped() -> None:
     assert training_text("Figure 1. Cells.", "Figure 1") == "Cells."
     assert training_text("FIG. 2 | Cells.", "Fig. 2.") == "Cells."

@@ -107,6 +107,10 @@ def test_an_outage_of_any_alternative_is_worth_another_run() -> None:
         ([("a.jpg", 0), ("a.gif", 0)], ["PMC1.1/F1#0"]),
         ([("a.jpg", 0), ("b.c.jpg", 1)], ["PMC1.1/F1/a#0", "PMC1.1/F1/b.c#0"]),
         ([("a.jpg", 0), ("a.png", 1)], ["PMC1.1/F1/a-1#0", "PMC1.1/F1/a-2#0"]),
+        (
+            [("a.jpg", 0), ("a.png", 1), ("a-1.jpg", 2)],
+            ["PMC1.1/F1/a-1_#0", "PMC1.1/F1/a-2#0", "PMC1.1/F1/a-1#0"],
+        ),
     ],
 )
 def test_each_graphic_is_a_picture_with_an_id_of_its_own(media: list[tuple[str, int]], ids: list[str]) -> None:

@@ -18,7 +18,8 @@ from tests.text_classifier import fit_gel_classifier
 
 
 def _figure(name: str, caption: str, *mentions: str) -> dict[str, Any]:
-    return {"figure_id": name, "caption": caption, "mentions": [{"sentence": m, "in_body": True} for m in mentions]}
+    sentences = [{"sentence": mention, "in_body": True} for mention in mentions]
+    return {"figure_id": name, "label": "Figure 1", "caption": "raw", "spoken": caption, "mentions": sentences}
 
 
 FIGURES = [
@@ -41,6 +42,14 @@ def _classifier(path: Path) -> Classifier:
 def test_a_pattern_is_looked_for_in_caption_and_mentions_in_any_case() -> None:
     assert left_out(FIGURES, PreprocessSelect(text=("gel", "nothing"))) == {"chart": (Reason.TEXT_FILTER, "")}
     assert left_out(FIGURES, PreprocessSelect()) == {}
+
+
+@pytest.mark.parametrize("pattern", ["[α-ω]", r"10\^4", "^dose", "NF-κB"])
+def test_what_is_judged_is_the_text_that_trains(pattern: str) -> None:
+    """Mojibake repaired, powers with their sign, the label gone."""
+    told = _figure("told", "Figure 1. Dose of 10^4 cells.", "NF-Œ∫B was seen.")
+    other = _figure("other", "Figure 1. Of 104 cells, a dose.")
+    assert list(left_out([told, other], PreprocessSelect(text=(pattern,)))) == ["other"]
 
 
 def test_the_exported_classifier_gives_scikit_learns_probabilities(pipeline: tuple[Path, Any]) -> None:

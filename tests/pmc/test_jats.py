@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from lxml import etree
 
+from biomedclip_ray.figures.captions import training_text
 from biomedclip_ray.pmc.jats import Article, Figure, JatsError, Mention, parse_article, parse_figures
 from biomedclip_ray.pmc.media import match_media
 from biomedclip_ray.schema import Reason
@@ -194,6 +195,7 @@ def test_a_superscript_stays_in_the_caption_and_is_spoken_as_a_power():
         ("<bold>10</bold><sup>\u2212\u20093</sup>, 5x10<sup>3-5</sup>", "10^\u22123, 5x10^3-5"),
         ("of 10 <sup>6</sup> cells", "of 10^6 cells"),
         ("10 <sup>18</sup>F scans", "10 18F scans"),
+        ("10<sup>5 </sup>cells", "10^5 cells"),
         ("2<sup>\u2212\u0394\u0394C<sub>t</sub></sup>", "2^\u2212\u0394\u0394Ct"),
         ("x<sub>1</sub><sup>2</sup>, H<sub>2</sub><sup>18</sup>O", "x1^2, H218O"),
         ("IL-6<sup>4</sup>, 2010<sup>5</sup>", "IL-64, 20105"),
@@ -251,6 +253,30 @@ def test_tex_is_preferred_without_its_preamble_and_mathml_gives_its_tokens():
     picture = '<inline-graphic xlink:href="x.gif"/>'
     both = f"<inline-formula><alternatives>{picture}{math}{tex}</alternatives></inline-formula>"
     assert figure_with(f"<p>({both}) ({math})</p>").caption == "($a_1$) (b=2)"
+
+
+def test_dollars_inside_a_formula_do_not_end_it():
+    for source, text in (
+        (r"$$y=\mbox{if $x$ else} 2$$", r"$y=\mbox{if $x$ else} 2$"),
+        ("$a$ and $b$", "$a$ and $b$"),
+        ("as $x$ is", "$x$"),
+    ):
+        assert figure_with(f"<p><tex-math>{source}</tex-math></p>").caption == text
+
+
+def test_fences_are_read_aloud():
+    tokens = "<mml:mi>x</mml:mi><mml:mi>y</mml:mi>"
+    math = (
+        f"<mml:math><mml:mi>f</mml:mi><mml:mfenced>{tokens}</mml:mfenced><mml:mfenced open='['>{tokens}</mml:mfenced>"
+    )
+    figure = figure_with(f"<p>{math}</mml:math></p>")
+    assert (figure.caption, figure.spoken) == ("fxyxy", "f(x,y)[x,y)")
+
+
+def test_words_on_both_sides_of_an_inline_picture_are_two_when_read_aloud():
+    figure = figure_with("<p>Gum<inline-graphic/>Pectin (<inline-graphic/>), <inline-graphic/>.</p>")
+    assert figure.caption == "GumPectin (), ."
+    assert training_text(figure.spoken) == "Gum Pectin,."
 
 
 def test_two_forms_of_one_formula_are_one_formula():
@@ -473,6 +499,8 @@ def with_permissions(permissions: str) -> Article:
             "CC BY-NC-ND",
             "license/@xlink:href",
         ),
+        ("<license><license-p>Under CC BY\u2011NC\u2011ND 4.0.</license-p></license>", "CC BY-NC-ND", "license-p"),
+        ("<license><license-p>Under CC BY \u2013 NC.</license-p></license>", "CC BY-NC", "license-p"),
         (
             '<license xlink:href="http://creativecommons.org/licenses/by-nd-nc/3.0"/>',
             "CC BY-NC-ND",
