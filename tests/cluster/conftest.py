@@ -56,14 +56,14 @@ class Driver:
             time.sleep(0.05)
 
     def kill(self) -> set[int]:
-        """kill -9; returns those of its processes that do not end by themselves.
+        """kill -9; returns its processes, which should end by themselves.
 
-        Ray's two agents are not counted: they hold no CPU, and go after 61 s of telling a store that died with the driver.
+        Ray's two agents are not among them: they hold no CPU, and go after 61 s of telling a store that died with the driver.
         """
         family = {pid for pid in descendants(self.pid) if not command(pid).startswith("ray::") or is_worker(pid)}
         os.kill(self.pid, signal.SIGKILL)
         self.process.wait(PATIENCE_S)
-        return survivors(family)
+        return family
 
 
 class Workflow:
@@ -103,7 +103,7 @@ class Workflow:
     def close(self) -> None:
         for driver in self.drivers:
             if driver.process.poll() is None:
-                driver.kill()
+                survivors(driver.kill())
 
 
 def descendants(pid: int) -> set[int]:
