@@ -26,11 +26,12 @@ from biomedclip_ray.figures.kinds import figure_kind
 from biomedclip_ray.figures.zero_shot import bundle_id, name_kinds
 from biomedclip_ray.pipeline import run_parts
 from biomedclip_ray.pmc.ingest import fetch_ahead
+from biomedclip_ray.pmc.licenses import license_code
 from biomedclip_ray.product import Count, Ledger, PartResult, Product, data_name, ledger_name
 from biomedclip_ray.schema import PAIRS, Reason, hash64, pair_id
 from biomedclip_ray.storage import Place
 
-VERSION = 3
+VERSION = 4
 UNIT = "picture"
 _SPLITS = {"train": "train", "training": "train", "test": "test"}
 _SPLITS |= dict.fromkeys(("validation", "val", "valid", "dev"), "validation")
@@ -199,11 +200,18 @@ def _pair(record: Record, image: bytes | ImageError, part: int, own: Own, config
         "phash": picture.phash,
         "figure_kind": kind,
         "figure_kind_score": score,
-        "license": record.license if record.license in LICENSES else own.license,
+        "license": _license(record.license, own.license),
         "journal": own.name,
         "keywords": [],
         "source_split": split,
     }
+
+
+def _license(stated: str | None, otherwise: str) -> str:
+    """The code of the licence that a record states; `otherwise` is for those that state none, not for those nobody knows."""
+    if stated is None or not stated.strip():
+        return otherwise
+    return stated if stated in LICENSES else license_code(stated) or "unknown"
 
 
 def _ids(record: Record, picture: Picture, text_sha256: str, name: str) -> dict[str, str]:

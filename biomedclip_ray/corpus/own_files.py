@@ -6,8 +6,8 @@
 | `*.csv`, `*.tsv` | column `image` (or `file_name`): name of a file, seen from the CSV's folder | columns |
 | `*.tar` (`.tar.gz`) | `KEY.jpg`, `.png`, `.tif`, ... | `KEY.txt` and/or `KEY.json` |
 
-Columns, and keys of the JSON: `text` or `caption`; if there: `id`, `group` or `patient` (pairs that must share a split), `split`,
-`license`. Files are told apart by name, size and time of change, as rsync does: reading a terabyte to know that nothing
+Columns, and keys of the JSON: `text` or `caption` (several in a list are so many pairs); if there: `id`, `group` or `patient` (pairs
+that must share a split), `split`, `license`. Files are told apart by name, size and time of change, as rsync does: reading a terabyte to know that nothing
 changed costs more than making a touched folder's pairs once again.
 """
 
@@ -42,6 +42,7 @@ _NAMES |= {"split": ("split",), "license": ("license",)}
 # pyarrow fails on a larger row group of bytes, and a part must fit into a task's memory
 _MAX_ROW_GROUP_BYTES = 2 << 30
 _MAX_MEMBER_BYTES = 512 << 20
+_HALF_CHARACTERS = re.compile("[\ud800-\udfff]")  # of names that are no UTF-8, and of JSON
 _CORRUPT = (tarfile.TarError, pa.ArrowException, csv.Error, zlib.error, EOFError, UnicodeDecodeError)
 
 
@@ -102,9 +103,12 @@ def find_files(uri: str, pairs_per_part: int) -> OwnFiles:
     try:
         with ThreadPoolExecutor(16) as threads:
             pieces = threads.map(lambda name: _PLANNERS[form](place, name, pairs_per_part), names)
-            return OwnFiles(place, form, tuple(piece for file in pieces for piece in file), checksum)
+            files = OwnFiles(place, form, tuple(piece for file in pieces for piece in file), checksum)
     except (*_CORRUPT, OSError) as error:
         raise ConfigError(f"own.uri={uri}: {error}".splitlines()[0]) from error
+    if not files.pieces:
+        raise ConfigError(f"own.uri={uri}: there is no row in {', '.join(names)}")
+    return files
 
 
 def records(files: OwnFiles, piece: Piece) -> Iterator[Record]:
@@ -145,18 +149,29 @@ def _columns(there: list[str], file: str) -> dict[str, str]:
     return {field: name for field, name in found.items() if name is not None}
 
 
-def _record(where: str, file: str, values: dict[str, Any]) -> Record:
+def _records(where: str, file: str, values: dict[str, Any]) -> Iterator[Record]:
     """`values` by field; a picture's name is seen from the folder of the file that names it."""
     image = values.pop("image", None)
     if isinstance(image, dict):  # as Hugging Face stores pictures
         image = image.get("bytes") or image.get("path")
     if isinstance(image, str):
-        name = posixpath.normpath(posixpath.join(posixpath.dirname(file), image))
+        name = posixpath.normpath(posixpath.join(posixpath.dirname(file), _said(image) or ""))
         image = None if name.startswith(("..", "/")) or "://" in image else name
     if not isinstance(image, bytes | str):
         image = None
-    texts = {field: None if value in (None, "") else str(value) for field, value in values.items()}
-    return Record(where, image, **(texts | {"text": texts.get("text") or ""}))  # type: ignore[arg-type]
+    texts = values.pop("text", None)
+    facts = {field: _said(value) for field, value in values.items()}
+    for text in texts if isinstance(texts, list) and texts else [texts]:
+        yield Record(_said(where) or "", image, _said(text) or "", **facts)  # type: ignore[arg-type]
+
+
+def _said(value: Any) -> str | None:
+    """A value as text that UTF-8 can hold; None where it says nothing: no value, nothing in it, or a list of things."""
+    if isinstance(value, bytes):  # Parquet by Hive and Impala, which do not mark their strings
+        value = value.decode("utf-8", errors="replace")
+    if value is None or value == "" or isinstance(value, list | dict):
+        return None
+    return _HALF_CHARACTERS.sub("\ufffd", str(value))
 
 
 # -- Parquet ----------------------------------------------------------------------------------------------------------
@@ -190,7 +205,7 @@ def _read_parquet(place: Place, piece: Piece) -> Iterator[Record]:
         for batch in parquet.iter_batches(batch_size=64, row_groups=groups, columns=list(columns.values())):
             for values in batch.to_pylist():
                 fields = {field: values[name] for field, name in columns.items()}
-                yield _record(f"{piece.file}:{row}", piece.file, fields)
+                yield from _records(f"{piece.file}:{row}", piece.file, fields)
                 row += 1
 
 
@@ -199,13 +214,18 @@ def _read_parquet(place: Place, piece: Piece) -> Iterator[Record]:
 
 @contextmanager
 def _table(place: Place, name: str) -> Iterator[csv.DictReader[str]]:
-    with (
-        place.open(name) as raw,
-        io.TextIOWrapper(io.BufferedReader(raw), encoding="utf-8-sig", errors="replace", newline="") as text,
-    ):
-        header = text.readline()
-        delimiter = max("\t,;", key=header.count)
-        yield csv.DictReader(text, next(csv.reader([header], delimiter=delimiter), []), delimiter=delimiter)
+    with place.open(name) as raw, io.TextIOWrapper(io.BufferedReader(raw), encoding="utf-8-sig", newline="") as text:
+        try:
+            header = text.readline()
+            delimiter = max("\t,;", key=header.count)
+            columns = next(csv.reader([header], delimiter=delimiter), [])
+            table = csv.DictReader(text, columns, delimiter=delimiter, strict=True)
+            yield table
+        except UnicodeDecodeError as error:
+            raise csv.Error(f"{name} is not in UTF-8 ({error.reason}); save it as UTF-8") from error
+        except csv.Error as error:
+            at = f"{name}, line {table.line_num + 2}"  # of the header, and the row that was not read
+            raise csv.Error(f"{at}: {error}; a quote in a text is written twice, and the text in quotes") from error
 
 
 def _plan_csv(place: Place, name: str, size: int) -> list[Piece]:
@@ -223,7 +243,7 @@ def _read_csv(place: Place, piece: Piece) -> Iterator[Record]:
                 return
             if row >= piece.first:
                 fields = {field: values[name] for field, name in columns.items()}
-                yield _record(f"{piece.file}:{row}", piece.file, fields)
+                yield from _records(f"{piece.file}:{row}", piece.file, fields)
 
 
 # -- WebDataset -------------------------------------------------------------------------------------------------------
@@ -273,13 +293,15 @@ def _read_shard(place: Place, piece: Piece) -> Iterator[Record]:
                 continue
             folder, _, name = member.name.rpartition("/")
             stem, _, extension = name.partition(".")
+            if not stem or not extension:  # "._1.png" of macOS, "README"
+                continue
             if f"{folder}/{stem}" != key:
                 if sample:
-                    yield _sample(piece.file, key, sample)
+                    yield from _sample(piece.file, key, sample)
                 key, sample = f"{folder}/{stem}", {}
             sample[extension.lower()] = file.read()
     if sample:
-        yield _sample(piece.file, key, sample)
+        yield from _sample(piece.file, key, sample)
 
 
 def _members(raw: pa.NativeFile) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
@@ -297,7 +319,7 @@ def _members(raw: pa.NativeFile) -> Iterator[tuple[tarfile.TarFile, tarfile.TarI
         raise tarfile.ReadError(f"{type(error).__name__}: {error}") from error
 
 
-def _sample(file: str, key: str, sample: dict[str, bytes]) -> Record:
+def _sample(file: str, key: str, sample: dict[str, bytes]) -> Iterator[Record]:
     try:
         loaded = json.loads(sample.get("json", b"{}"))
     except ValueError:
@@ -305,13 +327,13 @@ def _sample(file: str, key: str, sample: dict[str, bytes]) -> Record:
     facts = loaded if isinstance(loaded, dict) else {}
     values = {field: next((facts[n] for n in names if n in facts), None) for field, names in _NAMES.items()}
     for name in ("txt", "text", "caption"):
-        if name in sample:
-            values["text"] = sample[name].decode("utf-8", errors="replace")
+        values["text"] = sample.get(name) or values["text"]
     where = f"{file}:{key.lstrip('/')}"
-    pictures = [data for extension, data in sample.items() if extension.rpartition(".")[2] in _PICTURES]
-    values["image"] = pictures[0] if pictures else None
+    pictures = [extension for extension in sample if extension.rpartition(".")[2] in _PICTURES]
+    # "png" before "mask.png"
+    values["image"] = sample[min(pictures, key=lambda extension: extension.count("."))] if pictures else None
     values["id"] = values["id"] or re.sub("[/:]", "-", where)  # keys may begin anew in each shard
-    return _record(where, file, values)
+    yield from _records(where, file, values)
 
 
 _PLANNERS = {"parquet": _plan_parquet, "csv": _plan_csv, "webdataset": _plan_shard}

@@ -95,6 +95,40 @@ def test_a_shard_gives_one_record_for_each_key_and_json_may_hold_the_facts(tmp_p
     assert found[2] == Record("a.tar:y/001", b"3", "by file", "a.tar-y-001")
 
 
+def test_members_of_a_shard_that_belong_to_no_sample_are_passed_over(tmp_path: Path) -> None:
+    """As the webdataset library does: what macOS adds, and files without a name or a kind."""
+    members = [("._1.png", b"mac"), ("1.mask.png", b"mask"), ("1.png", b"1"), ("README", b"x"), ("._1.txt", b"mac")]
+    members += [("1.txt", b""), ("1.json", b'{"caption": "in json"}')]
+    _shard(tmp_path / "a.tar", members)
+    assert _all(find_files(str(tmp_path), 10)) == [Record("a.tar:1", b"1", "in json", "a.tar-1")]
+
+
+def test_several_texts_of_a_picture_are_so_many_pairs_and_bytes_are_text(tmp_path: Path) -> None:
+    texts = pa.array([["a liver", "a mouse's liver"], [], None], pa.list_(pa.string()))
+    pq.write_table(pa.table({"image": [b"x", b"y", b"z"], "caption": texts}), tmp_path / "a.parquet")
+    found = _all(find_files(str(tmp_path), 10))
+    assert [(record.where, record.image, record.text) for record in found] == [
+        ("a.parquet:0", b"x", "a liver"),
+        ("a.parquet:0", b"x", "a mouse's liver"),
+        ("a.parquet:1", b"y", ""),
+        ("a.parquet:2", b"z", ""),
+    ]
+    unmarked = pa.array(["TNF-α".encode(), b"\xff", None], pa.binary())
+    pq.write_table(pa.table({"image": [b"x", b"y", b"z"], "caption": unmarked}), tmp_path / "a.parquet")
+    assert [record.text for record in _all(find_files(str(tmp_path), 10))] == ["TNF-α", "\ufffd", ""]
+
+
+def test_what_utf_8_cannot_hold_is_replaced(tmp_path: Path) -> None:
+    name = b"M\xfcller".decode("utf-8", "surrogateescape")
+    _shard(
+        tmp_path / "a.tar",
+        [(f"{name}.png", b"1"), (f"{name}.json", b'{"caption": "a \\ud83d liver", "split": "\\udc00"}')],
+    )
+    [record] = _all(find_files(str(tmp_path), 10))
+    assert record == Record("a.tar:M\ufffdller", b"1", "a \ufffd liver", "a.tar-M\ufffdller", None, "\ufffd")
+    str(record).encode()
+
+
 @pytest.mark.parametrize("damage", ["cut", "header"])
 def test_a_damaged_shard_gives_what_stands_before_the_damage_and_says_so(tmp_path: Path, damage: str) -> None:
     path = _shard(tmp_path / "a.tar", [(f"{n}.{e}", b"z" * 600) for n in range(4) for e in ("jpg", "txt")])
@@ -150,6 +184,11 @@ def test_a_touched_folder_is_another_source_and_a_moved_one_is_the_same(tmp_path
         ({"a.csv": b"picture,text\n"}, "a.csv has no column image or file_name; it has picture, text"),
         ({"a.csv": b"image,report\n"}, "a.csv has no column text or caption"),
         ({"a.parquet": b"no parquet"}, "own.uri="),
+        ({"a.csv": b"image,text\n"}, "there is no row in a.csv"),
+        ({"a.csv": "image,text\na.png,Müller\n".encode("cp1252")}, "a.csv is not in UTF-8 (invalid start byte)"),
+        ({"a.csv": "image,text\na.png,x\n".encode("utf-16")}, "a.csv is not in UTF-8"),
+        ({"a.csv": b'image,text\na.png,x\nb.png,"5 inch\nc.png,y\n'}, "a.csv, line 3: unexpected end of data; a quote"),
+        ({"a.csv": b'image,text\na.png,"5" wide"\n'}, "a.csv, line 2: ',' expected after '\"'"),
     ],
 )
 def test_what_cannot_be_read_is_one_line_that_names_the_key(
