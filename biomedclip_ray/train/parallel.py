@@ -35,7 +35,8 @@ def wrap(towers: Towers, shard: bool) -> nn.Module:
         ids = [device.index] if device.type == "cuda" else None
         return DistributedDataParallel(towers, device_ids=ids, forward_sync_buffers=False, gradient_as_bucket_view=True)
     mesh = init_device_mesh(device.type, (world_size(),))
-    for block in repeated_blocks(towers.model.get_submodule("visual")):
+    # from the inside out, as FSDP asks: a stage of ConvNeXt is a block, and holds some
+    for block in reversed(list(repeated_blocks(towers.model.get_submodule("visual")))):
         fully_shard(block, mesh=mesh)
     scalars = {p for p in towers.parameters() if p.ndim == 0}  # FSDP shards by rows: a number has none
     fully_shard(towers, mesh=mesh, ignored_params=scalars)

@@ -1,7 +1,7 @@
 """One optimisation step: the contrastive gradient of a global batch, exact however the batch is cut. Pure torch, no Ray.
 
-A worker's share of the global batch goes forward in passes of at most `forward_pairs`. With one pass its graph is kept;
-with more, features are cached (GradCache, Gao et al. 2021, arXiv 2101.06983): each pass runs without a graph, the loss
+A worker's share of the global batch goes forward in passes of at most `forward_pairs`, as many on every worker as the largest
+share needs: the collectives of DDP and FSDP come with the passes. With one pass its graph is kept; with more, features are cached (GradCache, Gao et al. 2021, arXiv 2101.06983): each pass runs without a graph, the loss
 gives the gradient on every feature, then each pass runs again, with a graph, and takes its slice of that gradient. This
 costs one more forward pass (about a third of a step) and makes the memory that of one pass: a batch of 64k fits anywhere.
 
@@ -12,6 +12,7 @@ is scaled by the number of workers once, in `_into_towers`, and nowhere else; th
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -27,7 +28,16 @@ from biomedclip_ray.config import Train
 from biomedclip_ray.train import flops, parallel
 from biomedclip_ray.train.order import mix
 from biomedclip_ray.train.pace import Laps
-from biomedclip_ray.train.towers import PatchDropout, Towers, Vectors, compile_blocks, leave_out_unused, lock
+from biomedclip_ray.train.towers import (
+    PatchDropout,
+    Towers,
+    Vectors,
+    compile_blocks,
+    leave_out_unused,
+    lock,
+    passing_by,
+    running_norms,
+)
 
 MAX_LOGIT_SCALE = math.log(100)
 """CLIP's limit on the learned temperature (Radford et al. 2021)."""
@@ -106,6 +116,7 @@ class Learner:
         towers = Towers(model, mean, std, recipe.precision == "bf16", recipe.lock).to(self.device)
         leave_out_unused(towers)
         self.trims = towers.trims
+        self.norms = [norm for _, norm in running_norms(model)]
         self.flops = flops.count(model, towers.size, towers.context, towers.trims)  # of whole pictures
         self.patch_dropout = PatchDropout(model, recipe.patch_dropout) if recipe.patch_dropout else None
         self.work = 0.0
@@ -150,16 +161,14 @@ class Learner:
 
     def backward(self, blocks: Sequence[Block], sizes: Sequence[int] | None = None) -> Tensor:
         """Add the gradient of the global batch to the parameters; the loss over the whole batch."""
-        blocks = regroup(blocks, self.recipe.resources.forward_pairs)
+        sizes = sizes or [sum(len(block.pixels) for block in blocks)]
+        blocks = regroup(blocks, -(-max(sizes) // (self.recipe.resources.forward_pairs or max(sizes))))
         keep_graph = len(blocks) == 1
-        cached = []
-        for block in blocks:
-            with nullcontext() if keep_graph else torch.no_grad():
-                cached.append(self.features(block))
+        with nullcontext() if keep_graph else torch.no_grad(), passing_by([] if keep_graph else self.norms):
+            cached = [self.features(block) for block in blocks]
         self.laps.lap("forward")
         image, text = (torch.cat([getattr(vectors, side) for vectors in cached]) for side in ("image", "text"))
         group = torch.cat([block.group for block in blocks])
-        sizes = sizes or [len(image)]
         start = sum(sizes[: dist.get_rank()]) if len(sizes) > 1 else 0
         rows = slice(start, start + len(image))
         all_image = gather(image.detach(), sizes).requires_grad_()
@@ -249,21 +258,22 @@ class Learner:
             parallel.lerp_(list(self.ema.values()), list(self.trained.values()), (1 - decay) * (1 - broken))
 
 
-def regroup(blocks: Sequence[Block], pairs: int | None) -> list[Block]:
-    """A worker's blocks as forward passes of at most `pairs` pairs; None: one pass for all."""
+def regroup(blocks: Sequence[Block], passes: int) -> list[Block]:
+    """A worker's blocks as so many forward passes of about equal size, none of them empty."""
     pixels, tokens, group = (torch.cat([getattr(b, name) for b in blocks]) for name in ("pixels", "tokens", "group"))
     known = [block.lengths for block in blocks if block.lengths is not None]
     lengths = torch.cat(known) if len(known) == len(blocks) else None
-    size = pairs or len(pixels)
+    edges = [len(pixels) * number // passes for number in range(passes + 1)]
     return [
         Block(
-            pixels[i : i + size],
-            tokens[i : i + size],
-            group[i : i + size],
-            blocks[0].first + i // size,
-            None if lengths is None else lengths[i : i + size],
+            pixels[begin:end],
+            tokens[begin:end],
+            group[begin:end],
+            blocks[0].first + number,
+            None if lengths is None else lengths[begin:end],
         )
-        for i in range(0, len(pixels), size)
+        for number, (begin, end) in enumerate(itertools.pairwise(edges))
+        if begin < end
     ]
 
 

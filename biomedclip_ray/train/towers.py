@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, Self
 
@@ -91,7 +92,8 @@ class Towers(nn.Module):
             else:
                 text = encode_text(model, tokens.long())
         bias = getattr(model, "logit_bias", None)
-        return Vectors(image.float(), text.float(), model.logit_scale.exp(), bias)
+        # no parameter itself: FSDP hooks what comes out, each time, and from a parameter the hooks never go
+        return Vectors(image.float(), text.float(), model.logit_scale.exp(), None if bias is None else bias.clone())
 
 
 def lock(model: nn.Module, tower: str) -> None:
@@ -107,6 +109,18 @@ def running_norms(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if isinstance(module, _NormBase) and module.running_mean is not None:
             yield name, module
+
+
+@contextmanager
+def passing_by(norms: Sequence[Any]) -> Iterator[None]:
+    """In here norms use their batch's statistics and keep none: a pass that comes again would move them twice."""
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 def _side(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -69,8 +70,35 @@ def _worker(rank: int, world: int, folder: str) -> None:
         checkpoint.restore(Checkpoint.from_directory(root / name), other)
         losses += run(other, 3, STEPS, rank, world)
         torch.save(losses, root / f"{name}-{rank}.pt")
+    torch.save(stages(rank, world), root / f"stages-{rank}.pt")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+
+
+def stages(rank: int, world: int) -> dict[str, object]:
+    """Four steps of a sharded tower whose blocks hold blocks, with a bias."""
+    torch.manual_seed(3)
+    towers = {key: value for key, value in TOWERS.items() if key != "custom_text"}
+    towers["vision_cfg"] = {
+        "timm_model_name": "test_convnext",
+        "timm_pool": "avg",
+        "timm_proj": "linear",
+        "image_size": 160,
+    }
+    changes = {"loss": "sigmoid", "resources": {"shard": True, "workers": world}}
+    one = Learner(CustomTextCLIP(**towers), recipe(**changes), STEPS, (0.5,) * 3, (0.25,) * 3)
+    losses = []
+    for number in range(4):
+        block = batch(number)
+        pixels = block.pixels.repeat_interleave(10, 1).repeat_interleave(10, 2)
+        whole = Block(pixels, block.tokens, block.group, block.first)
+        losses.append(float(one.step(number, cut(whole, 4)[rank::world], [N // world] * world).loss))
+    hooks = one.model.get_parameter("logit_bias")._backward_hooks
+    return {
+        "losses": losses,
+        "hooks": len(hooks or ()),
+        "sharded": sum(isinstance(p, DTensor) for p in one.trained.values()),
+    }
 
 
 def together(root: Path, name: str, world: int) -> None:
@@ -88,6 +116,14 @@ def trained(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("parallel")
     mp.spawn(_worker, (2, str(root)), nprocs=2)
     return root
+
+
+def test_a_tower_of_stages_is_sharded_and_a_bias_gathers_no_hooks(trained):
+    first, second = (torch.load(trained / f"stages-{rank}.pt") for rank in range(2))
+    assert first == second
+    assert first["sharded"] > 20
+    assert first["hooks"] == 0
+    assert len(set(first["losses"])) == 4 and all(map(math.isfinite, first["losses"]))
 
 
 @pytest.mark.parametrize("name", ["whole", "sharded"])

@@ -84,9 +84,11 @@ def cases(world: int) -> Iterator[tuple[str, dict[str, object], list[int], int]]
         yield loss, {"grad_checkpointing": True}, counts, pairs
         for lock in ("image", "text"):
             yield loss, {"lock": (lock,)}, counts, pairs
-        for lock in ((), ("image",), ("text",)):
-            if world > 1:
+        if world > 1:
+            for lock in ((), ("image",), ("text",)):
                 yield loss, {"lock": lock, "shard": True}, counts, pairs
+            uneven, pairs = SPLITS[world][2]
+            yield loss, {"shard": True}, uneven, pairs
 
 
 def gradients(world: int, rank: int) -> list[tuple[Tensor, Gradients]]:
@@ -97,6 +99,9 @@ def gradients(world: int, rank: int) -> list[tuple[Tensor, Gradients]]:
         one = Learner(model(), recipe(loss=loss, lock=changes.get("lock", ()), resources=resources), 10, MEAN, STD)
         assert bool(changes.get("shard")) == any(isinstance(p, DTensor) for p in one.model.parameters())
         sizes = [count * N // sum(counts) for count in counts]
+        one.backward(list(shares(counts))[rank], sizes)
+        one.towers.zero_grad(set_to_none=True)
+        # once more: DDP rearranges its buckets after the first, all workers together
         value = one.backward(list(shares(counts))[rank], sizes)
         grads = {name: p.grad for name, p in one.model.named_parameters() if p.grad is not None}
         found.append((value, {n: g.full_tensor() if isinstance(g, DTensor) else g for n, g in grads.items()}))

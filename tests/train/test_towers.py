@@ -161,6 +161,22 @@ def test_batch_statistics_move_with_the_training_of_their_tower_alone():
         assert all(torch.equal(after[name], value) == bool(lock) for name, value in before.items())
 
 
+def test_a_pass_that_comes_again_moves_batch_statistics_once():
+    """Features are cached without a graph, then computed again with one."""
+    moved = []
+    for pairs in (None, 16):
+        torch.manual_seed(3)
+        towers = {**TOWERS, "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}}
+        towers.pop("custom_text")
+        one = learner(CustomTextCLIP(**towers), resources={"forward_pairs": pairs})
+        block = batch(0)
+        pixels = torch.randint(0, 256, (32, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+        one.step(0, [type(block)(pixels, block.tokens, block.group, 0)])
+        counts = {int(value) for name, value in one.model.named_buffers() if name.endswith("num_batches_tracked")}
+        moved.append(counts)
+    assert moved == [{1}, {2}]
+
+
 def test_flops_are_those_of_the_formula():
     towers = {"width": 64, "layers": 3}
     model = open_clip.CLIP(
