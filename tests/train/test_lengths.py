@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import combinations, pairwise
 
 import open_clip
 import pytest
@@ -58,10 +59,29 @@ def test_every_row_is_in_one_group_that_is_long_enough(lengths, min_tokens):
     assert all(lengths[row] <= tokens <= CONTEXT for rows, tokens in groups for row in rows)
 
 
-def test_groups_of_a_large_batch_keep_little_padding():
-    lengths = torch.randint(8, 200, (512,), generator=torch.Generator().manual_seed(1)).tolist()
-    spent = sum(len(rows) * tokens for rows, tokens in length_groups(lengths, 256, 512))
-    assert spent < 1.12 * sum(lengths)
+def cost(groups, min_tokens) -> int:
+    return sum(max(min_tokens, len(rows) * tokens) for rows, tokens in groups)
+
+
+@given(st.lists(st.integers(1, CONTEXT), min_size=1, max_size=7), st.integers(1, 200))
+def test_no_other_groups_cost_less(lengths, min_tokens):
+    eights = sorted((-(-length // 8) * 8 for length in lengths), reverse=True)
+    borders = [k for k in range(1, len(eights)) if eights[k - 1] != eights[k]]  # rows of one length stay together
+    least = min(
+        cost([(eights[a:b], eights[a]) for a, b in pairwise((0, *cuts, len(eights)))], min_tokens)
+        for k in range(len(borders) + 1)
+        for cuts in combinations(borders, k)
+    )
+    assert cost(length_groups(lengths, CONTEXT, min_tokens), min_tokens) == least
+
+
+@pytest.mark.parametrize(("device", "rows", "most"), [("cpu", 64, 1.14), ("cpu", 512, 1.06), ("cuda", 512, 1.14)])
+def test_groups_keep_little_padding(device, rows, most):
+    """Lengths as captions have them: 85 tokens in the middle, 256 at most, few of them long."""
+    draw = torch.randn(rows, generator=torch.Generator().manual_seed(1))
+    lengths = (85 * (0.7 * draw).exp()).clamp(4, 256).long().tolist()
+    spent = sum(len(group) * tokens for group, tokens in length_groups(lengths, 256, module.MIN_TOKENS[device]))
+    assert spent < most * sum(lengths)
 
 
 def test_vectors_and_gradients_are_those_of_padded_captions(tower, monkeypatch):
