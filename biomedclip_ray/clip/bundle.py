@@ -17,8 +17,9 @@ import tempfile
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from biomedclip_ray.clip.model_card import model_card
 from biomedclip_ray.clip.tokenizer import Tokenizer, load_tokenizer
 from biomedclip_ray.storage import Place
 
@@ -33,14 +34,21 @@ TOWER = "text_tower"
 
 _WRAPPERS = re.compile(r"(^|\.)(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _VERSIONS = ("biomedclip-ray", "open_clip_torch", "torch", "timm", "transformers", "tokenizers")
-# Where open_clip looks for weights, in its order.
+# Where open_clip looks for weights, in its order; then it takes any other file of these kinds.
 _WEIGHT_FILES = (
     WEIGHTS,
     "open_clip_pytorch_model.safetensors",
     "open_clip_pytorch_model.bin",
     "open_clip_pytorch_model.pth",
+    "model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.pth",
+    "model.pth",
 )
+_WEIGHT_KINDS = (".safetensors", ".bin", ".pth")
 _OLD_TEXT_KEYS = {"proj": "hf_proj_type", "pooler_type": "hf_pooler_type"}
+
+Value = TypeVar("Value")
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +67,7 @@ class Bundle(NamedTuple):
     """uri, name, bundle_id (hash of weights, tokenizer and config), model_cfg, preprocess_cfg, provenance (bundle.json or {})."""
 
 
-def clean_names(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def clean_names(state: Mapping[str, Value]) -> dict[str, Value]:
     """A state dict without the prefixes that torch.compile, DDP, FSDP and checkpointing put into the names."""
     clean = {}
     for name, tensor in state.items():
@@ -111,7 +119,7 @@ def save_bundle(
     versions = {name: version(name) for name in _VERSIONS}
     whole = {**provenance, "weights_sha256": _sha256(folder / WEIGHTS), "versions": versions}
     whole["bundle_id"] = _bundle_id(whole["weights_sha256"], config, preprocess_cfg, tokenizer)
-    (folder / "README.md").write_text(_model_card(whole, config), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(whole, config), encoding="utf-8")
     _write_json(folder / PROVENANCE, whole)
 
 
@@ -155,25 +163,30 @@ def _load_folder(folder: Path, uri: str) -> Bundle:
 
     if not (folder / CONFIG).is_file():
         raise BundleError(f"{uri}: no {CONFIG} there; a bundle is a folder that open_clip's local-dir: loads")
-    weights = next((folder / name for name in _WEIGHT_FILES if (folder / name).is_file()), None)
+    weights = _weights_file(folder)
     if weights is None:
         raise BundleError(f"{uri}: no weights there (looked for {', '.join(_WEIGHT_FILES)})")
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_cfg"]
-    except (ValueError, KeyError) as error:
-        raise BundleError(f"{uri}: {CONFIG} is not JSON with a model_cfg") from error
-    text = {_OLD_TEXT_KEYS.get(key, key): value for key, value in config["text_cfg"].items()}
+        text = {_OLD_TEXT_KEYS.get(key, key): value for key, value in config["text_cfg"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"{uri}: {CONFIG} is not JSON with a model_cfg and a text_cfg in it") from error
     config = {**config, "text_cfg": text}
     with tempfile.TemporaryDirectory() as scratch:
         here = dict(text)
-        if text.get("hf_model_name"):
-            here.update(hf_model_name=_tower_config(folder, text, weights, Path(scratch)), hf_model_pretrained=False)
         try:
+            if text.get("hf_model_name"):
+                tower = _tower_config(folder, text, weights, Path(scratch))
+                here.update(hf_model_name=tower, hf_model_pretrained=False)
             model = open_clip.create_model(
                 f"local-dir:{folder}", require_pretrained=True, pretrained_text=False, text_cfg=here
             )
-        except (OSError, RuntimeError, ValueError, TypeError) as error:
-            raise BundleError(f"{uri}: {error}") from error
+        except BundleError:
+            raise
+        except (
+            Exception
+        ) as error:  # what a cut or foreign file makes torch, safetensors and open_clip raise has no common base
+            raise BundleError(f"{uri}: {weights.name}: {type(error).__name__}: {error}") from error
     tokenizer = _tokenizer(folder, text, uri)
     preprocess_cfg = _plain(model.visual.preprocess_cfg)
     digest = _sha256(weights)
@@ -191,6 +204,14 @@ def _load_folder(folder: Path, uri: str) -> Bundle:
     }
     transform = image_transform_v2(PreprocessCfg(**preprocess_cfg), is_train=False)
     return Bundle(model.eval(), transform, tokenizer, info)
+
+
+def _weights_file(folder: Path) -> Path | None:
+    """The file that open_clip takes the weights from."""
+    known = [folder / name for name in _WEIGHT_FILES]
+    others = [file for kind in _WEIGHT_KINDS for file in folder.glob(f"*{kind}")]
+    others.sort(key=lambda file: (file.suffix != ".safetensors", file))
+    return next((file for file in (*known, *others) if file.is_file()), None)
 
 
 def _from_hub(name: str) -> Path:
@@ -272,10 +293,11 @@ def _shapes(weights: Path) -> dict[str, tuple[int, ...]]:
         from safetensors import safe_open
 
         with safe_open(weights, "pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            return clean_names(shapes)
     from open_clip.factory import load_state_dict
 
-    return {name: tuple(tensor.shape) for name, tensor in load_state_dict(str(weights)).items()}
+    return clean_names({name: tuple(tensor.shape) for name, tensor in load_state_dict(str(weights)).items()})
 
 
 def _unwrap(model: Any) -> Any:
@@ -311,65 +333,3 @@ def _sha256(path: Path) -> str:
 
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def _model_card(provenance: dict[str, Any], config: dict[str, Any]) -> str:
-    """README.md in the form that the Hugging Face hub shows."""
-    name = provenance.get("name", "biomedclip_ray bundle")
-    starts = provenance.get("starts", {})
-    moved = "" if not config["text_cfg"].get("hf_model_name") else _MOVED
-    limits = provenance.get("limits") or _LIMITS
-    return _CARD.format(
-        name=name,
-        bundle_id=provenance["bundle_id"],
-        image=starts.get("image", "unknown"),
-        text=starts.get("text", "unknown"),
-        chosen_by=provenance.get("chosen_by", "unknown"),
-        corpus=provenance.get("corpus", "unknown"),
-        limits=limits,
-        moved=moved,
-    )
-
-
-_LIMITS = (
-    "For research. Not a medical device: not for diagnosis, triage or any decision about a patient. It has seen figures "
-    "and captions of English articles; rare diseases, other languages and clinical originals are thinly covered."
-)
-_MOVED = """
-After moving this folder, tell plain open_clip where the text tower's config lies: set `model_cfg.text_cfg.hf_model_name`
-in open_clip_config.json to the absolute path of `text_tower`, or call `biomedclip_ray.clip.bundle.relocate(folder)`.
-`Encoder.load` does not need it.
-"""
-_CARD = """---
-library_name: open_clip
-pipeline_tag: zero-shot-image-classification
-license: other
-tags: [clip, biomedical, pubmed-central]
----
-# {name}
-
-A CLIP of biomedical figures and their captions, bundle `{bundle_id}`.
-
-```python
-model, _, preprocess = open_clip.create_model_and_transforms("local-dir:PATH")
-tokenizer = open_clip.get_tokenizer("local-dir:PATH")
-# the same vectors, already of unit length:
-vectors = biomedclip_ray.Encoder.load("PATH").encode_text(["gel electrophoresis of PCR products"])
-```
-{moved}
-- Start of the image tower: {image}
-- Start of the text tower: {text}
-- Split that chose the checkpoint: {chosen_by}
-- Corpus: {corpus}
-- Provenance in full, versions and checksums: bundle.json
-
-## Limits
-
-{limits}
-
-## Data and licences
-
-Trained on figures and captions from the PubMed Central Open Access Subset, each under its article's own licence; the
-corpus' manifest counts them. Acknowledgement: courtesy of the National Library of Medicine (NLM). The copy of the data
-that trained this model is not the newest, and NLM endorses neither it nor this model.
-"""

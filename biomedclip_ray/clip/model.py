@@ -167,9 +167,9 @@ def _construct(kind: Any, model_cfg: dict[str, Any]) -> Any:
     arguments = {key: copy.deepcopy(value) for key, value in model_cfg.items() if key != "custom_text"}
     try:
         return kind(**arguments)
-    except (OSError, RuntimeError, ValueError, TypeError, httpx.HTTPError) as error:
+    except Exception as error:  # a wrong value of a config is a KeyError here and an AssertionError there
         raise ConfigError(
-            f"model.config: the towers cannot be built ({type(error).__name__}: {str(error).splitlines()[0]}). If their "
+            f"model.config: the towers cannot be built ({type(error).__name__}: {str(error).partition(chr(10))[0]}). If their "
             "weights cannot be reached from here, put them into the Hugging Face cache, or set model.init=random to "
             "train from random weights"
         ) from error

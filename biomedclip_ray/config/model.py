@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from biomedclip_ray.config.section import KnownKinds, PartResources, Positive, Section, StageSection
 
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+Area = Annotated[float, Field(gt=0, le=1)]
+
 
 class Model(Section):
     config: str = "biomedclip_vit_b16"
@@ -44,7 +47,7 @@ class TrainResources(Section):
     feed_cpus: Annotated[float, Field(gt=0)] = 0.5
     """Logical CPUs of one task that decodes and tokenizes."""
     feed_concurrency: Positive = 2
-    """Such tasks at once at most; checked against the cluster before anything starts."""
+    """Such tasks at once at most, as far as there are CPUs for them."""
     prefetch_batches: Annotated[int, Field(ge=0)] = 2
     """Batches a worker holds ready."""
     validation_cpus: Annotated[float, Field(gt=0)] = 0.25
@@ -85,7 +88,7 @@ class Train(Section):
     """Optimiser steps of linear warm-up."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.2
     """AdamW; not on norms, biases and the logit scale."""
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Momentum, Momentum] = (0.9, 0.98)
     """AdamW."""
     eps: Annotated[float, Field(gt=0)] = 1e-6
     """AdamW."""
@@ -113,7 +116,7 @@ class Train(Section):
     rose; none is made meanwhile. null: it goes on whatever the loss does."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Of the forward pass (autocast); weights and optimiser stay fp32."""
-    crop_scale: tuple[float, float] = (0.9, 1.0)
+    crop_scale: tuple[Area, Area] = (0.9, 1.0)
     """Share of the picture's area that a random resized crop keeps; (1, 1): none."""
     window: Positive = 8192
     """Pairs shuffled together; row groups of a window are drawn from the whole epoch."""
@@ -135,6 +138,8 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _divisible(self) -> Train:
+        if self.crop_scale[0] > self.crop_scale[1]:
+            raise ValueError(f"train.crop_scale={list(self.crop_scale)} must be [min, max]")
         if self.batch % self.micro_batches:
             raise ValueError(f"train.batch={self.batch} must be a multiple of train.micro_batches={self.micro_batches}")
         workers = self.resources.workers

@@ -87,7 +87,31 @@ def build(config: Config, texts: Iterable[str] = (_SOME_TEXT,)) -> tuple[Built, 
             )
         if config.train.patch_dropout:
             patch_dropout_slot(built.model)
+    _try_out(
+        built, tokenizer, f"bundle={config.model.bundle}" if config.model.bundle else f"config={config.model.config}"
+    )
     return built, tokenizer
+
+
+def _try_out(built: Built, tokenizer: Tokenizer, named: str) -> None:
+    """A blank picture and the longest caption go through the towers once. Raises ConfigError where they do not fit."""
+    import torch
+    from timm.layers import to_2tuple
+
+    pixels = torch.zeros(1, 3, *to_2tuple(built.preprocess_cfg["size"]))
+    tokens = torch.full((1, tokenizer.context_length), tokenizer.vocab_size - 1)
+    try:
+        with torch.no_grad():
+            vectors = built.model.eval().encode_image(pixels), built.model.encode_text(tokens)
+        if vectors[0].shape != vectors[1].shape:
+            raise ValueError(f"vectors of {vectors[0].shape[1]} and of {vectors[1].shape[1]} numbers")
+    except Exception as error:  # each library has its own for a wrong value of a config
+        raise ConfigError(
+            f"model.{named}: the towers cannot take a picture of {pixels.shape[2]} x {pixels.shape[3]} and a caption of "
+            f"{tokenizer.context_length} tokens numbered up to {tokenizer.vocab_size - 1} ({type(error).__name__}: "
+            f"{str(error).partition(chr(10))[0]}): check vision_cfg, text_cfg and the tokenizer"
+        ) from error
+    built.model.train()
 
 
 def _workers_on(node: Mapping[str, float], wanted: TrainResources) -> int:
@@ -128,9 +152,24 @@ def _feed(wanted: TrainResources, cpus: float, nodes: Sequence[Mapping[str, floa
             f"{wanted.workers}) leaves {left} whole CPUs of {cpus:g} to the feed, which needs {feed:g}; "
             f"set train.resources.cpus_per_worker={int(fits * 100) / 100:g} or less, or fewer workers"
         ]
-    if wanted.feed_cpus > (largest := max(node.get("CPU", 0.0) for node in nodes)):
-        return [f"train.resources.feed_cpus={wanted.feed_cpus:g}, but no node has more than {largest:g} CPUs; lower it"]
+    largest = _largest_left(nodes, wanted, comes, "CPU", wanted.cpus_per_worker)
+    if wanted.feed_cpus > largest:
+        return [
+            f"train.resources.feed_cpus={wanted.feed_cpus:g}, but {comes} workers leave no node more than {largest:g} CPUs; "
+            "lower it, or cpus_per_worker"
+        ]
     return []
+
+
+def _largest_left(
+    nodes: Sequence[Mapping[str, float]], wanted: TrainResources, comes: int, unit: str, worker: float
+) -> float:
+    """The most that the workers can leave on one node, wherever they are put; a task runs on one node, whatever others have."""
+    rooms = [_workers_on(node, wanted) for node in nodes]
+    return max(
+        node.get(unit, 0.0) - max(0, comes - (sum(rooms) - room)) * worker
+        for node, room in zip(nodes, rooms, strict=True)
+    )
 
 
 def _validation(
@@ -149,7 +188,7 @@ def _validation(
         ("gpus", gpus, wanted.gpus_per_worker, wanted.validation_gpus),
     ):
         left = total - comes * worker
-        largest = max(node.get(unit[:-1].upper(), 0.0) for node in nodes)
+        largest = _largest_left(nodes, wanted, comes, unit[:-1].upper(), worker)
         key = f"train.resources.validation_{unit}={need:g}"
         if need > left:
             problems.append(
@@ -157,7 +196,10 @@ def _validation(
                 f"{total:g} {unit[:-1].upper()}s; lower it, or train.resources.workers"
             )
         elif need > largest:
-            problems.append(f"{key}, but no node has more than {largest:g} {unit[:-1].upper()}s; lower it")
+            problems.append(
+                f"{key}, but {comes} workers leave no node more than {largest:g} {unit[:-1].upper()}s; lower it, or "
+                f"{unit}_per_worker"
+            )
     return problems
 
 

@@ -79,6 +79,11 @@ def train(config: Config, pairs: Product, corpus: Product) -> Product:
             "train: %d pairs, %d steps of %d, towers from %s; pure guessing is a loss of %.3f",
             *(rows.pairs, steps, config.train.batch, start["starts"], guessing(config.train.batch, config.train.loss)),
         )
+        if config.train.warmup_steps >= steps:
+            log.warning(
+                "train: train.warmup_steps=%d of %d steps in all: the rate never reaches train.lr; lower it, or take more pairs or epochs",
+                *(config.train.warmup_steps, steps),
+            )
         order = _order(config, rows)
         checkpoint.mend(product.place)
         if checkpoint.steps_done(product.place) < steps:

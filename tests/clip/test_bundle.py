@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -184,9 +185,10 @@ def test_damaged_bundles_say_what_is_wrong(sample: Built, tokenizer: Tokenizer, 
         load_bundle(tmp_path)
     write(tmp_path, sample, tokenizer)
     config = (tmp_path / "open_clip_config.json").read_text()
-    (tmp_path / "open_clip_config.json").write_text('{"embed_dim": 3}')
-    with pytest.raises(BundleError, match="is not JSON with a model_cfg"):
-        load_bundle(tmp_path)
+    for broken in ('{"embed_dim": 3}', '{"model_cfg": {"embed_dim": 3}}', '{"model_cfg": []}', "{"):
+        (tmp_path / "open_clip_config.json").write_text(broken)
+        with pytest.raises(BundleError, match="is not JSON with a model_cfg and a text_cfg in it"):
+            load_bundle(tmp_path)
     (tmp_path / "open_clip_config.json").write_text(config)
     weights = tmp_path / "open_clip_model.safetensors"
     state = load_file(weights)
@@ -231,6 +233,39 @@ def test_the_published_format_loads_offline(published: tuple[Path, Any], files: 
     assert encoder.dimensions == 512
     np.testing.assert_allclose(encoder.encode_images([path.read_bytes() for path in files[:3]]), image, atol=1e-5)
     np.testing.assert_allclose(encoder.encode_text(TEXTS), text, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pth", "anything.bin"])
+def test_weights_are_found_where_open_clip_finds_them(published: tuple[Path, Any], tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "renamed"
+    shutil.copytree(published[0], folder)
+    (folder / "open_clip_pytorch_model.bin").rename(folder / name)
+    assert load_bundle(folder).info["bundle_id"] == load_bundle(published[0]).info["bundle_id"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda state: b"PK\x03\x04 and no more", "open_clip_pytorch_model.bin: "),
+        (lambda state: {}, "open_clip_pytorch_model.bin: "),
+        (lambda state: {f"_orig_mod.{name}": value for name, value in state.items()}, r"_orig_mod\.visual"),
+        (lambda state: {f"module.{name}": value for name, value in state.items()}, None),
+    ],
+    ids=["cut", "empty", "compiled", "distributed"],
+)
+def test_weights_that_cannot_be_read_are_named(
+    published: tuple[Path, Any], tmp_path: Path, change: Callable[[Any], Any], told: str | None
+) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(published[0], folder)
+    file = folder / "open_clip_pytorch_model.bin"
+    changed = change(torch.load(file))
+    file.write_bytes(changed) if isinstance(changed, bytes) else torch.save(changed, file)
+    if told is None:
+        load_bundle(folder)
+    else:
+        with pytest.raises(BundleError, match=told):
+            load_bundle(folder)
 
 
 def test_config_keys_of_an_older_open_clip_are_understood(published: tuple[Path, Any], tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from biomedclip_ray.config import ConfigError, parse
 from biomedclip_ray.product import Product
 from biomedclip_ray.train.check import build, check
 from biomedclip_ray.train.train import plan
+from tests.clip.published import make_bert, make_published
 
 
 def test_how_fast_it_trains_does_not_rename_the_product(tmp_path):
@@ -81,13 +82,25 @@ def test_a_config_that_does_not_fit_the_cluster_names_the_key_and_the_fix(tmp_pa
         ({"workers": 4, "cpus_per_worker": 3}, "room for 3 of train.resources.workers=4"),
         ({"workers": 2, "cpus_per_worker": 1, "gpus_per_worker": 1}, None),
         ({"workers": 2, "cpus_per_worker": 1, "gpus_per_worker": 2}, r"and gpus_per_worker=2.*1 GPUs.*room for 0 of"),
-        ({"workers": 1, "cpus_per_worker": 1, "feed_cpus": 5}, "feed_cpus=5, but no node has more than 4 CPUs"),
+        (
+            {"workers": 1, "cpus_per_worker": 1, "feed_cpus": 5},
+            "feed_cpus=5, but 1 workers leave no node more than 4 CPUs",
+        ),
+        ({"workers": 2, "cpus_per_worker": 3, "feed_cpus": 3}, None),  # one node is left alone
+        (
+            {"workers": [3, 3], "cpus_per_worker": 3, "feed_cpus": 2},
+            "feed_cpus=2, but 3 workers leave no node more than 1 CPUs",
+        ),
+        (
+            {"workers": [3, 3], "cpus_per_worker": 3, "validation_cpus": 2},
+            "validation_cpus=2, but 3 workers leave no node more",
+        ),
     ],
 )
 def test_a_worker_must_fit_a_node_and_not_only_the_sum_of_them(tmp_path, resources, told):
     nodes = [{"CPU": 4.0, "GPU": 1.0}] * 4 if "gpus_per_worker" in resources else [{"CPU": 4.0}] * 3
     gpus = sum(node.get("GPU", 0.0) for node in nodes)
-    config = tiny.config(tmp_path, resources=resources)
+    config = tiny.config(tmp_path, resources=resources, validation_pairs=9 if "validation_cpus" in resources else 0)
     problems = check(config, 4.0 * len(nodes), gpus, nodes)
     assert bool(problems) == (told is not None)
     if told is not None:
@@ -120,6 +133,12 @@ BERT = {"hf_model_name": "some/bert", "context_length": 16}
         ({"text_cfg": BERT}, {"init": "pretrained"}, {}, "model.tokenizer=fit .*set model.tokenizer=some/bert"),
         ({}, {"vocab_size": 5}, {}, "model.vocab_size=5"),
         ({}, {"bundle": "/nowhere"}, {}, "model.bundle=/nowhere.*no open_clip_config.json"),
+        (
+            {"text_cfg": {"context_length": 16, "vocab_size": 200, "width": 32, "heads": 5, "layers": 1}},
+            {},
+            {},
+            "model.config: the towers cannot be built .AssertionError: embed_dim must be divisible by num_heads",
+        ),
     ],
 )
 def test_towers_that_the_recipe_cannot_train_are_told_without_a_corpus(tmp_path, towers, model, recipe, told):
@@ -133,6 +152,53 @@ def test_towers_that_the_recipe_cannot_train_are_told_without_a_corpus(tmp_path,
     else:
         with pytest.raises(ConfigError, match=told):
             build(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, None),
+        ({"context_length": 100}, "cannot take a picture of 224 x 224 and a caption of 100 tokens"),
+        ({"hf_proj_type": "mpl"}, r"Unexpected key.*text\.proj"),
+        ({"hf_pooler_type": "cls"}, "KeyError: 'cls'"),
+        ("more words", "cannot take .*numbered up to 102 .IndexError"),
+    ],
+)
+def test_a_bundle_whose_parts_do_not_fit_is_told_before_training(tmp_path, changes, told):
+    (bert := tmp_path / "bert").mkdir()
+    (folder := tmp_path / "published").mkdir()
+    make_published(folder, make_bert(bert))
+    file = folder / "open_clip_config.json"
+    if changes == "more words":
+        vocabulary = json.loads((folder / "tokenizer.json").read_text())
+        words = vocabulary["model"]["vocab"]
+        words |= {f"word{number}": number for number in range(len(words), 103)}
+        (folder / "tokenizer.json").write_text(json.dumps(vocabulary))
+    else:
+        whole = json.loads(file.read_text())
+        whole["model_cfg"]["text_cfg"] |= changes
+        file.write_text(json.dumps(whole))
+    config = tiny.config(tmp_path)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"bundle": str(folder)})})
+    if told is None:
+        build(config)
+    else:
+        with pytest.raises(ConfigError, match=told) as caught:
+            build(config)
+        assert f"model.bundle={folder}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"betas": [0.9, 1.0]}, "betas"),
+        ({"crop_scale": [-0.5, 1.0]}, "crop_scale"),
+        ({"crop_scale": [1.0, 0.1]}, r"train.crop_scale=\[1.0, 0.1\] must be \[min, max\]"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused_by_their_key(tmp_path, changes, key):
+    with pytest.raises(ConfigError, match=key):
+        tiny.config(tmp_path, **changes)
 
 
 def test_an_unknown_tower_is_told_with_the_known_ones(tmp_path):
