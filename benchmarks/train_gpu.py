@@ -258,6 +258,9 @@ def main() -> int:
         print("no CUDA device here; --device cpu --tiny runs the same lines without one", file=sys.stderr)
         return 2
     device = torch.device(options.device)
+    # for both sides, as open_clip's own main.py does
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
     batches, steps = ([8], 2) if options.tiny else (options.batches, options.steps)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     print(f"{name}, torch {torch.__version__}, {steps} steps, bf16", flush=True)

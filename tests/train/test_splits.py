@@ -99,9 +99,9 @@ def gradients(world: int, rank: int) -> list[tuple[Tensor, Gradients]]:
         one = Learner(model(), recipe(loss=loss, lock=changes.get("lock", ()), resources=resources), 10, MEAN, STD)
         assert bool(changes.get("shard")) == any(isinstance(p, DTensor) for p in one.model.parameters())
         sizes = [count * N // sum(counts) for count in counts]
-        one.backward(list(shares(counts))[rank], sizes)
-        one.towers.zero_grad(set_to_none=True)
-        # once more: DDP rearranges its buckets after the first, all workers together
+        if len(set(sizes)) > 1:  # twice: DDP rearranges its buckets after the first, all workers together
+            one.backward(list(shares(counts))[rank], sizes)
+            one.towers.zero_grad(set_to_none=True)
         value = one.backward(list(shares(counts))[rank], sizes)
         grads = {name: p.grad for name, p in one.model.named_parameters() if p.grad is not None}
         found.append((value, {n: g.full_tensor() if isinstance(g, DTensor) else g for n, g in grads.items()}))
