@@ -121,6 +121,10 @@ def main() -> int:
         order = Order(chosen.chunk_rows, WINDOW, 0)
         feed = Feed(pairs, chosen, order, tokenizer, SIZE, (0.9, 1.0), 0, MICRO)
         count = len(chosen) // MICRO * MICRO
+        if count <= 2 * (EDGE + 1) * MICRO:
+            parser.error(
+                f"--pairs={options.pairs} are {count // MICRO} blocks; {2 * (EDGE + 1) + 1} are needed to time any"
+            )
         plain = max(pace_of_functions(feed, count) for _ in range(ROUNDS))  # before there is Ray: it does not fork well
         start_ray()
         fed = max(pace_of_feed(feed, count) for _ in range(ROUNDS))
