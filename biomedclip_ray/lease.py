@@ -58,7 +58,10 @@ class Lease:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        self.place.delete(_NAME)
+        if not self._lost():
+            self.place.delete(_NAME)
+        elif error is None:
+            raise HeldError(f"{self.what} was taken over meanwhile: this driver had stood still ({self.place.uri})")
 
     def _wait_for_the_dead(self) -> None:
         """Return once the lease that stands there is gone. Raises HeldError when its holder shows a sign of life."""
@@ -97,9 +100,17 @@ class Lease:
         while not self._stop.wait(self.heartbeat_s):
             self.beat += 1
             try:
+                if self._lost():
+                    log.error("%s: another driver took over while this one stood still; stop this one", self.what)
+                    return
                 self.place.write(_NAME, self._content())
             except OSError as error:  # a full disk or a slow store for a while: the holder lives, so the heart goes on
                 log.warning("%s: heartbeat not written: %s", self.what, error)
+
+    def _lost(self) -> bool:
+        """Whether another driver has taken over."""
+        holder = self._holder()
+        return holder is not None and holder["token"] != self.token
 
     def _content(self) -> bytes:
         holder = {

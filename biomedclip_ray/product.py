@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import platform
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,8 @@ from biomedclip_ray.lease import HeldError, Lease
 from biomedclip_ray.schema import LEDGER, Reason
 from biomedclip_ray.storage import Place
 
+FINGERPRINT = re.compile(r"[0-9a-f]{12}")
+_PART = re.compile(r"(?:.*/)?part-(\d+)\.parquet")
 MANIFEST = "_MANIFEST.json"
 ROW_GROUP_BYTES = 16 * 1024 * 1024  # nested or huge row groups are what readers break on
 _META = b"biomedclip_ray"
@@ -221,8 +224,10 @@ class Product:
 
     def done_parts(self) -> set[int]:
         """Parts whose data and ledger files are both there."""
-        data = {_part_number(name) for name in self.place.list("data")}
-        ledger = {_part_number(name) for name in self.place.list("ledger")}
+        data, ledger = (
+            {int(found[1]) for name in self.place.list(folder) if (found := _PART.fullmatch(name))}
+            for folder in ("data", "ledger")
+        )
         return data & ledger
 
     def missing_parts(self) -> list[int]:
@@ -329,10 +334,6 @@ def data_name(part: int) -> str:
 
 def ledger_name(part: int) -> str:
     return f"ledger/part-{part:05d}.parquet"
-
-
-def _part_number(name: str) -> int:
-    return int(name.rsplit("-", 1)[1].removesuffix(".parquet"))
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:

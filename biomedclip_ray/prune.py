@@ -18,7 +18,7 @@ from rich.table import Table
 
 from biomedclip_ray.config import STAGES
 from biomedclip_ray.lease import HeldError, alive
-from biomedclip_ray.product import MANIFEST
+from biomedclip_ray.product import FINGERPRINT, MANIFEST
 from biomedclip_ray.run import load_run
 from biomedclip_ray.storage import Place
 
@@ -34,10 +34,11 @@ class Unused:
     bytes: int
 
 
-def prune(root: str, planned: Iterable[str], yes: bool, console: Console) -> None:
+def prune(root: str, planned: Iterable[str], yes: bool | None, console: Console) -> None:
     """Show what nothing refers to; remove it with `yes`, or after a yes at the terminal.
 
     Args:
+        yes: None: only show.
         planned: URIs of the products that the configuration at hand would use.
     """
     unused = find_unused(root, planned)
@@ -48,6 +49,8 @@ def prune(root: str, planned: Iterable[str], yes: bool, console: Console) -> Non
     for product in unused:
         table.add_row(product.name, product.made or "unfinished", f"{product.bytes / 1e6:.1f}")
     console.print(table)
+    if yes is None:
+        return
     if not yes and not sys.stdin.isatty():
         console.print("Nothing was removed; add --yes to remove them.")
     elif yes or console.input("Remove them? [y/N] ").strip().lower() in ("y", "yes"):
@@ -62,7 +65,10 @@ def find_unused(root: str, planned: Iterable[str] = ()) -> list[Unused]:
         HeldError: a driver is at work in this root, whose inputs nobody can tell.
     """
     place = Place(root)
-    names = [f"{stage}/{folder}" for stage in STAGES for folder in place.at(stage).folders()]
+    # what has another name is somebody's own: a root may lie beside a folder "train" with pictures
+    names = [
+        f"{stage}/{folder}" for stage in STAGES for folder in place.at(stage).folders() if FINGERPRINT.fullmatch(folder)
+    ]
     if busy := alive(place.at(name) for name in names):
         raise HeldError(f"{busy[0]}; nothing is removed while a driver works in this root: wait for it, or stop it")
     manifests = {name: json.loads(place.at(name).read(MANIFEST)) for name in names if place.at(name).exists(MANIFEST)}

@@ -98,7 +98,7 @@ def render(root: str, run: dict[str, Any]) -> str:
         root=Place(root).uri,
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         source=source,
-        inventory=run["inventories"].get(source, {}).get("date"),
+        inventory=run["inventory"],
         started=run["started"],
         updated=run["updated"],
         stages=stages,

@@ -1,7 +1,8 @@
 """The record of a run: which stages ran, were resumed or skipped, what came in and why it was dropped; root/run.json.
 
-The same file keeps the inventory that `source.inventory: newest` was resolved to, so that the same command goes on with
-that date however often it is killed; `--sync` moves on to a newer one.
+The same file keeps the inventory that `source.inventory: newest` was resolved to for each source, so that the same command goes
+on with that date however often it is killed; `--sync` moves on to a newer one. Under `known` it keeps every inventory that was
+ever worked from: the source forgets them after 30 days, and what was made of one is still to be exported and served.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -33,7 +35,7 @@ def load_run(root: str) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(Place(root).read(RUN_FILE))
     except FileNotFoundError:
-        return {"inventories": {}, "stages": []}
+        return {"inventories": {}, "known": {}, "stages": []}
     except OSError as error:
         raise StorageError(f"root={root} cannot be read: {error}; give a place that this user may use") from error
     return record
@@ -46,10 +48,21 @@ def resolve_inventory(config: Config, sync: bool = False) -> Inventory:
         SourceError: it is not known yet and the source does not answer.
     """
     wanted = config.source.inventory
-    known = load_run(config.root)["inventories"].get(config.source.uri)
-    if known and not sync and wanted in ("newest", known["date"]):
+    record, source = load_run(config.root), _source(config)
+    known = record["known"].get(source, {}).get(wanted)
+    if wanted == "newest" and not sync:
+        known = record["inventories"].get(source)
+    if known:
         return Inventory(known["date"], known["checksum"], tuple(known["files"]))
     return find_inventory(open_bucket(config.source.uri, config.source.resources), wanted)
+
+
+def _source(config: Config) -> str:
+    """The source's URI, one for all ways to write it."""
+    uri = config.source.uri
+    if "://" in uri and not uri.startswith("file://"):
+        return uri.rstrip("/")
+    return str(Path(uri.removeprefix("file://")).expanduser().absolute())
 
 
 class Run:
@@ -136,13 +149,18 @@ class Run:
     def _write(self) -> None:
         kept = [stage for stage in self.record["stages"] if stage["name"] not in {s["name"] for s in self.stages}]
         order = {stage: number for number, stage in enumerate(STAGES)}
-        inventories = dict(self.record["inventories"])
+        inventories, known = dict(self.record["inventories"]), dict(self.record["known"])
         if self.inventory is not None:
-            inventories[self.config.source.uri] = self.inventory.__dict__
+            source = _source(self.config)
+            known[source] = known.get(source, {}) | {self.inventory.date: self.inventory.__dict__}
+            if self.config.source.inventory == "newest":
+                inventories[source] = self.inventory.__dict__
         record = {
             "started": self.started,
             "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "inventory": self.inventory.date if self.inventory is not None else None,
             "inventories": inventories,
+            "known": known,
             "stages": sorted([*kept, *self.stages], key=lambda stage: order[stage["name"]]),
             "config": self.config.model_dump(mode="json"),
         }

@@ -154,9 +154,20 @@ class Place:
                 os.link(temp, path)
             except FileExistsError:
                 return False
+            except OSError:  # exFAT, FUSE and some network drives have no links
+                return _created(path, data)
             return True
         finally:
             temp.unlink(missing_ok=True)
+
+
+def _created(path: Path, data: bytes) -> bool:
+    try:
+        with path.open("xb") as file:
+            file.write(data)
+    except FileExistsError:
+        return False
+    return True
 
 
 @lru_cache(maxsize=256)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,17 +68,28 @@ def earlier_catalog(product: Product) -> Product | None:
 
 def parent_of(source: Product) -> Product | None:
     """The parent that a finished product's manifest names, or None; also None where it has been removed."""
-    parent = source.manifest.get("parent")
-    if parent is None:
+    return load_parent(source, source.manifest.get("parent", {}).get("fingerprint"))
+
+
+def load_parent(product: Product, fingerprint: str | None) -> Product | None:
+    """The finished product of the same stage with that fingerprint, or None where there is none, or no longer."""
+    if fingerprint is None:
         return None
     try:
-        return Product.load(source.root, parent["stage"], parent["fingerprint"])
+        return Product.load(product.root, product.stage, fingerprint)
     except FileNotFoundError:
         return None
 
 
-def finished_or_none(product: Product) -> Product | None:
-    return product if product.finished else None
+def finished_before(source: Product, plan: Callable[[Product], Product]) -> tuple[Product | None, Product | None]:
+    """The nearest ancestor of `source` that was worked through to its end, and what `plan` says came of it; (None, None) where
+    none was: a delta that ended half way, as a nightly one may, is passed over."""
+    earlier = parent_of(source)
+    while earlier is not None:
+        if (product := plan(earlier)).finished:
+            return earlier, product
+        earlier = parent_of(earlier)
+    return None, None
 
 
 def _without_date(config: dict[str, Any]) -> str:

@@ -169,14 +169,14 @@ def test_a_missing_file_names_those_beside_it(file: Path) -> None:
 def test_a_file_that_is_no_mapping_of_sections_is_one_clear_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=r"run\.yaml: "):
+    with pytest.raises(ConfigError, match=r"run\.yaml(, line \d+)?: "):
         load(path)
 
 
 def test_bytes_that_are_no_text_are_one_clear_error(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_bytes(b"root: \xff\xfe\n")
-    with pytest.raises(ConfigError, match=r"run\.yaml: "):
+    with pytest.raises(ConfigError, match=r"run\.yaml(, line \d+)?: "):
         load(path)
 
 

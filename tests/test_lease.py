@@ -61,6 +61,17 @@ def test_a_lease_from_another_machine_is_taken_over_when_its_heart_stands_still(
         assert json.loads((tmp_path / "_LEASE.json").read_text())["token"] == lease.token
 
 
+def test_who_stood_still_and_was_taken_over_leaves_the_others_lease_alone(tmp_path: Path) -> None:
+    other = {"host": "elsewhere", "pid": 1, "boot": "x", "started": "2026-01-01T00:00:00Z", "token": "t", "beat": 7}
+    with (
+        pytest.raises(HeldError, match="ingest was taken over meanwhile"),
+        Lease(Place(str(tmp_path)), "ingest", heartbeat_s=0.05),
+    ):
+        (tmp_path / "_LEASE.json").write_text(json.dumps(other))
+        time.sleep(0.3)
+    assert json.loads((tmp_path / "_LEASE.json").read_text()) == other
+
+
 def test_the_lease_goes_when_the_work_fails(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), Lease(Place(str(tmp_path)), "ingest", 0.1):
         raise ZeroDivisionError

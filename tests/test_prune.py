@@ -65,6 +65,17 @@ def test_what_the_configuration_would_use_stays_with_all_that_it_was_made_from(r
     assert {product.name for product in find_unused(str(root), [stale.uri])} & {_name(stale), _name(oldest)} == set()
 
 
+def test_what_is_no_product_is_never_touched(root: Path) -> None:
+    before = find_unused(str(root))
+    for name in ("train/images/a.png", "evaluate/notes/n.txt", "train/0123456789abc/x"):
+        Place(str(root)).write(name, b"mine")
+    assert find_unused(str(root)) == before
+    told = io.StringIO()
+    prune(str(root), [], None, Console(file=told, width=140))
+    assert before[0].name in told.getvalue() and "Removed" not in told.getvalue()
+    assert find_unused(str(root)) == before
+
+
 def test_nothing_is_removed_while_a_driver_works_there(root: Path) -> None:
     busy = _plan(root, "train", "interrupted", _plan(root, "curate", "corpus", _plan(root, "preprocess", "pairs")))
     with Lease(busy.place, "train"), pytest.raises(HeldError, match="nothing is removed while a driver works"):

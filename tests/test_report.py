@@ -215,8 +215,7 @@ def record(root: Path, products: list[Product]) -> None:
         for product in sorted(products, key=lambda product: STAGES.index(product.stage))
     ]
     config = Config(root=str(root)).model_dump(mode="json")
-    inventories = {config["source"]["uri"]: {"date": "2026-11-20T01-00Z", "checksum": "0", "files": []}}
-    run = {"started": "2026-11-25T08:00:00Z", "updated": "2026-11-25T08:05:00Z", "inventories": inventories}
+    run = {"started": "2026-11-25T08:00:00Z", "updated": "2026-11-25T08:05:00Z", "inventory": "2026-11-20T01-00Z"}
     (root / "run.json").write_text(json.dumps(run | {"stages": stages, "config": config}))
 
 

@@ -77,7 +77,7 @@ def test_the_record_keeps_the_inventory_of_every_source(tmp_path: Path) -> None:
 
 
 def test_an_empty_root_has_an_empty_record_and_one_that_is_no_folder_is_an_error(tmp_path: Path) -> None:
-    assert load_run(str(tmp_path / "nothing")) == {"inventories": {}, "stages": []}
+    assert load_run(str(tmp_path / "nothing")) == {"inventories": {}, "known": {}, "stages": []}
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"root=.*/file/root cannot be read"):
         load_run(str(tmp_path / "file" / "root"))

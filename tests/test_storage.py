@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import threading
 from pathlib import Path
 
@@ -59,6 +60,17 @@ def test_create_succeeds_once(place: Place) -> None:
     assert place.create("lease", b"a")
     assert not place.create("lease", b"b")
     assert place.read("lease") == b"a"
+
+
+def test_a_drive_without_links_knows_the_first_creator_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*paths: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    place = Place(str(tmp_path))
+    assert [place.create("lease", data) for data in (b"a", b"b")] == [True, False]
+    assert place.read("lease") == b"a"
+    assert place.list() == {"lease": 1}
 
 
 def test_of_many_creators_one_is_first(tmp_path: Path) -> None:

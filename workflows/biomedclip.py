@@ -182,7 +182,8 @@ def _run(config: Config, options: argparse.Namespace) -> int:
     run = Run(config, inventory, first, last, options.dry_run or options.prune, own)
     if options.prune:
         story(run, config)
-        prune(config.root, [stage["product"] for stage in run.stages if stage["product"]], options.yes, console)
+        planned = [stage["product"] for stage in run.stages if stage["product"]]
+        prune(config.root, planned, None if options.dry_run else options.yes, console)
         return 0
     if options.dry_run:
         story(run, config)
@@ -231,7 +232,8 @@ def _range(config: Config, options: argparse.Namespace) -> tuple[str, str]:
     first = options.only or options.start or STAGES[0]
     last = "curate" if options.export else options.only or options.until or STAGES[-1]
     if STAGES.index(first) > STAGES.index(last):
-        raise ConfigError(f"--from {first} comes after --until {last}")
+        asked = "--export, which ends with" if options.export else "--until"
+        raise ConfigError(f"--from {first} comes after {asked} {last}")
     return first, last
 
 

@@ -14,7 +14,7 @@ from typing import Any, get_args
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError, model_validator
-from yaml import YAMLError
+from yaml import MarkedYAMLError, YAMLError
 
 from biomedclip_ray.config.data import (
     COMMERCIAL,
@@ -118,6 +118,9 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
             raise ConfigError(f"{path}: expected a mapping with the keys {', '.join(Config.model_fields)}")
         tree = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
         raw = OmegaConf.to_container(tree, resolve=True)
+    except MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{path}{line}: {error.problem or error.context}") from error
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}".splitlines()[0]) from error
     assert isinstance(raw, dict)

@@ -40,7 +40,7 @@ VERSION = 4
 UNIT = "pair"
 _COLUMNS = "pair_id pmcid source_split figure_id panel text sha256 text_sha256 phash license figure_kind".split()
 _THREADS = 8  # reading; decoding leaves the interpreter's lock alone too
-_PAIRS_AT_ONCE = 1 << 16  # in the second look: 64 MB of signatures a side
+_PAIRS_AT_ONCE = 1 << 13  # in the second look: 0.4 GB at its peak
 
 
 def plan(config: Config, pairs: Product) -> Product:

@@ -33,7 +33,8 @@ _WORDS: dict[str, tuple[tuple[str, float], ...]] = {
     ),
     "histology": (
         (
-            r"h(?:a?ematoxylin)? ?(?:&|and|-|/)? ?e(?:osin)?\b(?: stain\w*)?|histolog\w+|histopatholog\w+|"
+            r"h(?:a?ematoxylin)? ?(?:&|and|-|/) ?e(?:osin)?\b(?: stain\w*)?|ha?ematoxylin|he[- ]stain\w*|(?<=\()he\b|"
+            r"histolog\w+|histopatholog\w+|"
             r"immunohistochem\w+|IHC|DAB\b|masson\w*|trichrome|tissue sections?|biops\w+",
             3,
         ),

@@ -24,7 +24,7 @@ from biomedclip_ray.pmc.ingest import fetch_ahead
 from biomedclip_ray.pmc.media import media_name, stem
 from biomedclip_ray.product import Ledger, PartResult, Product
 from biomedclip_ray.schema import PAIRS, Reason, pair_id
-from biomedclip_ray.sync import Previous, finished_or_none, parent_of
+from biomedclip_ray.sync import Previous, finished_before
 
 VERSION = 6
 UNIT, PANEL = "picture", "panel"
@@ -51,8 +51,7 @@ def preprocess(config: Config, articles: Product) -> Product:
         product.state = "skipped"
         return product
     with product.running(parts=articles.parts):
-        earlier = parent_of(articles)
-        product.parent = finished_or_none(plan(config, earlier)) if earlier is not None else None
+        earlier, product.parent = finished_before(articles, lambda source: plan(config, source))
         args = (product, articles, earlier, config.source, config.preprocess)
         run_parts(product, _part, config.preprocess.resources, args)
         product.finish_parts(config.preprocess.transient_limit)

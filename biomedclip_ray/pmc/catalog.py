@@ -6,6 +6,7 @@ back to an older version, or a retraction would come back. Only the newest versi
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -16,20 +17,25 @@ import pyarrow as pa
 from biomedclip_ray.config import Config, Source, SourceSelect
 from biomedclip_ray.pipeline import run_parts
 from biomedclip_ray.pmc.bucket import Bucket, ObjectError, open_bucket
-from biomedclip_ray.pmc.inventory import Inventory, read_entries, read_listed, shard_entries
+from biomedclip_ray.pmc.inventory import Inventory, read_entries, read_list, read_listed, shard_entries
 from biomedclip_ray.product import Ledger, PartResult, Product
 from biomedclip_ray.schema import CATALOG, Reason
-from biomedclip_ray.sync import Previous, earlier_catalog
+from biomedclip_ray.sync import Previous, earlier_catalog, load_parent
 
 VERSION = 3
 UNIT, LISTED = "article_version", "listed_pmcid"
 INVENTORY = "_inventory"
+_DEALT = "parts.json"
 _MD5 = re.compile(r"[0-9a-f]{32}")
 
 
 def plan(config: Config, inventory: Inventory) -> Product:
-    """The catalog of an inventory; the source enters by the inventory's date and checksum, not by its URI."""
+    """The catalog of an inventory; the source enters by the inventory's date and checksum, not by its URI, and a list of PMCIDs
+    by what it says. Raises SourceError where that cannot be read."""
     content = config.source.model_dump(mode="json", exclude={"uri", "inventory"})
+    if config.source.select.pmcids is not None:
+        ids = json.dumps(sorted(read_list(config.source.select.pmcids).items()))
+        content["select"]["pmcids"] = hashlib.sha256(ids.encode()).hexdigest()[:16]
     content |= {"date": inventory.date, "checksum": inventory.checksum}
     return Product.plan(config.root, "catalog", VERSION, content, [])
 
@@ -48,13 +54,16 @@ def catalog(config: Config, inventory: Inventory) -> Product:
     with product.running():
         # kept with the product: a later inventory is compared with it, and the bucket drops its own after 30 days
         place = product.place.at(INVENTORY)
-        product.parent = earlier_catalog(product)
         bucket = open_bucket(config.source.uri, config.source.resources)
-        if not place.exists("parts.json"):
-            inherited = product.parent.parts if product.parent is not None else None
-            parts = shard_entries(bucket, inventory, config.source, place, inherited)
-            place.write("parts.json", json.dumps(parts).encode())
-        product.running_parts = json.loads(place.read("parts.json"))
+        if not place.exists(_DEALT):
+            parent = earlier_catalog(product)
+            parts = shard_entries(bucket, inventory, config.source, place, None if parent is None else parent.parts)
+            dealt = {"parts": parts, "parent": None if parent is None else parent.fingerprint}
+            place.write(_DEALT, json.dumps(dealt).encode())
+        # the parent of the first start, whatever was finished beside it since: the parts are dealt as that one's
+        dealt = json.loads(place.read(_DEALT))
+        product.running_parts = dealt["parts"]
+        product.parent = load_parent(product, dealt["parent"])
         run_parts(product, _part, config.catalog.resources, (product, config.source))
         product.finish_parts(config.catalog.transient_limit, {"inventory": inventory.date})
     return product
@@ -101,7 +110,10 @@ def _by_article(product: Product, part: int) -> dict[str, list[dict[str, Any]]]:
     """The inventory's entries of one part by PMCID, each list with the newest version last."""
     articles: dict[str, list[dict[str, Any]]] = {}
     for entry in read_entries(product.place.at(INVENTORY), part, product.parts).to_pylist():
-        articles.setdefault(entry["pmcid"], []).append(entry)
+        versions = articles.setdefault(entry["pmcid"], [])
+        if versions and versions[-1]["version"] == entry["version"]:  # a line that stands there twice
+            versions.pop()
+        versions.append(entry)
     return articles
 
 

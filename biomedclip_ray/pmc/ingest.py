@@ -19,7 +19,7 @@ from biomedclip_ray.pmc.jats import Article, Figure, JatsError, parse_article
 from biomedclip_ray.pmc.media import match_media
 from biomedclip_ray.product import Ledger, PartResult, Product
 from biomedclip_ray.schema import ARTICLES, Reason, figure_ids
-from biomedclip_ray.sync import Previous, finished_or_none, parent_of
+from biomedclip_ray.sync import Previous, finished_before
 
 VERSION = 5
 ARTICLE, FIGURE = "article", "figure"
@@ -45,8 +45,7 @@ def ingest(config: Config, catalog: Product) -> Product:
         return product
     with product.running(parts=catalog.parts):
         resources = config.ingest.resources
-        earlier = parent_of(catalog)
-        product.parent = finished_or_none(plan(config, earlier)) if earlier is not None else None
+        earlier, product.parent = finished_before(catalog, lambda source: plan(config, source))
         run_parts(product, _part, resources, (product, catalog, earlier, config.source, config.ingest))
         product.finish_parts(config.ingest.transient_limit)
     return product
@@ -100,8 +99,8 @@ def read_article(
     if unwanted := judge(article, config.select):
         ledger.drop(ARTICLE, entry["article_id"], *unwanted)
         return None
-    code, _ = _license(entry, article)
-    if code not in allowed:  # the catalog passed it as unknown, and the XML knows
+    code, stated_by = _license(entry, article)
+    if stated_by != "metadata" and code not in allowed:  # the catalog judged what the metadata say
         ledger.drop(ARTICLE, entry["article_id"], Reason.LICENSE, code)
         return None
     row = article_row(entry, article, allowed, ledger)

@@ -127,7 +127,7 @@ class Selection:
     def __init__(self, select: SourceSelect) -> None:
         self.limit = select.articles
         self.below = min(_ALL, int(select.percent / 100 * _ALL))
-        self.listed = None if select.pmcids is None else _read_list(select.pmcids)
+        self.listed = None if select.pmcids is None else read_list(select.pmcids)
         self.known: set[str] = set()
         """Ids of the list that the inventory has; whole after `learn`."""
         self._value_set = pa.array(self.listed or (), pa.string())
@@ -171,7 +171,7 @@ def _sample_hash(pmcid: str) -> int:
     return hash64(f"sample {pmcid}")
 
 
-def _read_list(uri: str) -> Counter[str]:
+def read_list(uri: str) -> Counter[str]:
     """The ids of a list, and how often each stands there."""
     folder, _, name = uri.rpartition("/")
     try:

@@ -27,6 +27,21 @@ def _drawn(kind: str, n: int) -> list[tuple[np.ndarray, str]]:
     return [(np.asarray(image.convert("RGB")), sentence) for image, sentence in pictures]
 
 
+@pytest.mark.parametrize(
+    "sentence, histology",
+    [
+        ("The patient before he was treated.", False),
+        ("H&E, 200x.", True),
+        ("HE staining of the section.", True),
+        ("Hematoxylin and eosin.", True),
+    ],
+)
+def test_he_is_a_pronoun_and_h_and_e_a_stain(sentence: str, histology: bool) -> None:
+    picture = _drawn("histology", 1)[0][0]
+    plain, told = figure_kind(picture, "")[1], figure_kind(picture, sentence)
+    assert (told[0] == "histology" and told[1] > plain) is histology
+
+
 @pytest.mark.parametrize("drawn, kind", DRAWN.items())
 def test_the_samples_kinds_are_told_by_picture_and_caption(drawn: str, kind: str) -> None:
     answers = Counter(figure_kind(image, text)[0] for image, text in _drawn(drawn, 12))

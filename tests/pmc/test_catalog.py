@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,6 +74,17 @@ def test_a_file_whose_name_is_no_address_is_left_out_and_the_others_stay(name: s
 def test_what_is_no_json_object_is_refused(data: bytes) -> None:
     with pytest.raises((ValueError, TypeError, KeyError)):
         parse_metadata(data, ENTRY)
+
+
+def test_a_list_enters_the_fingerprint_by_what_it_says(tmp_path: Path) -> None:
+    def of(name: str, text: str) -> str:
+        (tmp_path / name).write_text(text)
+        source = {"uri": "x", "select": {"pmcids": str(tmp_path / name)}}
+        return plan(parse({"root": "r", "source": source}, "test"), Inventory("2026-11-20T01-00Z", "e", ())).fingerprint
+
+    first = of("ids.txt", "PMC1\nPMC2\n")
+    assert of("moved.txt", "2, PMC1") == first
+    assert of("ids.txt", "PMC1\nPMC3\n") != first
 
 
 def test_the_fingerprint_follows_the_inventory_and_not_the_place_of_the_source() -> None:
