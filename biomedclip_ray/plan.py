@@ -8,10 +8,12 @@ in, so that whoever doubts the result can say which number is wrong.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from biomedclip_ray.config import COMMERCIAL, Config, ConfigError
+from biomedclip_ray.pmc.inventory import read_list
 
 
 def _fact(default: float, why: str) -> Any:
@@ -155,7 +157,13 @@ def estimate(config: Config, rates: Rates, world: World, cluster: Cluster) -> Pl
     """
     _check(world, cluster)
     select = config.source.select
+    if config.own.alone:
+        raise ConfigError("own.alone=true reads nothing of PubMed Central, which is what is planned here")
     newest = world.versions * (select.percent / 100)
+    if select.pmcids is not None:
+        newest *= min(1.0, len(read_list(select.pmcids)) / world.versions)
+    if not newest:
+        raise ConfigError(f"source.select.percent={select.percent:g} selects nothing")
     usable = newest * world.usable
     allowed = select.allowed()
     if allowed <= frozenset(COMMERCIAL):
@@ -244,6 +252,9 @@ def assume(world: World, cluster: Cluster, given: list[str]) -> tuple[World, Clu
 
 
 def _check(world: World, cluster: Cluster) -> None:
+    for name, value, _ in assumptions(world, cluster):
+        if not (math.isfinite(value) and value >= 0):
+            raise ConfigError(f"--assume {name}={value:g}: must be a number, and not below 0")
     for name in ("usable", "commercial", "with_file", "article_share", "text_share"):
         if not 0 <= getattr(world, name) <= 1:
             raise ConfigError(f"--assume {name}={getattr(world, name):g}: a share is between 0 and 1")

@@ -96,6 +96,31 @@ def test_licences_and_samples_narrow_what_is_read() -> None:
     assert [s.requests for s in sample.stages] == pytest.approx([8000, 6000, 24000])
 
 
+def test_a_list_selects_as_many_as_it_names(tmp_path: Path) -> None:
+    (tmp_path / "ids.txt").write_text("PMC1 PMC2 PMC3 PMC3")
+    select = {"licenses": "all", "pmcids": str(tmp_path / "ids.txt")}
+    found = estimate(_config(source={"select": select}), RATES, WORLD, CLUSTER)
+    assert found.stages[0].requests == pytest.approx(3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"own": {"uri": "pairs", "alone": True}}, "own.alone=true reads nothing of PubMed Central"),
+        ({"source": {"select": {"percent": 0}}}, "source.select.percent=0 selects nothing"),
+    ],
+)
+def test_what_reads_nothing_has_no_plan(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        estimate(_config(**changes), RATES, WORLD, CLUSTER)
+
+
+def test_panels_are_measured_as_the_stage_cuts_them(corpus: Path, tmp_path: Path) -> None:
+    source = {"uri": str(corpus / "bucket"), "select": {"licenses": "all"}}
+    rates, _ = measure(parse({"root": "r", "source": source}, "test"), articles=25)
+    assert rates.panels_ms > 1 and 0.1 < rates.panels_found < 6
+
+
 def test_money_is_machines_egress_and_storage() -> None:
     plan = estimate(_config(), RATES, WORLD, CLUSTER)
     assert plan.machine_money == pytest.approx(plan.hours * 4 * 2.0)
@@ -117,7 +142,9 @@ def test_an_assumption_that_means_nothing_is_refused(given: str) -> None:
         assume(World(), Cluster(1, 1), [given])
 
 
-@pytest.mark.parametrize("change", ["usable=2", "efficiency=0", "latency_ms=0", "versions=-1"])
+@pytest.mark.parametrize(
+    "change", ["usable=2", "efficiency=0", "latency_ms=0", "versions=-1", "versions=nan", "figures=-3"]
+)
 def test_values_out_of_range_are_refused(change: str) -> None:
     world, cluster = assume(World(), Cluster(1, 1), [change])
     with pytest.raises(ConfigError, match=change.split("=")[0]):
@@ -178,7 +205,7 @@ def test_rates_are_measured_on_a_folder(tmp_path: Path) -> None:
     assert 0 < shares["text_share"] < 1
     assert 0 < shares["article_share"] < 1
     for field in dataclasses.fields(Rates):
-        if field.name not in ("measured", "panels_found"):
+        if field.name not in ("measured", "panels_ms", "panels_found"):  # gels have none
             assert getattr(rates, field.name) > 0, field.name
     assert rates.picture_ms > rates.version_ms
 

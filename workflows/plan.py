@@ -67,7 +67,7 @@ def _rates(config: Config, articles: int | None, world: World, console: Console)
 
 def show(console: Console, plan: Plan, rates: Rates, world: World, cluster: Cluster) -> None:
     """Print the plan, what it saves and adds, the rates, and the assumptions."""
-    title = f"All of PubMed Central on {cluster.nodes} nodes of {cluster.cpus} cores"
+    title = f"What the configuration selects of PubMed Central, on {cluster.nodes} nodes of {cluster.cpus} cores"
     table = Table(title=title, box=SIMPLE_HEAD, show_footer=True)
     total = (
         ("stage", "all"),
@@ -120,6 +120,12 @@ def _size(size: float) -> str:
     return f"{size / 1e12:,.1f} TB" if size >= 1e11 else f"{size / 1e9:,.1f} GB"
 
 
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError("must be above 0")
+    return number
+
+
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("config", help="YAML file of the run")
@@ -127,7 +133,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--nodes", type=int, required=True, help="machines")
     parser.add_argument("--cpus", type=int, required=True, help="cores of each")
     parser.add_argument("--assume", action="append", default=[], metavar="NAME=VALUE", help="change an assumption")
-    parser.add_argument("--measure", type=int, metavar="N", help="measure on N articles of source.uri, a folder")
+    parser.add_argument("--measure", type=_positive, metavar="N", help="measure on N articles of source.uri, a folder")
     parser.add_argument("--save", action="store_true", help="keep the rates in use in rates.json, for plans to come")
     return parser.parse_intermixed_args(arguments)
 
