@@ -11,10 +11,29 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from types import FrameType
+from typing import TypeVar
+
+Result = TypeVar("Result")
 
 AGAIN_S = 20.0
 """Far above the three seconds that stopping takes."""
+
+
+def in_thread(run: Callable[[], Result]) -> Result:
+    """What `run` returns or raises, run in a thread that ends with the process; the caller can be interrupted meanwhile."""
+    future: Future[Result] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(run())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future.result()
 
 
 def listen(again_s: float = AGAIN_S) -> None:

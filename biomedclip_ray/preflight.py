@@ -59,8 +59,10 @@ def check_address(address: str) -> None:
         ) from error
 
 
-def check_places(config: Config, inventory: Inventory | None, stages: tuple[str, ...]) -> list[str]:
-    """What is wrong with source and root; needs no cluster."""
+def check_places(
+    config: Config, inventory: Inventory | None, stages: tuple[str, ...], towers: bool = True
+) -> list[str]:
+    """What is wrong with source and root; needs no cluster. `towers`: training has still to make its own, tokenizer included."""
     problems = []
     try:
         check_writable(config.root)
@@ -85,7 +87,7 @@ def check_places(config: Config, inventory: Inventory | None, stages: tuple[str,
             load_classifier(classifier.uri, classifier_sha256(classifier.uri))
         except ConfigError as error:
             problems.append(str(error))
-    if config.model.tokenizer != "fit" and "train" in stages:
+    if config.model.tokenizer != "fit" and config.model.bundle is None and "train" in stages and towers:
         from biomedclip_ray.clip.tokenizer import load_tokenizer
 
         try:

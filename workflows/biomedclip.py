@@ -194,14 +194,14 @@ def _run(config: Config, options: argparse.Namespace) -> int:
         check_out(options.out)
     places = unfinished_stages(config, run)
     waiting = tuple(places)
-    _refuse(check_places(config, inventory, waiting))
+    from biomedclip_ray.train.check import STARTED
+
+    begun = "train" in places and Place(places["train"]).exists(STARTED)
+    _refuse(check_places(config, inventory, waiting, towers=not begun))
     _connect()
     import ray
 
-    from biomedclip_ray.train.check import STARTED
-
     try:
-        begun = "train" in places and Place(places["train"]).exists(STARTED)
         _refuse(check_cluster(config, waiting, towers=not begun))
         run.begin()
         try:

@@ -8,6 +8,7 @@ the whole transform. Vectors come in the order of the inputs, whatever the batch
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from open_clip.hf_model import HFTextEncoder
-from PIL import Image
+from PIL import Image, ImageOps
 
 from biomedclip_ray.clip.bundle import Bundle, load_bundle
 from biomedclip_ray.clip.tokenizer import Tokenizer
+from biomedclip_ray.figures.formats import rgb_pixels
 
 Picture = bytes | Image.Image | np.ndarray
 """An encoded file's bytes, a PIL image, or uint8 (h, w) or (h, w, 3)."""
@@ -28,8 +30,9 @@ class Encoder:
     """A CLIP that turns pictures and texts into float32 unit vectors of `dimensions`."""
 
     def __init__(self, bundle: Bundle, device: str | torch.device | None = None, batch: int = 64) -> None:
-        """Take a loaded bundle. `device` None: CUDA where there is one. `batch`: items in one forward pass."""
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        """Take a loaded bundle. `device` None: CUDA where there is one, and in a task or actor of Ray where it asked for one.
+        `batch`: items in one forward pass."""
+        self.device = torch.device(device or usual_device())
         self.model = bundle.model.to(self.device).eval()
         self.tokenizer: Tokenizer = bundle.tokenizer
         self.info = bundle.info
@@ -111,13 +114,30 @@ class Encoder:
         return np.concatenate([np.empty((0, self.dimensions), dtype=np.float32), *parts])
 
 
+def usual_device() -> str:
+    """ "cuda" where there is one; "cpu" in a task or actor of Ray that asked for no GPU, though Ray hides none from it: the first
+    one is some training worker's."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    ray: Any = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        context = ray.get_runtime_context()
+        works = context.get_task_id() is not None or context.get_actor_id() is not None
+        if works and not context.get_accelerator_ids().get("GPU"):
+            return "cpu"
+    return "cuda"
+
+
 def _opened(picture: Picture) -> Image.Image:
+    """A picture upright, and where it is more than colours as training saw it: alpha on white, 16 bits by their range."""
+    if isinstance(picture, bytes):
+        picture = Image.open(io.BytesIO(picture))
     if isinstance(picture, Image.Image):
-        return picture
-    if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or (picture.ndim == 3 and picture.shape[2] != 3):
-            raise ValueError(
-                f"a picture as an array must be uint8 (h, w) or (h, w, 3), not {picture.dtype} {picture.shape}"
-            )
-        return Image.fromarray(picture)
-    return Image.open(io.BytesIO(picture))
+        if picture.mode in ("RGB", "L", "P", "CMYK") and not picture.has_transparency_data:
+            return ImageOps.exif_transpose(picture)
+        return Image.fromarray(rgb_pixels(picture))
+    if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or (picture.ndim == 3 and picture.shape[2] != 3):
+        raise ValueError(
+            f"a picture as an array must be uint8 (h, w) or (h, w, 3), not {picture.dtype} {picture.shape}"
+        )
+    return Image.fromarray(picture)

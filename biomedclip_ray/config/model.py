@@ -29,7 +29,8 @@ class TrainResources(Section):
     workers: Positive | tuple[Positive, Positive] = 1
     """Training workers (processes in the gradient's group); [min, max]: as many as the cluster has, which may change."""
     resize_interval_s: Annotated[float, Field(gt=0)] = 60.0
-    """Seconds between looks for workers to add, where `workers` is [min, max]; each change costs a restart of ten seconds."""
+    """Seconds between looks for workers to add, where `workers` is [min, max]; each change costs a restart of ten seconds and
+    the steps since the last checkpoint."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     """Logical CPUs of a training worker; leave some of the cluster's CPUs to the feed."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0

@@ -92,9 +92,7 @@ def pillow_pixels(data: bytes, original_format: str, limits: Limits) -> Pixels:
                 return _deep_colour_pixels(data, image.getexif().get(ORIENTATION, 1))
             image.load()
             limits.check(*image.size)
-            # Pillow inverts such a picture of 8 bits, and leaves one of 16 as it is: film that was scanned
-            white_is_0 = image.mode.startswith("I") and getattr(image, "tag_v2", {}).get(_TIFF_PHOTOMETRIC) == 0
-            return _rgb(ImageOps.exif_transpose(image), white_is_0)
+            return rgb_pixels(image)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -147,7 +145,11 @@ def _deep_colour_pixels(data: bytes, orientation: int) -> Pixels:
     return upright(np.rint(colour).astype(np.uint8), orientation if orientation in range(1, 9) else 1)
 
 
-def _rgb(image: Image.Image, white_is_0: bool) -> Pixels:
+def rgb_pixels(image: Image.Image) -> Pixels:
+    """(h, w, 3) uint8, upright: alpha on white, numbers of more than 8 bits by their range."""
+    # Pillow inverts such a picture of 8 bits, and leaves one of 16 as it is: film that was scanned
+    white_is_0 = image.mode.startswith("I") and getattr(image, "tag_v2", {}).get(_TIFF_PHOTOMETRIC) == 0
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image)
         seen = values != image.info.get("transparency")  # a 16-bit PNG may name one grey that is none

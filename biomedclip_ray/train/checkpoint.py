@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,10 +156,15 @@ def newest(product: Place) -> Checkpoint | None:
     return result.checkpoint if result else None
 
 
-def best(product: Place, score: str) -> Checkpoint | None:
-    """The kept checkpoint of the highest score, the later one of equals; None where none was scored."""
+def kept(product: Place) -> list[Checkpoint]:
+    """The checkpoints that are there."""
     result = _result(product)
-    scored = [(m[score], step_of(c.path), c) for c, m in result.best_checkpoints or () if score in m] if result else []
+    return [found for found, _ in result.best_checkpoints or ()] if result else []
+
+
+def best(product: Place, scores: Mapping[int, float]) -> Checkpoint | None:
+    """The kept checkpoint of the highest score, by step, the later one of equals; None where none was scored."""
+    scored = [(scores[step], step, one) for one in kept(product) if (step := step_of(one.path)) in scores]
     return max(scored, key=lambda one: one[:2])[2] if scored else None
 
 

@@ -64,7 +64,11 @@ class MetricsLog:
             self._gauges[name].set(value)
         send(self.trackers, values)
         if time.monotonic() - self._flushed > _FLUSH_S[self.product.local is not None]:
-            self.flush()
+            try:
+                self.flush()
+            except OSError as error:  # the lines stay in memory, and the flush before a checkpoint must not fail
+                self._flushed = time.monotonic()
+                log.warning("train: metrics could not be written (%s); they are with the next ones", error)
 
     def _show(self, values: dict[str, float]) -> None:
         for name, value in values.items():

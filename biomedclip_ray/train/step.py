@@ -199,8 +199,10 @@ class Learner:
         return vectors
 
     def is_finite(self) -> bool:
-        """Whether every weight is a number: a step whose loss was one may have broken them."""
-        return bool(parallel.total_norm([p.detach() for p in self.model.parameters()]).isfinite())
+        """Whether every weight, average and batch statistic is a number: a step whose loss was one may have broken them."""
+        statistics = [value for norm in self.norms for value in norm.buffers() if value.is_floating_point()]
+        values = [p.detach() for p in self.model.parameters()] + list(self.ema.values()) + statistics
+        return bool(parallel.total_norm(values).isfinite())
 
     def _cost(self, block: Block, number: int) -> float:
         """FLOPs of training on a block; a locked tower goes forward only."""

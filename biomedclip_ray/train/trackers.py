@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -84,6 +85,9 @@ class _MLflow:
     name = "mlflow"
 
     def __init__(self, product: Place, facts: dict[str, Any]) -> None:
+        # its own patience, 8 tries of 120 s, would keep all workers waiting
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         from mlflow import MlflowClient
 
         self.client = MlflowClient()

@@ -23,6 +23,7 @@ from ray.exceptions import RayTaskError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, ValidationConfig
 
 from biomedclip_ray.config import Config, ConfigError
+from biomedclip_ray.interrupt import in_thread
 from biomedclip_ray.product import Count, Product, StageError
 from biomedclip_ray.storage import Place
 from biomedclip_ray.train import checkpoint, journal, validate
@@ -51,7 +52,9 @@ def plan(config: Config, pairs: Product, corpus: Product) -> Product:
 
     A CLIP that is taken as it is (train.epochs=0) has no inputs: it was not trained on any corpus of ours.
     """
-    section = {"model": config.model.model_dump(mode="json"), "train": config.train.model_dump(mode="json")}
+    # what only watches or stops a run is no part of what it makes: a run that diverged goes on with other limits
+    recipe = config.train.model_dump(mode="json", exclude={"trackers", "divergence_steps", "on_nan"})
+    section = {"model": config.model.model_dump(mode="json"), "train": recipe}
     inputs = [pairs, corpus] if config.train.epochs else []
     return Product.plan(config.root, "train", VERSION, section, inputs)
 
@@ -89,6 +92,8 @@ def train(config: Config, pairs: Product, corpus: Product) -> Product:
         if checkpoint.steps_done(product.place) < steps:
             result = _fit(config, pairs, product.place, rows, order, start, steps)
             product.peak_rss = result["peak_rss"]
+        if config.train.validation_pairs:
+            catch_up(config, product.place)
         exported = ray.get(_export.remote(product.uri, _provenance(config, start, steps, rows.pairs, corpus)))
         validation = validate.figures(product.place)
         if config.train.validation_pairs and not validation:
@@ -182,14 +187,15 @@ def _fit(
             ),
         ),
         validation_config=ValidationConfig(
-            fn=validate.Validation(place.uri, place.at(START).uri),
-            ray_remote_kwargs={"num_cpus": resources.validation_cpus, "num_gpus": resources.validation_gpus},
+            fn=_validation(config, place),
+            ray_remote_kwargs={"num_cpus": 0},  # what it starts has them
         )
         if validates
         else None,
     )
     with Watch(place, steps, checkpoint.steps_done(place)):
-        result: dict[str, Any] = trainer.fit().return_value
+        # in a thread: in the main one Ray Train puts its own handler of Ctrl-C in place of ours, for good
+        result: dict[str, Any] = in_thread(trainer.fit).return_value
     if result["diverged"] is not None:
         what, fix = result["diverged"]
         good = checkpoint.newest(place)
@@ -198,6 +204,22 @@ def _fit(
             f"train.warmup_steps, {fix}"
         )
     return result
+
+
+def _validation(config: Config, place: Place) -> validate.Validation:
+    resources = config.train.resources
+    return validate.Validation(place.uri, place.at(START).uri, resources.validation_cpus, resources.validation_gpus)
+
+
+def catch_up(config: Config, place: Place) -> None:
+    """Measure what the kept checkpoints lack: a kill may have come between the last step and the last measurement."""
+    measured = validate.figures(place)
+    for kept in checkpoint.kept(place):
+        if checkpoint.step_of(kept.path) not in measured:
+            try:
+                _validation(config, place)(kept)
+            except RuntimeError as error:
+                log.warning("train: %s", str(error).partition("\n")[0])
 
 
 def _start(config: Config, pairs: Product, corpus: Product, place: Place) -> dict[str, Any]:
@@ -247,7 +269,8 @@ def _export(uri: str, provenance: dict[str, Any]) -> dict[str, Any]:
     bundle = load_bundle(place.at(START).uri)
     choice: dict[str, Any] = {"chosen_by": "none", "chosen_step": 0}
     if provenance["steps"]:
-        best = checkpoint.best(place, validate.SCORE)
+        scores = {step: validate.score(figures) for step, figures in validate.figures(place).items()}
+        best = checkpoint.best(place, scores)
         chosen = best or checkpoint.newest(place)
         if chosen is None:
             raise FileNotFoundError(f"{uri} has no checkpoint to export")

@@ -9,10 +9,11 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from biomedclip_ray.clip.bundle import load_bundle, save_bundle
-from biomedclip_ray.clip.encoder import Encoder
+from biomedclip_ray.clip.encoder import Encoder, usual_device
 from biomedclip_ray.clip.model import Built, build_model
 from biomedclip_ray.clip.tokenizer import Tokenizer, load_tokenizer
 from biomedclip_ray.config import Model
+from biomedclip_ray.figures.image import prepare
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,33 @@ def test_pixels_normalised_are_open_clips_transform_bit_for_bit(folder: Path, pi
     for picture in [*pictures, *grey, *palette]:
         scaled = encoder.pixels([picture]).to(torch.float32).div(255)
         assert torch.equal(scaled.sub(encoder._mean).div(encoder._std)[0], bundle.preprocess(picture))
+
+
+def _saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_a_query_is_seen_as_the_pairs_were_made(encoder: Encoder) -> None:
+    """Alpha on white, 16 bits by their range, turned as EXIF says: as `figures.image.prepare` stores them."""
+    drawing = Image.new("RGBA", (200, 150))
+    drawing.paste((0, 0, 0, 255), (20, 20, 60, 60))
+    deep = Image.fromarray(np.tile(np.linspace(0, 4095, 200).astype(np.uint16), (150, 1)))
+    lying = Image.effect_noise((200, 100), 60).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for data in (_saved(drawing, "PNG"), _saved(deep, "PNG"), _saved(lying, "JPEG", exif=exif, quality=95)):
+        stored = prepare(data, short_side=384, quality=95, min_side=8, max_pixels=10**8, max_aspect=20).jpeg
+        raw, seen = (encoder.pixels([each])[0].float() for each in (data, stored))
+        assert float((raw - seen).abs().mean()) < 4
+        assert float((encoder.pixels([Image.open(io.BytesIO(data))])[0].float() - seen).abs().mean()) < 4
+
+
+def test_without_a_gpu_of_its_own_a_worker_takes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert usual_device() == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert usual_device() == "cuda"
 
 
 def test_bytes_picture_and_array_give_the_same_vector(encoder: Encoder, pictures: list[Image.Image]) -> None:

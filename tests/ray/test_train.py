@@ -24,17 +24,18 @@ from tensorboardX.proto.event_pb2 import Event
 sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 import tiny
 
-from biomedclip_ray.clip.encoder import Encoder
+from biomedclip_ray.clip.encoder import Encoder, usual_device
 from biomedclip_ray.config import ConfigError, parse
 from biomedclip_ray.storage import Place
 from biomedclip_ray.train.batches import Feed, InOrder, batches
-from biomedclip_ray.train.checkpoint import folder_name, steps_done
+from biomedclip_ray.train.checkpoint import folder_name, kept, steps_done
 from biomedclip_ray.train.journal import attempts, trained_pairs
 from biomedclip_ray.train.metrics import MetricsLog, read
 from biomedclip_ray.train.order import Order
 from biomedclip_ray.train.rows import find_rows, texts
 from biomedclip_ray.train.step import learning_rate
-from biomedclip_ray.train.train import DivergedError, plan, train
+from biomedclip_ray.train.train import DivergedError, catch_up, plan, train
+from biomedclip_ray.train.validate import figures as figures_of
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -138,6 +139,28 @@ def test_each_checkpoint_is_measured_and_validation_chooses_the_bundle(undisturb
     score = {step: figures["text_to_image"] + figures["image_to_text"] for step, figures in measured.items()}
     assert manifest["chosen_by"] == "validation"
     assert manifest["chosen_step"] == max(score, key=lambda step: (score[step], step))
+
+
+def test_what_a_kill_left_unmeasured_is_measured_before_the_bundle_is_made(undisturbed, killed, monkeypatch):
+    place, before = undisturbed.place, undisturbed.manifest["validation"]
+    config = killed[0].model_copy(update={"root": undisturbed.root})
+    assert kept(place)
+    for found in kept(place):
+        place.delete(f"validation/{Path(found.path).name}.json")
+    catch_up(config, place)
+    again = {str(step): figures for step, figures in figures_of(place).items()}
+    assert again and all(before[step] == pytest.approx(figures) for step, figures in again.items())
+
+
+@ray.remote(num_cpus=0.1)
+def _device() -> str:
+    torch.cuda.is_available = lambda: True
+    return usual_device()
+
+
+def test_a_task_that_asked_for_no_gpu_takes_none():
+    """Ray hides no GPU from it: the first one is a training worker's."""
+    assert ray.get(_device.remote()) == "cpu"
 
 
 def test_the_best_checkpoint_by_validation_becomes_the_bundle_and_no_other_is_kept_but_the_last(tmp_path):

@@ -124,6 +124,37 @@ def test_a_step_without_a_number_stops_the_run_where_that_is_asked_and_names_the
 
 
 @pytest.mark.slow
+def test_a_validation_that_the_kernel_kills_costs_its_figure_and_not_the_run(tmp_path, monkeypatch):
+    from biomedclip_ray.train import train as module
+    from biomedclip_ray.train import validate
+
+    def deadly(config: Any, place: Any) -> Any:
+        class Deadly(validate.Validation):
+            def __call__(self, checkpoint: Any) -> dict[str, float]:
+                import os
+                import signal
+
+                import ray
+
+                from biomedclip_ray.train import validate
+
+                @ray.remote
+                def dies(*rest: Any) -> None:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+                validate._measure = dies
+                return validate.Validation.__call__(self, checkpoint)
+
+        return Deadly(place.uri, place.at("start").uri, 0.25, 0.0)
+
+    monkeypatch.setattr(module, "_validation", deadly)
+    pairs, corpus = tiny.products(tmp_path)
+    config = tiny.config(tmp_path, epochs=11.5 * 32 / 72, validation_pairs=7, resources={"max_failures": 0})
+    product = train(config, pairs, corpus)
+    assert (product.manifest["chosen_by"], product.manifest["steps"]) == ("last", STEPS)
+
+
+@pytest.mark.slow
 def test_a_clip_in_the_published_format_is_trained_on(tmp_path):
     pairs, corpus = tiny.products(tmp_path)
     bert, folder = tmp_path / "bert", tmp_path / "published"

@@ -43,6 +43,19 @@ def test_lines_beyond_the_checkpoint_are_written_again(tmp_path):
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
 
 
+def test_a_store_in_trouble_costs_no_line(tmp_path, monkeypatch, caplog):
+    place = Place(str(tmp_path))
+    log = MetricsLog(place, 0)
+    log._flushed = 0.0
+    with monkeypatch.context() as patch:
+        patch.setattr(Place, "write", lambda *parts: (_ for _ in ()).throw(OSError("SLOW_DOWN")))
+        log.line(line(1))
+    assert "metrics could not be written (SLOW_DOWN)" in caplog.text
+    log.line(line(2))
+    log.close()
+    assert [found["step"] for found in read(place)] == [1, 2]
+
+
 def test_a_loss_that_stays_at_guessing_is_stuck():
     assert math.isclose(guessing(128, "infonce"), 4.852, abs_tol=1e-3)
     assert is_stuck([line(step, 4.84) for step in range(0, 200, 10)])

@@ -175,6 +175,9 @@ def test_a_pass_that_comes_again_moves_batch_statistics_once():
         counts = {int(value) for name, value in one.model.named_buffers() if name.endswith("num_batches_tracked")}
         moved.append(counts)
     assert moved == [{1}, {2}]
+    assert one.is_finite()
+    next(value for name, value in one.model.named_buffers() if name.endswith("running_var"))[0] = float("nan")
+    assert not one.is_finite()
 
 
 def test_flops_are_those_of_the_formula():

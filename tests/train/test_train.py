@@ -27,6 +27,8 @@ def test_how_fast_it_trains_does_not_rename_the_product(tmp_path):
         plan(tiny.config(tmp_path, resources={"workers": 2, "forward_pairs": 8}), *inputs).fingerprint
         == one.fingerprint
     )
+    watched = {"trackers": ["wandb"], "divergence_steps": 7, "on_nan": "skip"}
+    assert plan(tiny.config(tmp_path, **watched), *inputs).fingerprint == one.fingerprint
     assert plan(tiny.config(tmp_path, lr=1e-4), *inputs).fingerprint != one.fingerprint
 
 
