@@ -51,8 +51,9 @@ def test_only_train_on_two_workers_leaves_its_curve_and_a_bundle_that_a_failing_
     lines = read(Place(str(product)))
     assert lines[-1]["step"] == attempt["steps"] > 20 and lines[-1]["loss"] < lines[0]["loss"]
     page = (tmp_path / "root" / "report.html").read_text()
-    [points] = re.findall(r'<polyline class="line" points="([^"]+)"', page)
+    points, *others = re.findall(r'<polyline class="line" points="([^"]+)"', page)
     assert len(points.split()) == len(lines)
+    assert len(others) >= 5 and all(len(other.split()) == len(lines) for other in others)
     assert f"{attempt['steps']} steps of 128 pairs; the loss went from {lines[0]['loss']:.2f} to " in page
     assert load_bundle(product / "bundle").info["provenance"]["steps"] == attempt["steps"]
 
