@@ -156,7 +156,7 @@ def _near(pairs: Product, facts: Facts, sizes: list[int], bits: int | None) -> t
         "near_hashes": len(left),
         "pictures_read": len(candidates),
         "confirmed": int(same.sum()),
-        "crowded": found.crowded,
+        "crowded": len(found.crowded),
     }
     log.info("near duplicates: %s", search)
     return (left[same], right[same]), search

@@ -37,17 +37,17 @@ SHAPE_LIMIT = 0.05
 
 @dataclass(frozen=True)
 class NearPairs:
-    """Pairs of positions, left < right, sorted and each once; and how many positions were in a crowd too large to search whole."""
+    """Pairs of positions, left < right, sorted and each once; and the positions in a crowd too large to search whole."""
 
     left: Indices
     right: Indices
-    crowded: int
+    crowded: Indices
 
 
 def near_pairs(hashes: Hashes, radius: int, crowd: int = CROWD) -> NearPairs:
     """All pairs of positions whose 64-bit hashes differ in at most `radius` bits.
 
-    Complete except in crowds, whose members are paired with some LINKS neighbours each and counted in `crowded`: of more than
+    Complete except in crowds, whose members are paired with some LINKS neighbours each (of a pair that is missed one is in `crowded`): of more than
     `crowd` positions with one hash; of more than `crowd` different hashes that agree in two bands, or more than LINKS of them
     that are near (unless `crowd` is larger than CROWD, for those who want everything).
 
@@ -65,19 +65,19 @@ def near_pairs(hashes: Hashes, radius: int, crowd: int = CROWD) -> NearPairs:
     starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)])
     distinct, sizes = ordered[starts], np.diff(np.append(starts, len(ordered)))
     usable = sizes <= crowd
-    crowded = int(sizes[~usable].sum())
+    crowded = [_members(starts[~usable], sizes[~usable])]
     lefts, rights = _same_hash(starts, sizes, crowd)
     if radius:
         values, starts, sizes = distinct[usable], starts[usable], sizes[usable]
         first, second, more = _near_values(values, radius, crowd)
-        crowded += int(sizes[more].sum())
+        crowded.append(_members(starts[more], sizes[more]))
         near_left, near_right = _products(starts, sizes, first, second)
         lefts, rights = np.concatenate([lefts, near_left]), np.concatenate([rights, near_right])
     one, other = order[lefts], order[rights]
     packed = np.minimum(one, other) * len(hashes) + np.maximum(one, other)
     packed.sort()
     left, right = np.divmod(packed, max(1, len(hashes)))
-    return NearPairs(left, right, crowded)
+    return NearPairs(left, right, np.sort(order[np.concatenate(crowded)]))
 
 
 def signature(pixels: Signature) -> Signature:
@@ -114,6 +114,12 @@ def _same_hash(starts: Indices, sizes: Indices, crowd: int) -> tuple[Indices, In
         lefts.append((run + left).ravel())
         rights.append((run + right).ravel())
     return np.concatenate(lefts), np.concatenate(rights)
+
+
+def _members(starts: Indices, sizes: Indices) -> Indices:
+    """All positions of the runs."""
+    before = np.cumsum(sizes) - sizes
+    return np.repeat(starts - before, sizes) + np.arange(sizes.sum())
 
 
 def _next_ones(size: int) -> tuple[Indices, Indices]:

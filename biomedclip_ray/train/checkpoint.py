@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -189,24 +190,63 @@ def keep_snapshot(product: Place) -> None:
 
 
 def mend(product: Place) -> None:
-    """Before a run goes on: a snapshot that a kill cut off is replaced by the one before it.
+    """Before a run goes on: the newest record of checkpoints that is whole, without those that cannot be opened any more.
 
-    Ray removes an old checkpoint after the snapshot that does not name it is written, so what the one before names is still
-    there. Where it is not, or there is none, the run begins anew.
+    A kill may cut the record, a crash of the machine the newest checkpoint; what lies there whole is gone on from.
     """
     run = product.at(RUN)
-    if not run.exists(_SNAPSHOT) or _whole(run.read(_SNAPSHOT)):
+    if not run.exists(_SNAPSHOT):
         return
-    if run.exists(_ASIDE):
-        run.write(_SNAPSHOT, run.read(_ASIDE))
-        try:
-            _result(product)
-        except CheckpointManagerInitializationError:
-            run.delete(_SNAPSHOT)
+    text = run.read(_SNAPSHOT)
+    if cut := not _whole(text):
+        text = run.read(_ASIDE) if run.exists(_ASIDE) else b"{}"
+    record = json.loads(text)
+    results, numbers = record.get("checkpoint_results", []), record.get("checkpoint_report_indices", [])
+    there = [(n, one) for n, one in zip(numbers, results, strict=True) if _opens(run.at(one["checkpoint_dir_name"]))]
+    if not cut and len(there) == len(results):
+        return
+    if there:
+        run.write(_SNAPSHOT, json.dumps(_with_only(there, record)).encode())
     else:
         run.delete(_SNAPSHOT)
-    done = steps_done(product)
-    log.warning("train: the newest record of checkpoints was cut off by a kill; going on after step %d", done)
+    what = "record of checkpoints was cut off by a kill" if cut else "checkpoint cannot be opened"
+    log.warning("train: the newest %s; going on after step %d", what, steps_done(product))
+
+
+def _with_only(there: list[tuple[int, dict[str, Any]]], record: dict[str, Any]) -> dict[str, Any]:
+    """Ray's record with only those checkpoints, each with the number of its report."""
+    names = {one["checkpoint_dir_name"] for _, one in there}
+    pending = [
+        pair
+        for pair in zip(record["pending_training_results"], record["pending_validation_specs"], strict=True)
+        if pair[0]["checkpoint_dir_name"] in names
+    ]
+    changed = {
+        "checkpoint_results": [one for _, one in there],
+        "checkpoint_report_indices": [number for number, _ in there],
+        "latest_checkpoint_result": max(there, key=lambda pair: pair[0])[1],
+        "pending_training_results": [result for result, _ in pending],
+        "pending_validation_specs": [spec for _, spec in pending],
+    }
+    told = {key: [name for name in record[key] if name in names] for key in record if key.endswith("_dir_names")}
+    return record | changed | told
+
+
+def _opens(folder: Place) -> bool:
+    """Whether a checkpoint's files are there and reach their ends."""
+    try:
+        json.loads(folder.read(STATE))
+        if folder.exists(f"{SHARDS}/.metadata"):
+            return True
+        with folder.open(OPTIMIZER) as file, zipfile.ZipFile(file) as moments:
+            moments.infolist()
+        with folder.open(WEIGHTS) as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+            end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+            return bool(file.seek(0, 2) == 8 + size + end)
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
 
 
 def _whole(snapshot: bytes) -> bool:

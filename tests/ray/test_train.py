@@ -50,7 +50,7 @@ def two(root):
     return tiny.products(root)
 
 
-STEPS = 120
+STEPS = 80
 
 
 def kill_after(place, step: int, rank: int) -> threading.Thread:
@@ -118,7 +118,7 @@ def test_a_killed_worker_leaves_every_global_batch_as_it_was(killed, two):
 def undisturbed(killed, two, tmp_path_factory):
     """One worker that nobody kills, and checkpoints that are measured on seven validation pairs."""
     config, _ = killed
-    changes = {**config.train.model_dump(), "validation_pairs": 7, "checkpoint_steps": 60, "log_pairs": False}
+    changes = {**config.train.model_dump(), "validation_pairs": 7, "checkpoint_steps": STEPS // 2, "log_pairs": False}
     changes["resources"]["workers"] = 1
     changed = {"root": str(tmp_path_factory.mktemp("alone")), "train": type(config.train).model_validate(changes)}
     return train(config.model_copy(update=changed), *two)
@@ -134,7 +134,7 @@ def test_a_killed_worker_leaves_the_loss_curve_as_it_was(killed, undisturbed):
 def test_each_checkpoint_is_measured_and_validation_chooses_the_bundle(undisturbed):
     manifest = undisturbed.manifest
     measured = {int(step): figures for step, figures in manifest["validation"].items()}
-    assert sorted(measured) == [60, 120]
+    assert sorted(measured) == [STEPS // 2, STEPS]
     assert all(figures["n"] == 7 for figures in measured.values())
     score = {step: figures["text_to_image"] + figures["image_to_text"] for step, figures in measured.items()}
     assert manifest["chosen_by"] == "validation"
@@ -163,6 +163,7 @@ def test_a_task_that_asked_for_no_gpu_takes_none():
     assert ray.get(_device.remote()) == "cpu"
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_by_validation_becomes_the_bundle_and_no_other_is_kept_but_the_last(tmp_path):
     """Captions of the train and test splits name other colours and shapes than are drawn: what is learned from them costs
     recall on the validation split, and only there."""
