@@ -55,7 +55,7 @@ def test_an_inventory_is_dealt_out_within_its_memory() -> None:
 def test_near_hashes_that_were_planted_are_found() -> None:
     done = run("near.py", "--most", "20000")
     assert ratios(done) == {"near_growth"}
-    assert re.findall(r"found=([\d.]+)", done.stdout) == ["1.0000"] * 3
+    assert re.findall(r"found=([\d.]+)", done.stdout) == ["1.00000"] * 3
 
 
 def test_panels_and_subcaptions_are_scored(corpus: Path, tmp_path: Path) -> None:
