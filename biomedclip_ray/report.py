@@ -33,6 +33,7 @@ from biomedclip_ray.product import Product
 from biomedclip_ray.schema import Reason
 from biomedclip_ray.storage import Place
 from biomedclip_ray.train.metrics import guessing, is_stuck, read
+from biomedclip_ray.train.validate import score
 
 GRID_PAIRS = 24
 QUERIES = 10
@@ -167,7 +168,7 @@ def _training(product: Product | None) -> dict[str, Any] | None:
     guess = guessing(batch, recipe["loss"])
     formula = f"ln({batch:,}) = " if recipe["loss"] == "infonce" else ""
     validation = sorted((int(step), found) for step, found in product.manifest.get("validation", {}).items())
-    recall = [(float(step), (found["text_to_image"] + found["image_to_text"]) / 2) for step, found in validation]
+    recall = [(float(step), score(found)) for step, found in validation]
     curves = {"recall@10 of the validation split": recall} | {
         words: [(float(line["step"]), line[name]) for line in lines if math.isfinite(line.get(name, math.nan))]
         for name, words in CURVES.items()

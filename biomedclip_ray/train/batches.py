@@ -11,12 +11,11 @@ as uint8: a quarter of float32 through the object store and over the bus.
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import cv2
@@ -45,7 +44,6 @@ READ_CPUS = 0.25
 """Logical CPUs of a task that reads a window and cuts it into blocks: it waits for storage."""
 
 _READ_THREADS = 16
-_PAUSES_S = (0.5, 2.0, 8.0, None)  # between tries of a read
 _QUICK_ROUND_S, _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.01, 0.5
 
 
@@ -143,21 +141,9 @@ def read_span(feed: Feed, start: int, stop: int) -> pa.Table:
 
     def read_part(item: tuple[int, list[int]]) -> list[tuple[int, pa.Table]]:
         part, its_chunks = item
-        for pause in _PAUSES_S:
-            try:
-                with feed.pairs.open_data(part) as source:
-                    file = pq.ParquetFile(source)
-                    rows_of = partial(_rows_of, feed, file)
-                    return [(chunk, rows_of(chunk, wanted[wanted_chunks == chunk])) for chunk in its_chunks]
-            except FileNotFoundError:
-                raise
-            except (
-                OSError
-            ):  # an object store in trouble; without another try the whole group of workers would begin again
-                if pause is None:
-                    raise
-                time.sleep(pause * random.uniform(0.5, 1.5))
-        raise AssertionError("unreachable: the last attempt returns or raises")
+        with feed.pairs.open_data(part) as source:
+            file = pq.ParquetFile(source)
+            return [(chunk, _rows_of(feed, file, chunk, wanted[wanted_chunks == chunk])) for chunk in its_chunks]
 
     with ThreadPoolExecutor(_READ_THREADS) as threads:
         tables = dict(pair for part in threads.map(read_part, sorted(by_part.items())) for pair in part)
@@ -250,6 +236,8 @@ def _context(resources: TrainResources) -> DataContext:
     context.target_max_block_size = None  # a block is a micro-block, whatever its bytes
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # an object store in trouble for a moment; without another try the whole group of workers would begin again
+    context.retried_map_errors, context.max_map_retries = True, 3
     context.execution_no_progress_timeout_s = resources.no_progress_timeout_s
     context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, _Pauses]
     return context

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import re
@@ -26,6 +27,7 @@ import tiny
 
 from biomedclip_ray.clip.encoder import Encoder, usual_device
 from biomedclip_ray.config import ConfigError, parse
+from biomedclip_ray.product import Product
 from biomedclip_ray.storage import Place
 from biomedclip_ray.train.batches import Feed, InOrder, batches
 from biomedclip_ray.train.checkpoint import folder_name, kept, steps_done
@@ -84,6 +86,28 @@ def test_the_feed_deals_exact_blocks_in_order_from_any_position(two):
     dealt = [block for turn in zip(got[0], got[1] + [None], strict=False) for block in turn if block is not None]
     assert [len(block) for block in dealt] == [8] * 15
     assert np.concatenate(dealt).tolist() == list(range(16, 136))
+
+
+def test_a_read_that_fails_for_a_moment_is_tried_again_and_no_block_changes(two, tmp_path):
+    from biomedclip_ray.clip.tokenizer import fit_tokenizer
+
+    class Flaky(Product):
+        def open_data(self, part):
+            if len(list(tmp_path.iterdir())) < 2:  # twice, whoever reads
+                (tmp_path / f"{time.monotonic_ns()}").touch()
+                raise OSError("SLOW_DOWN")
+            return super().open_data(part)
+
+    pairs, corpus = two
+    rows = find_rows(pairs, corpus, "train")
+    flaky = copy.copy(pairs)
+    flaky.__class__ = Flaky
+    tokenizer = fit_tokenizer(texts(pairs, corpus, "train"), 200, 16)
+    feed = ray.put(Feed(flaky, rows, Order(rows.chunk_rows, 40, 0), tokenizer, 16, (0.9, 1.0), 0, 8))
+    shards = InOrder().configure({"train": batches(feed, 0, 80, tiny.config(Path("x")).train.resources)}, 1, None, None)
+    blocks = shards[0]["train"].iter_batches(batch_size=None, batch_format="numpy")
+    assert np.concatenate([block["position"] for block in blocks]).tolist() == list(range(80))
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.fixture(scope="module")

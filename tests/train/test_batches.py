@@ -37,24 +37,6 @@ def test_a_span_holds_the_rows_of_the_order_in_its_order(feed):
     assert all(picture.as_py()[:2] == b"\xff\xd8" for picture in span["image"])
 
 
-def test_a_read_that_fails_for_a_moment_is_tried_again(feed, monkeypatch):
-    feed, _ = feed
-    expected = read_span(feed, 0, 40)
-    open_data, failures = type(feed.pairs).open_data, [OSError("SLOW_DOWN")] * 2
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-
-    def flaky(self, part):
-        if failures:
-            raise failures.pop()
-        return open_data(self, part)
-
-    monkeypatch.setattr(type(feed.pairs), "open_data", flaky)
-    assert read_span(feed, 0, 40).equals(expected)
-    failures[:] = [OSError("gone for good")] * 99
-    with pytest.raises(OSError, match="gone for good"):
-        read_span(feed, 0, 40)
-
-
 def test_a_block_is_the_same_however_the_span_was_cut(feed):
     feed, _ = feed
     whole = decode_block(feed, read_span(feed, 0, 40))
