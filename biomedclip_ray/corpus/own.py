@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from biomedclip_ray.config import LICENSES, Config, Own, Preprocess
 from biomedclip_ray.corpus.own_files import OwnFiles, Record, records
-from biomedclip_ray.figures.captions import language, training_text
+from biomedclip_ray.figures.captions import language, text_sha256, training_text
 from biomedclip_ray.figures.image import ImageError, Picture, decode, prepare
 from biomedclip_ray.figures.kinds import figure_kind
 from biomedclip_ray.figures.zero_shot import bundle_id, name_kinds
@@ -176,8 +176,8 @@ def _pair(record: Record, image: bytes | ImageError, part: int, own: Own, config
         raise ImageError(Reason.NO_CAPTION)
     picture = prepare(image, **_checks(config))
     kind, score = figure_kind(decode(picture.jpeg), text)
-    text_sha256 = hashlib.sha256(" ".join(text.lower().split()).encode()).hexdigest()
-    ids = _ids(record, picture, text_sha256, own.name)
+    text_hash = text_sha256(text)
+    ids = _ids(record, picture, text_hash, own.name)
     return dict.fromkeys(PAIRS.names) | {
         **ids,
         "part": part,
@@ -196,7 +196,7 @@ def _pair(record: Record, image: bytes | ImageError, part: int, own: Own, config
         "original_format": picture.original_format,
         "media_name": record.image if isinstance(record.image, str) else record.where,
         "sha256": picture.sha256,
-        "text_sha256": text_sha256,
+        "text_sha256": text_hash,
         "phash": picture.phash,
         "figure_kind": kind,
         "figure_kind_score": score,
@@ -214,10 +214,10 @@ def _license(stated: str | None, otherwise: str) -> str:
     return stated if stated in LICENSES else license_code(stated) or "unknown"
 
 
-def _ids(record: Record, picture: Picture, text_sha256: str, name: str) -> dict[str, str]:
+def _ids(record: Record, picture: Picture, text_hash: str, name: str) -> dict[str, str]:
     """`own-<hash of the group>/<id>/<hash of the content>#0`: one id with several pictures or texts is one figure."""
     figure = record.id or picture.sha256[:16]
     article = f"{name}-{hash64(f'group {record.group}' if record.group else figure):016x}"
     figure_id = f"{article}/{figure if _PLAIN_ID.fullmatch(figure) else f'{hash64(figure):016x}'}"
-    content = hashlib.sha256(f"{picture.sha256} {text_sha256}".encode()).hexdigest()[:12]
+    content = hashlib.sha256(f"{picture.sha256} {text_hash}".encode()).hexdigest()[:12]
     return {"pair_id": pair_id(figure_id, content, 0), "article_id": article, "pmcid": article, "figure_id": figure_id}

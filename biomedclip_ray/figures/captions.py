@@ -7,6 +7,7 @@ that is rare costs less than a right one that is changed.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 
@@ -72,6 +73,11 @@ def training_text(caption: str, label: str | None = None) -> str:
     text = _SPACES.sub(" ", text).strip()
     text = re.sub(r" ([.,;:])(?= |$)", r"\1", text)
     return _without_label(text, label)
+
+
+def text_sha256(text: str) -> str:
+    """By which two texts are the same, whatever their case and white space."""
+    return hashlib.sha256(" ".join(text.lower().split()).encode()).hexdigest()
 
 
 def repair(text: str) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from typing import Any
 
 from biomedclip_ray.config import Preprocess
-from biomedclip_ray.figures.captions import language, training_text
+from biomedclip_ray.figures.captions import language, text_sha256, training_text
 from biomedclip_ray.figures.formats import ImageError, Limits
 from biomedclip_ray.figures.image import Picture, decode, prepare_crop, read_pixels
 from biomedclip_ray.figures.kinds import figure_kind
@@ -120,7 +119,7 @@ def _facts(picture: Picture, text: str) -> Row:
         "original_height": picture.original_height,
         "original_format": picture.original_format,
         "sha256": picture.sha256,
-        "text_sha256": hashlib.sha256(" ".join(text.lower().split()).encode()).hexdigest(),
+        "text_sha256": text_sha256(text),
         "phash": picture.phash,
         "figure_kind": kind,
         "figure_kind_score": score,
