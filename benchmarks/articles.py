@@ -16,8 +16,8 @@ import os
 import sys
 from pathlib import Path
 
-from biomedclip_ray.pmc.inventory import INVENTORIES
 from biomedclip_ray.sample import make_bucket
+from biomedclip_ray.sources.inventory import INVENTORIES
 
 DATE = "2026-11-20T01-00Z"
 DATA = Path(os.environ.get("BIOMEDCLIP_TEST_DATA", Path(__file__).resolve().parents[2] / "shared"))

@@ -20,15 +20,15 @@ from transformers import BertConfig
 from biomedclip_ray.clip.model import Built, build_model
 from biomedclip_ray.clip.tokenizer import Tokenizer
 from biomedclip_ray.config import Model, PartResources, parse
+from biomedclip_ray.cost.measure import without_ray
 from biomedclip_ray.figures.captions import training_text
 from biomedclip_ray.figures.preprocess import preprocess
-from biomedclip_ray.measure import without_ray
+from biomedclip_ray.jats.article import parse_figures
 from biomedclip_ray.pmc.catalog import catalog
 from biomedclip_ray.pmc.ingest import ingest
-from biomedclip_ray.pmc.jats import parse_figures
-from biomedclip_ray.product import PartResult, Product, conform
-from biomedclip_ray.run import resolve_inventory
+from biomedclip_ray.run.record import resolve_inventory
 from biomedclip_ray.schema import CORPUS, LEDGER, PAIRS
+from biomedclip_ray.store.product import PartResult, Product, conform
 
 sys.path.insert(0, str(Path(__file__).parent))
 from jats import real_articles

@@ -29,7 +29,7 @@ import ray
 
 from biomedclip_ray.clip.tokenizer import fit_tokenizer
 from biomedclip_ray.config import TrainResources, parse
-from biomedclip_ray.product import Product
+from biomedclip_ray.store.product import Product
 from biomedclip_ray.train.batches import Feed, InOrder, batches, decode_block, read_span
 from biomedclip_ray.train.metrics import read
 from biomedclip_ray.train.order import Order

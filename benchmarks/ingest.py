@@ -33,12 +33,12 @@ from pathlib import Path
 from typing import Any
 
 from biomedclip_ray.config import Config, PartResources, parse
+from biomedclip_ray.cost.measure import without_ray
 from biomedclip_ray.figures.preprocess import preprocess
-from biomedclip_ray.measure import without_ray
 from biomedclip_ray.pmc.catalog import catalog
 from biomedclip_ray.pmc.ingest import ingest
-from biomedclip_ray.product import PartResult, Product
-from biomedclip_ray.run import resolve_inventory
+from biomedclip_ray.run.record import resolve_inventory
+from biomedclip_ray.store.product import PartResult, Product
 
 sys.path.insert(0, str(Path(__file__).parent))
 from articles import add_skip_option, compares_with, multiply, origin, peak_mb

@@ -24,9 +24,10 @@ import pyarrow as pa
 import pyarrow.csv as csv
 
 from biomedclip_ray.config import Source, SourceResources, SourceSelect
-from biomedclip_ray.pmc.bucket import INVENTORIES, open_bucket
-from biomedclip_ray.pmc.inventory import find_inventory, read_entries, shard_entries
-from biomedclip_ray.storage import Place
+from biomedclip_ray.sources.bucket import INVENTORIES
+from biomedclip_ray.sources.inventory import find_inventory, read_entries, shard_entries
+from biomedclip_ray.sources.open import open_bucket
+from biomedclip_ray.store.place import Place
 
 sys.path.insert(0, str(Path(__file__).parent))
 from articles import peak_mb

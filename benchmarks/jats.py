@@ -25,7 +25,7 @@ from pathlib import Path
 from articles import DATA, add_data_option, add_skip_option, compares_with
 from lxml import etree
 
-from biomedclip_ray.pmc.jats import parse_article, parse_figures
+from biomedclip_ray.jats.article import parse_article, parse_figures
 
 BOUNDS = {"jats_full_vs_lxml": 0.55, "jats_captions_vs_pubmed_parser": 1.0}
 ROUNDS, QUICK_ARTICLES = 9, 12

@@ -20,10 +20,10 @@ from articles import add_data_option
 
 from biomedclip_ray.config import Kinds
 from biomedclip_ray.figures.captions import training_text
-from biomedclip_ray.figures.image import ImageError, decode, prepare
+from biomedclip_ray.figures.clip_kinds import bundle_id, name_kinds
 from biomedclip_ray.figures.kinds import figure_kind
-from biomedclip_ray.figures.zero_shot import bundle_id, name_kinds
-from biomedclip_ray.pmc import jats
+from biomedclip_ray.images.image import ImageError, decode, prepare
+from biomedclip_ray.jats import article as jats
 from biomedclip_ray.sample import plots
 
 GOAL = 0.85

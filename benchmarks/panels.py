@@ -31,7 +31,7 @@ from PIL import Image
 
 from biomedclip_ray.figures.panels import Panel, split_panels
 from biomedclip_ray.figures.subcaptions import subcaptions
-from biomedclip_ray.pmc import jats
+from biomedclip_ray.jats import article as jats
 from biomedclip_ray.sample import plots
 
 GOALS = {"compound_or_single": 0.95, "panels_f1_50": 0.92, "panels_f1_75": 0.80, "labels": 0.90, "subcaptions_f1": 0.90}

@@ -24,19 +24,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from lxml import etree
+from tests.images.test_image_fuzz import SEEDS, sound
+from tests.jats.test_xml import ARTICLE, mutated
 
 from biomedclip_ray.config import ConfigError, Ingest, SourceSelect
-from biomedclip_ray.corpus.own_files import find_files, records
-from biomedclip_ray.figures.image import ImageError, decode, prepare
-from biomedclip_ray.pmc.bucket import ObjectError, SourceError
+from biomedclip_ray.images.image import ImageError, decode, prepare
 from biomedclip_ray.pmc.catalog import judge, parse_metadata
 from biomedclip_ray.pmc.ingest import read_article
-from biomedclip_ray.pmc.inventory import ENTRIES, Inventory, entries
-from biomedclip_ray.pmc.oa_package import PackageBucket
-from biomedclip_ray.product import Ledger
 from biomedclip_ray.schema import ARTICLES, CATALOG, Reason
-from tests.figures.test_image_fuzz import SEEDS, sound
-from tests.pmc.test_jats_xml import ARTICLE, mutated
+from biomedclip_ray.sources.bucket import ObjectError, SourceError
+from biomedclip_ray.sources.inventory import ENTRIES, Inventory, entries
+from biomedclip_ray.sources.oa_package import PackageBucket
+from biomedclip_ray.sources.own_files import find_files, records
+from biomedclip_ray.store.product import Ledger
 
 ENTRY = {"pmcid": "PMC10", "version": 2, "key": "metadata/PMC10.2.json", "last_modified": "2026-11-12", "etag": "e"}
 METADATA = {

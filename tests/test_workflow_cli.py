@@ -12,15 +12,15 @@ from types import ModuleType
 
 import pytest
 
-from biomedclip_ray import preflight
 from biomedclip_ray.config import Config, load
-from biomedclip_ray.pmc.bucket import INVENTORIES
 from biomedclip_ray.pmc.catalog import plan as plan_catalog
 from biomedclip_ray.pmc.ingest import plan as plan_articles
-from biomedclip_ray.product import Ledger, Product
-from biomedclip_ray.run import Run, resolve_inventory
+from biomedclip_ray.run import preflight
+from biomedclip_ray.run.record import Run, resolve_inventory
 from biomedclip_ray.sample import make_bucket
 from biomedclip_ray.schema import ARTICLES, CATALOG
+from biomedclip_ray.sources.bucket import INVENTORIES
+from biomedclip_ray.store.product import Ledger, Product
 from tests.conftest import S3
 
 REPO = Path(__file__).resolve().parents[1]

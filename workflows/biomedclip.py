@@ -26,17 +26,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rich.console import Console
 
 from biomedclip_ray.config import STAGES, Config, ConfigError, load
-from biomedclip_ray.corpus.own_files import find_files
 from biomedclip_ray.evaluate.tables import tables
-from biomedclip_ray.interrupt import listen
-from biomedclip_ray.lease import HeldError
-from biomedclip_ray.options import MIRROR, parse
-from biomedclip_ray.pmc.bucket import SourceError
-from biomedclip_ray.preflight import PreflightError, check_address, check_cluster, check_out, check_places, check_root
-from biomedclip_ray.product import Product, StageError, UnfinishedError
-from biomedclip_ray.prune import prune
-from biomedclip_ray.run import Run, list_products, resolve_inventory
-from biomedclip_ray.storage import Place, StorageError
+from biomedclip_ray.run.interrupt import listen
+from biomedclip_ray.run.options import MIRROR, parse
+from biomedclip_ray.run.preflight import (
+    PreflightError,
+    check_address,
+    check_cluster,
+    check_out,
+    check_places,
+    check_root,
+)
+from biomedclip_ray.run.prune import prune
+from biomedclip_ray.run.record import Run, list_products, resolve_inventory
+from biomedclip_ray.sources.bucket import SourceError
+from biomedclip_ray.sources.own_files import find_files
+from biomedclip_ray.store.lease import HeldError
+from biomedclip_ray.store.place import Place, StorageError
+from biomedclip_ray.store.product import Product, StageError, UnfinishedError
 
 log = logging.getLogger("biomedclip")
 
@@ -248,7 +255,7 @@ def _tell(run: Run, config: Config) -> tuple[Product, Product]:
 
 def _sum_up(run: Run, config: Config) -> None:
     """What the stages did, also where one of them failed: the table, what was measured, and the report."""
-    from biomedclip_ray.report import write_report
+    from biomedclip_ray.report.report import write_report
 
     run.show(console)
     for stage in run.stages:

@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from biomedclip_ray.config import Config, ConfigError, IngestSelect, PreprocessSelect, load
-from biomedclip_ray.plan import Cluster, Plan, Rates, World, assume, assumptions, estimate
-from biomedclip_ray.pmc.bucket import SourceError
+from biomedclip_ray.cost.estimate import Cluster, Plan, Rates, World, assume, assumptions, estimate
+from biomedclip_ray.sources.bucket import SourceError
 
 RATES = Path(__file__).with_name("rates.json")
 
@@ -58,7 +58,7 @@ def _rates(config: Config, articles: int | None, world: World, console: Console)
                 f"add --measure N on a folder of articles, or --assume {name}=0.1"
             )
         return Rates(**json.loads(RATES.read_text())), world
-    from biomedclip_ray.measure import measure
+    from biomedclip_ray.cost.measure import measure
 
     with console.status(f"Measuring on {articles} articles of {config.source.uri}"):
         rates, shares = measure(config, articles)

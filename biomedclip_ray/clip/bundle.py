@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from biomedclip_ray.clip.model_card import model_card
 from biomedclip_ray.clip.tokenizer import Tokenizer, load_tokenizer
-from biomedclip_ray.storage import Place
+from biomedclip_ray.store.place import Place
 
 if TYPE_CHECKING:
     import torch

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 
 from biomedclip_ray.clip.bundle import Bundle, load_bundle
 from biomedclip_ray.clip.tokenizer import Tokenizer
-from biomedclip_ray.figures.formats import rgb_pixels
+from biomedclip_ray.images.formats import rgb_pixels
 
 Picture = bytes | Image.Image | np.ndarray
 """An encoded file's bytes, a PIL image, or uint8 (h, w) or (h, w, 3)."""

@@ -22,7 +22,7 @@ import httpx
 from biomedclip_ray.clip.bundle import Bundle, BundleError, load_bundle
 from biomedclip_ray.clip.tokenizer import Tokenizer, fit_tokenizer, load_tokenizer
 from biomedclip_ray.config import ConfigError, Model
-from biomedclip_ray.storage import Place
+from biomedclip_ray.store.place import Place
 
 _CONFIGS = Path(__file__).parent / "configs"
 RANDOM = "random"

@@ -2,7 +2,7 @@
 
 A key that does not exist is refused with the nearest valid name, so that a typing error costs a second and not a night.
 Everything that decides *how fast* a stage runs stands in a `resources` subtree and stays outside the fingerprint
-(`product.py`); everything else decides *what* the rows are. Speed can be tuned without computing anything anew.
+(`store/product.py`); everything else decides *what* the rows are. Speed can be tuned without computing anything anew.
 """
 
 from __future__ import annotations

@@ -182,7 +182,7 @@ class Own(StageSection):
     """Image-caption pairs of a hospital or laboratory, taken in at curate like PMC's."""
 
     uri: str | None = None
-    """A folder (or one file) of Parquet, WebDataset shards or CSV with pictures beside it; `corpus/own_files.py` names the
+    """A folder (or one file) of Parquet, WebDataset shards or CSV with pictures beside it; `sources/own_files.py` names the
     columns. null: PubMed Central only."""
     alone: bool = False
     """Train on these pairs only; PubMed Central is not read."""

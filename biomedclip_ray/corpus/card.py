@@ -6,8 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from biomedclip_ray.product import Product
 from biomedclip_ray.schema import PAIRS
+from biomedclip_ray.store.product import Product
 
 PMC = "PubMed Central (PMC Cloud Service, s3://pmc-oa-opendata)"
 _PMC_PAGE = "https://pmc.ncbi.nlm.nih.gov/tools/pmcaws/"

@@ -7,7 +7,6 @@ the hashes of two are near, in which case their pixels decide.
 from __future__ import annotations
 
 import logging
-import resource
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -30,9 +29,10 @@ from biomedclip_ray.corpus.groups import (
     split_of,
 )
 from biomedclip_ray.corpus.near import SHAPE_LIMIT, SIGNATURE_SIDE, look_alike, near_pairs, signature
-from biomedclip_ray.figures.image import decode
-from biomedclip_ray.product import Ledger, Product
+from biomedclip_ray.images.image import decode
+from biomedclip_ray.run.memory import peak_rss
 from biomedclip_ray.schema import CORPUS, Reason, hash64
+from biomedclip_ray.store.product import Ledger, Product
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def curate(config: Config, pairs: Product) -> Product:
         leakage = leaks(facts, verdict, near)
         if any(leakage.values()):
             raise RuntimeError(f"curate: kept in more than one split: {leakage}")
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = peak_rss()
         first = 0
         for part in range(pairs.parts):
             ids = pairs.read(part, ["pair_id"])["pair_id"]

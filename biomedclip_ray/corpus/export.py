@@ -26,9 +26,9 @@ import pyarrow.compute as pc
 from biomedclip_ray.config import Config, ConfigError
 from biomedclip_ray.corpus.card import FACTS, croissant, readme, sources
 from biomedclip_ray.corpus.curate import SPLITS
-from biomedclip_ray.product import Product, parquet_bytes
 from biomedclip_ray.schema import hash64
-from biomedclip_ray.storage import Place
+from biomedclip_ray.store.place import Place
+from biomedclip_ray.store.product import Product, parquet_bytes
 
 log = logging.getLogger(__name__)
 

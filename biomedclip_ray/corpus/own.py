@@ -19,17 +19,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from biomedclip_ray.config import LICENSES, Config, Own, Preprocess
-from biomedclip_ray.corpus.own_files import OwnFiles, Record, records
 from biomedclip_ray.figures.captions import language, text_sha256, training_text
-from biomedclip_ray.figures.image import ImageError, Picture, decode, prepare
+from biomedclip_ray.figures.clip_kinds import bundle_id, name_kinds
 from biomedclip_ray.figures.kinds import figure_kind
-from biomedclip_ray.figures.zero_shot import bundle_id, name_kinds
-from biomedclip_ray.pipeline import run_parts
-from biomedclip_ray.pmc.ingest import fetch_ahead
-from biomedclip_ray.pmc.licenses import license_code
-from biomedclip_ray.product import Count, Ledger, PartResult, Product, data_name, ledger_name
+from biomedclip_ray.images.image import ImageError, Picture, decode, prepare
+from biomedclip_ray.jats.licenses import license_code
+from biomedclip_ray.run.ahead import fetch_ahead
+from biomedclip_ray.run.parts import run_parts
 from biomedclip_ray.schema import PAIRS, Reason, hash64, pair_id
-from biomedclip_ray.storage import Place
+from biomedclip_ray.sources.own_files import OwnFiles, Record, records
+from biomedclip_ray.store.place import Place
+from biomedclip_ray.store.product import Count, Ledger, PartResult, Product, data_name, ledger_name
 
 VERSION = 4
 UNIT = "picture"

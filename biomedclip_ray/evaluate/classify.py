@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, roc_auc_score
 
-from biomedclip_ray.clip.zero_shot import class_weights, classify
+from biomedclip_ray.clip.prompts import class_weights, classify
 from biomedclip_ray.evaluate.intervals import interval
 from biomedclip_ray.evaluate.sets import LabelledSet
 

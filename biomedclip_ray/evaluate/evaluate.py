@@ -18,15 +18,15 @@ import pyarrow.compute as pc
 import ray
 from PIL import Image
 
+from biomedclip_ray.clip.vectors import encode_pairs, to_column, to_matrix
 from biomedclip_ray.config import Config, Evaluate
 from biomedclip_ray.evaluate import plots
 from biomedclip_ray.evaluate.leakage import check_leakage, near_copies
 from biomedclip_ray.evaluate.retrieval import by_kind, retrieval
 from biomedclip_ray.evaluate.sets import LabelledSet, load_set
-from biomedclip_ray.evaluate.vectors import encode_pairs, to_column, to_matrix
-from biomedclip_ray.pipeline import run_parts
-from biomedclip_ray.product import Ledger, PartResult, Product, conform
+from biomedclip_ray.run.parts import run_parts
 from biomedclip_ray.schema import Reason
+from biomedclip_ray.store.product import Ledger, PartResult, Product, conform
 
 VERSION = 1
 
@@ -143,7 +143,7 @@ def measure_set(bundle: str, labelled: LabelledSet, draws: int, seed: int) -> tu
     from biomedclip_ray.evaluate.classify import zero_shot
     from biomedclip_ray.evaluate.probe import linear_probe
     from biomedclip_ray.evaluate.vqa import answer_questions
-    from biomedclip_ray.figures.image import perceptual_hash
+    from biomedclip_ray.images.image import perceptual_hash
 
     encoder = Encoder.load(bundle)
     out = labelled.about()

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from biomedclip_ray.config import ConfigError
-from biomedclip_ray.product import Product
+from biomedclip_ray.store.product import Product
 
 NEAR_BITS = 4
 """Bits of 64 in which the perceptual hashes of two copies of a picture may differ."""

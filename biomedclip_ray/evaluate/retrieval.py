@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from biomedclip_ray.clip.vectors import check_unit
 from biomedclip_ray.evaluate.intervals import bootstrap
 
 Floats = NDArray[np.floating[Any]]
@@ -73,19 +74,6 @@ class DirectionRanks:
     """Right is every candidate of the query's group (the same picture)."""
     controls: tuple[Ranks, ...]
     """Strict ranks after partners were permuted; what a model that knows nothing would get."""
-
-
-def check_unit(vectors: Floats, what: str) -> None:
-    """Raise ValueError unless `vectors` is (n, d), finite and of unit length to 1e-3."""
-    if vectors.ndim != 2:
-        raise ValueError(f"{what}: expected an (n, d) array, got shape {vectors.shape}")
-    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
-    wrong = np.flatnonzero(~(np.abs(lengths - 1) <= 1e-3))
-    if len(wrong):
-        raise ValueError(
-            f"{what}: {len(wrong)} of {len(vectors)} vectors are not of unit length "
-            f"(row {wrong[0]} has length {lengths[wrong[0]]:.4g}); cosine ranks need normalised features"
-        )
 
 
 def rank(

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from biomedclip_ray.config import ConfigError
-from biomedclip_ray.storage import Place
+from biomedclip_ray.store.place import Place
 
 CLASSIFICATION = ("image", "label", "group")
 QUESTIONS = ("question_id", "image_id", "question", "answer", "answer_type", "group")

@@ -1,0 +1,1 @@
+"""Figures to pairs: captions, sub-captions, panels, kinds, selection; stage preprocess."""

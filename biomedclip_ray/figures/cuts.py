@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from biomedclip_ray.figures.letters import Letter
-from biomedclip_ray.figures.resample import Pixels
+from biomedclip_ray.images.resample import Pixels
 
 Ink = NDArray[np.uint8]
 Profile = NDArray[np.float64]

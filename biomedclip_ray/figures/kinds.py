@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from biomedclip_ray.figures.resample import Pixels
+from biomedclip_ray.images.resample import Pixels
 from biomedclip_ray.schema import KINDS
 
 # What a word of the caption is worth: one that names the kind 3, one that is usual with it 1.

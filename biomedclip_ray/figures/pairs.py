@@ -7,11 +7,11 @@ from typing import Any
 
 from biomedclip_ray.config import Preprocess
 from biomedclip_ray.figures.captions import language, text_sha256, training_text
-from biomedclip_ray.figures.formats import ImageError, Limits
-from biomedclip_ray.figures.image import Picture, decode, prepare_crop, read_pixels
 from biomedclip_ray.figures.kinds import figure_kind
 from biomedclip_ray.figures.panels import Panel, split_panels
 from biomedclip_ray.figures.subcaptions import subcaptions
+from biomedclip_ray.images.formats import ImageError, Limits
+from biomedclip_ray.images.image import Picture, decode, prepare_crop, read_pixels
 
 Row = dict[str, Any]
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from biomedclip_ray.figures.cuts import Cut, Layers, Region, by_lines, cut_lines, tight, widest, working_copy
 from biomedclip_ray.figures.letters import Letter, find_letters
-from biomedclip_ray.figures.resample import Pixels
+from biomedclip_ray.images.resample import Pixels
 
 # Worth of a cut: 1 to 1.6 for a gap, 0.6 to 0.9 for a border, and up to this for standing where the panels' letters stand.
 _NEARNESS = 0.7

@@ -14,17 +14,18 @@ from typing import Any
 import pyarrow as pa
 
 from biomedclip_ray.config import Config, Preprocess, Source
-from biomedclip_ray.figures.image import ImageError, Picture, prepare
+from biomedclip_ray.figures.clip_kinds import bundle_id, name_kinds
 from biomedclip_ray.figures.pairs import may_be_cut, panel_pairs, whole_pair
 from biomedclip_ray.figures.select import Classifier, classifier_sha256, left_out, load_classifier
-from biomedclip_ray.figures.zero_shot import bundle_id, name_kinds
-from biomedclip_ray.pipeline import run_parts
-from biomedclip_ray.pmc.bucket import Bucket, ObjectError, open_bucket
-from biomedclip_ray.pmc.ingest import fetch_ahead
-from biomedclip_ray.pmc.media import media_name, stem
-from biomedclip_ray.product import Ledger, PartResult, Product
+from biomedclip_ray.images.image import ImageError, Picture, prepare
+from biomedclip_ray.jats.media import media_name, stem
+from biomedclip_ray.run.ahead import fetch_ahead
+from biomedclip_ray.run.parts import run_parts
 from biomedclip_ray.schema import PAIRS, Reason, pair_id
-from biomedclip_ray.sync import Previous, finished_before
+from biomedclip_ray.sources.bucket import Bucket, ObjectError
+from biomedclip_ray.sources.open import open_bucket
+from biomedclip_ray.store.delta import Previous, finished_before
+from biomedclip_ray.store.product import Ledger, PartResult, Product
 
 VERSION = 6
 UNIT, PANEL = "picture", "panel"

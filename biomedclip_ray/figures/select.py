@@ -20,7 +20,7 @@ import numpy as np
 from biomedclip_ray.config import ConfigError, PreprocessSelect
 from biomedclip_ray.figures.captions import training_text
 from biomedclip_ray.schema import Reason
-from biomedclip_ray.storage import Place
+from biomedclip_ray.store.place import Place
 
 _KEY = "preprocess.select.classifier"
 _BATCH = 64  # a TF-IDF is a dense matrix in ONNX: 64 texts over 100,000 words are 26 MB

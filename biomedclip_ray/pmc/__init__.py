@@ -1,0 +1,1 @@
+"""PubMed Central's stages: catalog, ingest, mirror."""

@@ -15,12 +15,13 @@ from typing import Any
 import pyarrow as pa
 
 from biomedclip_ray.config import Config, Source, SourceSelect
-from biomedclip_ray.pipeline import run_parts
-from biomedclip_ray.pmc.bucket import Bucket, ObjectError, open_bucket
-from biomedclip_ray.pmc.inventory import Inventory, read_entries, read_list, read_listed, shard_entries
-from biomedclip_ray.product import Ledger, PartResult, Product
+from biomedclip_ray.run.parts import run_parts
 from biomedclip_ray.schema import CATALOG, Reason
-from biomedclip_ray.sync import Previous, earlier_catalog, load_parent
+from biomedclip_ray.sources.bucket import Bucket, ObjectError
+from biomedclip_ray.sources.inventory import Inventory, read_entries, read_list, read_listed, shard_entries
+from biomedclip_ray.sources.open import open_bucket
+from biomedclip_ray.store.delta import Previous, earlier_catalog, load_parent
+from biomedclip_ray.store.product import Ledger, PartResult, Product
 
 VERSION = 3
 UNIT, LISTED = "article_version", "listed_pmcid"

@@ -5,27 +5,24 @@ No image byte is fetched here: what a figure says is known before what it shows,
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pyarrow as pa
 
 from biomedclip_ray.config import Config, Ingest, IngestSelect, Source
-from biomedclip_ray.pipeline import run_parts
-from biomedclip_ray.pmc.bucket import Bucket, ObjectError, open_bucket
-from biomedclip_ray.pmc.jats import Article, Figure, JatsError, parse_article
-from biomedclip_ray.pmc.media import match_media
-from biomedclip_ray.product import Ledger, PartResult, Product
+from biomedclip_ray.jats.article import Article, Figure, JatsError, parse_article
+from biomedclip_ray.jats.media import match_media
+from biomedclip_ray.run.ahead import fetch_ahead
+from biomedclip_ray.run.parts import run_parts
 from biomedclip_ray.schema import ARTICLES, Reason, figure_ids
-from biomedclip_ray.sync import Previous, finished_before
+from biomedclip_ray.sources.bucket import Bucket, ObjectError
+from biomedclip_ray.sources.open import open_bucket
+from biomedclip_ray.store.delta import Previous, finished_before
+from biomedclip_ray.store.product import Ledger, PartResult, Product
 
 VERSION = 5
 ARTICLE, FIGURE = "article", "figure"
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 def plan(config: Config, catalog: Product) -> Product:
@@ -125,21 +122,6 @@ def judge(article: Article, select: IngestSelect) -> tuple[Reason, str] | None:
 
 def _plain(name: str) -> str:
     return " ".join(name.casefold().split())
-
-
-def fetch_ahead(
-    pool: ThreadPoolExecutor, fetch: Callable[[Item], Result], items: Iterable[Item], ahead: int
-) -> Iterator[tuple[Item, Result]]:
-    """`(item, fetch(item))` in order, with at most `ahead` results in memory: a part of pictures can be gigabytes."""
-    waiting: deque[tuple[Item, Future[Result]]] = deque()
-    for item in items:
-        waiting.append((item, pool.submit(fetch, item)))
-        if len(waiting) >= ahead:
-            first, future = waiting.popleft()
-            yield first, future.result()
-    while waiting:
-        first, future = waiting.popleft()
-        yield first, future.result()
 
 
 def article_row(entry: dict[str, Any], article: Article, allowed: frozenset[str], ledger: Ledger) -> dict[str, Any]:

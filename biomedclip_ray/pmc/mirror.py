@@ -20,14 +20,15 @@ from typing import Any
 import pyarrow as pa
 
 from biomedclip_ray.config import Config, ConfigError, Source
-from biomedclip_ray.pipeline import run_parts
-from biomedclip_ray.pmc.bucket import INVENTORIES, Bucket, ObjectError, SourceError, open_bucket
 from biomedclip_ray.pmc.catalog import INVENTORY
-from biomedclip_ray.pmc.ingest import fetch_ahead
-from biomedclip_ray.pmc.inventory import Inventory, read_entries
-from biomedclip_ray.product import Ledger, PartResult, Product
+from biomedclip_ray.run.ahead import fetch_ahead
+from biomedclip_ray.run.parts import run_parts
 from biomedclip_ray.schema import Reason
-from biomedclip_ray.storage import Place
+from biomedclip_ray.sources.bucket import INVENTORIES, Bucket, ObjectError, SourceError
+from biomedclip_ray.sources.inventory import Inventory, read_entries
+from biomedclip_ray.sources.open import open_bucket
+from biomedclip_ray.store.place import Place
+from biomedclip_ray.store.product import Ledger, PartResult, Product
 
 VERSION = 1
 UNIT = "object"

@@ -22,12 +22,12 @@ import ray
 from numpy.typing import NDArray
 from PIL import Image
 
+from biomedclip_ray.clip.vectors import encode_pairs, to_column, to_matrix
 from biomedclip_ray.config import Config, ConfigError, Embed, PartResources
-from biomedclip_ray.evaluate.vectors import encode_pairs, to_column, to_matrix
-from biomedclip_ray.pipeline import run_parts
-from biomedclip_ray.product import Ledger, PartResult, Product, conform, ledger_name
+from biomedclip_ray.run.parts import run_parts
 from biomedclip_ray.schema import Reason, index_schema
 from biomedclip_ray.search import index
+from biomedclip_ray.store.product import Ledger, PartResult, Product, conform, ledger_name
 
 VERSION = 1
 

@@ -20,8 +20,8 @@ import pyarrow as pa
 from lance.fragment import FragmentMetadata, write_fragments
 from numpy.typing import NDArray
 
-from biomedclip_ray.product import StageError
-from biomedclip_ray.storage import Place
+from biomedclip_ray.store.place import Place
+from biomedclip_ray.store.product import StageError
 
 TABLE = "index.lance"
 SETTINGS = "search.json"

@@ -21,9 +21,9 @@ from ray import serve
 from ray.serve import RunTarget
 
 from biomedclip_ray.config import Config, ConfigError, ServeResources
-from biomedclip_ray.product import Product, StageError
 from biomedclip_ray.search.index import TABLE, Index
 from biomedclip_ray.serve.app import Arguments, build
+from biomedclip_ray.store.product import Product, StageError
 
 PROBE_S = 5.0
 

@@ -95,7 +95,7 @@ class Engine:
 
     async def classify(self, items: list[Item], labels: list[str], templates: list[str]) -> Classified:
         """Each answer: the labels' probabilities (labels,) float32."""
-        from biomedclip_ray.clip.zero_shot import class_weights, classify
+        from biomedclip_ray.clip.prompts import class_weights, classify
 
         embedded = await self.embed(items)
         weights = await self._run(self._compute, lambda: class_weights(self.encoder, labels, templates))

@@ -1,0 +1,1 @@
+"""Corpus to bundle: the order of pairs, batches, steps, checkpoints; stage train."""

@@ -30,8 +30,8 @@ from ray.train import DataConfig
 
 from biomedclip_ray.clip.tokenizer import Tokenizer
 from biomedclip_ray.config import TrainResources
-from biomedclip_ray.figures.image import decode
-from biomedclip_ray.product import Product
+from biomedclip_ray.images.image import decode
+from biomedclip_ray.store.product import Product
 from biomedclip_ray.train.order import Order, mix
 from biomedclip_ray.train.rows import SplitRows
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ray.train import Checkpoint, Result
 from ray.train.v2._internal.exceptions import CheckpointManagerInitializationError
 
-from biomedclip_ray.storage import Place
+from biomedclip_ray.store.place import Place
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

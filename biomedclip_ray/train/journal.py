@@ -13,7 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from biomedclip_ray.storage import Place
+from biomedclip_ray.store.place import Place
 
 log = logging.getLogger(__name__)
 

@@ -27,12 +27,13 @@ from ray.train.torch import get_device
 
 from biomedclip_ray.clip.bundle import load_bundle
 from biomedclip_ray.config import Train
-from biomedclip_ray.storage import Place
+from biomedclip_ray.run.memory import peak_rss
+from biomedclip_ray.store.place import Place
 from biomedclip_ray.train import checkpoint, journal
 from biomedclip_ray.train.divergence import Divergence
 from biomedclip_ray.train.metrics import MetricsLog, guessing
 from biomedclip_ray.train.order import deal
-from biomedclip_ray.train.pace import Pace, peak_rss
+from biomedclip_ray.train.pace import Pace
 from biomedclip_ray.train.step import Block, Learner, StepResult, learning_rate
 from biomedclip_ray.train.trackers import open_trackers
 
@@ -137,7 +138,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
             _save(learner, state, rank, loss, job)
     if metrics is not None:
         metrics.close()
-    return {"diverged": diverged, "peak_rss": int(peak_rss())}
+    return {"diverged": diverged, "peak_rss": peak_rss()}
 
 
 class _Feed:

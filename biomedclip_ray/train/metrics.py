@@ -23,8 +23,8 @@ from typing import Any, Self
 
 from ray.util.metrics import Gauge
 
-from biomedclip_ray.progress import rate_and_eta
-from biomedclip_ray.storage import Place
+from biomedclip_ray.run.progress import rate_and_eta
+from biomedclip_ray.store.place import Place
 from biomedclip_ray.train.trackers import Tracker, close, send
 
 log = logging.getLogger(__name__)

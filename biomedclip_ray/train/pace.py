@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from biomedclip_ray.run.memory import peak_rss
 from biomedclip_ray.train import flops
 
 if TYPE_CHECKING:
@@ -55,49 +54,8 @@ class Pace:
         return pace
 
 
-class Laps:
-    """Seconds between marks, summed by name: `begin()`, then `lap(name)` at the end of each stretch, `read()` now and then.
-
-    CUDA events, or the clock on CPUs.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.cuda = device.type == "cuda"
-        self.marks: list[tuple[str | None, Any]] = []
-
-    def begin(self) -> None:
-        self._mark(None)
-
-    def lap(self, name: str) -> None:
-        """Ends the stretch `name`, which began at the mark before."""
-        self._mark(name)
-
-    def read(self) -> dict[str, float]:
-        """Seconds by name since the last reading; ask when the device has been waited for anyway."""
-        seconds: dict[str, float] = {}
-        for (_, before), (name, after) in zip(self.marks, self.marks[1:], strict=False):
-            if name is not None:
-                spent = before.elapsed_time(after) / 1000 if self.cuda else after - before
-                seconds[name] = seconds.get(name, 0.0) + spent
-        self.marks = []
-        return seconds
-
-    def _mark(self, name: str | None) -> None:
-        if self.cuda:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self.marks.append((name, event))
-        else:
-            self.marks.append((name, time.perf_counter()))
-
-
 def memory(device: torch.device) -> float:
     """Most bytes held so far: on the device where there is one, else of this process."""
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
-    return peak_rss()
-
-
-def peak_rss() -> float:
-    """Most bytes of main memory that this process has held."""
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+    return float(peak_rss())

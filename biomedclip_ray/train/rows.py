@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from biomedclip_ray.product import Product
+from biomedclip_ray.store.product import Product
 from biomedclip_ray.train.order import Rows, mix
 
 _THREADS = 16

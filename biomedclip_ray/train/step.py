@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from biomedclip_ray.clip.loss import gather, loss_from_features
 from biomedclip_ray.config import Train
 from biomedclip_ray.train import flops, parallel
+from biomedclip_ray.train.laps import Laps
 from biomedclip_ray.train.order import mix
-from biomedclip_ray.train.pace import Laps
 from biomedclip_ray.train.towers import (
     PatchDropout,
     Towers,

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from biomedclip_ray.storage import Place
+from biomedclip_ray.store.place import Place
 
 log = logging.getLogger(__name__)
 

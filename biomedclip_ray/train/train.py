@@ -23,9 +23,9 @@ from ray.exceptions import RayTaskError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, ValidationConfig
 
 from biomedclip_ray.config import Config, ConfigError
-from biomedclip_ray.interrupt import in_thread
-from biomedclip_ray.product import Count, Product, StageError
-from biomedclip_ray.storage import Place
+from biomedclip_ray.run.interrupt import in_thread
+from biomedclip_ray.store.place import Place
+from biomedclip_ray.store.product import Count, Product, StageError
 from biomedclip_ray.train import checkpoint, journal, validate
 from biomedclip_ray.train.batches import Feed, InOrder, batches
 from biomedclip_ray.train.check import STARTED, build

@@ -13,7 +13,7 @@ from biomedclip_ray.clip.encoder import Encoder, usual_device
 from biomedclip_ray.clip.model import Built, build_model
 from biomedclip_ray.clip.tokenizer import Tokenizer, load_tokenizer
 from biomedclip_ray.config import Model
-from biomedclip_ray.figures.image import prepare
+from biomedclip_ray.images.image import prepare
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_what_is_no_picture_is_an_error(encoder: Encoder, pictures: list[Image.I
 def test_the_package_exports_the_encoder_without_loading_torch_for_others() -> None:
     program = (
         "import sys, biomedclip_ray, biomedclip_ray.config\n"
-        "import biomedclip_ray.clip.model, biomedclip_ray.clip.tokenizer, biomedclip_ray.clip.zero_shot\n"
+        "import biomedclip_ray.clip.model, biomedclip_ray.clip.tokenizer, biomedclip_ray.clip.prompts\n"
         "print('torch' in sys.modules, end=' ')\n"
         "from biomedclip_ray import Encoder\n"
         "print('torch' in sys.modules, Encoder.__module__)\n"

@@ -15,7 +15,7 @@ import pytest
 
 from biomedclip_ray.clip.bundle import load_bundle
 from biomedclip_ray.sample import make_bucket
-from biomedclip_ray.storage import Place
+from biomedclip_ray.store.place import Place
 from biomedclip_ray.train.metrics import read
 from tests.cluster.conftest import REPO
 

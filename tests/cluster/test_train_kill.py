@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 import drive
 import tiny
 
-from biomedclip_ray.product import Product
+from biomedclip_ray.store.product import Product
 from biomedclip_ray.train.checkpoint import steps_done
 from biomedclip_ray.train.journal import attempts, trained_pairs
 from biomedclip_ray.train.metrics import read

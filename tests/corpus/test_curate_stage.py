@@ -15,9 +15,9 @@ import simplejpeg
 from biomedclip_ray.config import Config, parse
 from biomedclip_ray.corpus import curate as stage
 from biomedclip_ray.corpus.curate import curate
-from biomedclip_ray.figures.image import decode, perceptual_hash
-from biomedclip_ray.product import Ledger, Product
+from biomedclip_ray.images.image import decode, perceptual_hash
 from biomedclip_ray.schema import PAIRS
+from biomedclip_ray.store.product import Ledger, Product
 
 # The splits of these articles by hash, with the default shares.
 TRAIN, TRAIN_TOO, TEST = "PMC1", "PMC2", "PMC14"

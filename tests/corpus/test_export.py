@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from biomedclip_ray.corpus.card import FACTS, readme
 from biomedclip_ray.corpus.export import Shard, sample_key, write_shard
-from biomedclip_ray.product import Ledger, Product, conform
 from biomedclip_ray.schema import CORPUS, PAIRS
-from biomedclip_ray.storage import Place
+from biomedclip_ray.store.place import Place
+from biomedclip_ray.store.product import Ledger, Product, conform
 
 IDS = [
     "PMC1.1/pone.0012255.g001#0",

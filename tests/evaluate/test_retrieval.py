@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from biomedclip_ray.clip.vectors import check_unit
 from biomedclip_ray.evaluate import retrieval as r
 
 
@@ -142,7 +143,7 @@ def test_vectors_that_are_not_unit_are_refused_with_the_row():
         r.retrieval(vectors, vectors, np.arange(3), np.arange(3), draws=1, seed=0)
     vectors[1] = np.nan
     with pytest.raises(ValueError, match="row 1 has length nan"):
-        r.check_unit(vectors, "image vectors")
+        check_unit(vectors, "image vectors")
 
 
 def test_no_pairs_is_an_error():

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from biomedclip_ray.config import Preprocess
-from biomedclip_ray.figures.image import prepare
 from biomedclip_ray.figures.pairs import may_be_cut, panel_pairs, whole_pair
+from biomedclip_ray.images.image import prepare
 from biomedclip_ray.sample.plots import compound
 from biomedclip_ray.schema import Reason
 

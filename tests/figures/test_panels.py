@@ -137,7 +137,7 @@ def test_real_compounds_are_separated(corpus: Path) -> None:
     import json
 
     from biomedclip_ray.figures.subcaptions import subcaptions
-    from biomedclip_ray.pmc import jats
+    from biomedclip_ray.jats import article as jats
 
     rows = [json.loads(line) for line in (corpus / "expected" / "panels.jsonl").read_text().splitlines()]
     right = found = true = 0

@@ -10,9 +10,9 @@ from PIL import Image
 
 from biomedclip_ray.config import Preprocess
 from biomedclip_ray.figures.preprocess import _graphics, _pairs
-from biomedclip_ray.pmc.bucket import ObjectError
-from biomedclip_ray.product import Ledger
 from biomedclip_ray.schema import Reason
+from biomedclip_ray.sources.bucket import ObjectError
+from biomedclip_ray.store.product import Ledger
 
 
 def _picture(seed: int) -> bytes:

@@ -12,8 +12,8 @@ import pytest
 from biomedclip_ray.config import ConfigError, PreprocessSelect, TextClassifier, parse
 from biomedclip_ray.figures.preprocess import plan
 from biomedclip_ray.figures.select import Classifier, classifier_sha256, figure_text, left_out, load_classifier
-from biomedclip_ray.product import Product
 from biomedclip_ray.schema import Reason
+from biomedclip_ray.store.product import Product
 from tests.text_classifier import fit_gel_classifier
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from biomedclip_ray.config import SourceSelect, parse
 from biomedclip_ray.pmc.catalog import judge, parse_metadata, plan
-from biomedclip_ray.pmc.inventory import Inventory
 from biomedclip_ray.schema import Reason
+from biomedclip_ray.sources.inventory import Inventory
 
 ENTRY = {"pmcid": "PMC10", "version": 2, "key": "metadata/PMC10.2.json", "last_modified": "2026-11-12", "etag": "e"}
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from biomedclip_ray.config import ConfigError, IngestSelect, parse
+from biomedclip_ray.jats.article import parse_article
 from biomedclip_ray.pmc.ingest import judge
-from biomedclip_ray.pmc.jats import parse_article
 from biomedclip_ray.schema import Reason
 
 ARTICLE = parse_article(

@@ -12,15 +12,15 @@ import pytest
 
 from biomedclip_ray.config import Config, parse
 from biomedclip_ray.corpus.curate import curate
-from biomedclip_ray.figures.image import decode
 from biomedclip_ray.figures.preprocess import preprocess
 from biomedclip_ray.figures.select import figure_text
+from biomedclip_ray.images.image import decode
 from biomedclip_ray.pmc.catalog import catalog
 from biomedclip_ray.pmc.ingest import ingest
-from biomedclip_ray.product import Product, UnfinishedError
-from biomedclip_ray.run import resolve_inventory
+from biomedclip_ray.run.record import resolve_inventory
 from biomedclip_ray.sample import Truth, make_bucket
 from biomedclip_ray.schema import ARTICLES, CATALOG, CORPUS, PAIRS
+from biomedclip_ray.store.product import Product, UnfinishedError
 from tests.conftest import S3
 from tests.text_classifier import fit_gel_classifier
 

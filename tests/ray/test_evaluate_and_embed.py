@@ -19,11 +19,11 @@ from biomedclip_ray.clip.tokenizer import fit_tokenizer
 from biomedclip_ray.config import Config, ConfigError, Model, parse
 from biomedclip_ray.evaluate.evaluate import evaluate
 from biomedclip_ray.evaluate.leakage import LeakageError
-from biomedclip_ray.figures.image import decode, perceptual_hash
-from biomedclip_ray.product import Count, Ledger, Product, ledger_name
+from biomedclip_ray.images.image import decode, perceptual_hash
 from biomedclip_ray.schema import CORPUS, PAIRS, Reason, hash64
 from biomedclip_ray.search.embed import embed
 from biomedclip_ray.search.index import Filters, Index
+from biomedclip_ray.store.product import Count, Ledger, Product, ledger_name
 
 ARTICLES = 24
 KINDS = ("gel", "chart", "micrograph")

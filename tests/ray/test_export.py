@@ -14,13 +14,13 @@ from PIL import Image
 from biomedclip_ray.config import Config, ConfigError, parse
 from biomedclip_ray.corpus.curate import curate
 from biomedclip_ray.corpus.export import export, plan_shards, write_shard
-from biomedclip_ray.figures.image import decode
 from biomedclip_ray.figures.preprocess import preprocess
+from biomedclip_ray.images.image import decode
 from biomedclip_ray.pmc.catalog import catalog
 from biomedclip_ray.pmc.ingest import ingest
-from biomedclip_ray.product import Product
-from biomedclip_ray.run import resolve_inventory
-from biomedclip_ray.storage import Place
+from biomedclip_ray.run.record import resolve_inventory
+from biomedclip_ray.store.place import Place
+from biomedclip_ray.store.product import Product
 from tests.conftest import S3
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

@@ -14,14 +14,14 @@ import ray
 
 from biomedclip_ray.config import Config, ConfigError, parse
 from biomedclip_ray.figures.preprocess import preprocess
-from biomedclip_ray.pmc.bucket import INVENTORIES, SourceError
 from biomedclip_ray.pmc.catalog import catalog
 from biomedclip_ray.pmc.ingest import ingest
 from biomedclip_ray.pmc.mirror import mirror
-from biomedclip_ray.product import Product, UnfinishedError
-from biomedclip_ray.run import resolve_inventory
+from biomedclip_ray.run.record import resolve_inventory
 from biomedclip_ray.sample import make_bucket
-from biomedclip_ray.storage import Place
+from biomedclip_ray.sources.bucket import INVENTORIES, SourceError
+from biomedclip_ray.store.place import Place
+from biomedclip_ray.store.product import Product, UnfinishedError
 from tests.conftest import S3
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

@@ -15,15 +15,15 @@ from PIL import Image
 from biomedclip_ray.config import Config, parse
 from biomedclip_ray.corpus.curate import curate
 from biomedclip_ray.corpus.own import plan, put_beside, take_in
-from biomedclip_ray.corpus.own_files import find_files
-from biomedclip_ray.figures.image import decode
 from biomedclip_ray.figures.preprocess import preprocess
+from biomedclip_ray.images.image import decode
 from biomedclip_ray.pmc.catalog import catalog
 from biomedclip_ray.pmc.ingest import ingest
-from biomedclip_ray.product import Product
-from biomedclip_ray.run import resolve_inventory
+from biomedclip_ray.run.record import resolve_inventory
 from biomedclip_ray.sample import make_bucket
 from biomedclip_ray.schema import PAIRS
+from biomedclip_ray.sources.own_files import find_files
+from biomedclip_ray.store.product import Product
 from biomedclip_ray.train.rows import find_rows
 from tests.conftest import S3
 

@@ -11,8 +11,8 @@ import pytest
 import ray.data.exceptions
 
 from biomedclip_ray.config import PartResources
-from biomedclip_ray.pipeline import run_parts
-from biomedclip_ray.product import Ledger, PartResult, Product
+from biomedclip_ray.run.parts import run_parts
+from biomedclip_ray.store.product import Ledger, PartResult, Product
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

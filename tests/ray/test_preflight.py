@@ -9,7 +9,7 @@ import pytest
 
 from biomedclip_ray.clip import model
 from biomedclip_ray.config import STAGES, Config, parse
-from biomedclip_ray.preflight import check_cluster
+from biomedclip_ray.run.preflight import check_cluster
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

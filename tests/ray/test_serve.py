@@ -24,15 +24,15 @@ from playwright.sync_api import expect, sync_playwright
 from biomedclip_ray.clip.bundle import save_bundle
 from biomedclip_ray.clip.encoder import Encoder
 from biomedclip_ray.clip.model import build_model
+from biomedclip_ray.clip.prompts import class_weights, classify
 from biomedclip_ray.clip.tokenizer import fit_tokenizer
-from biomedclip_ray.clip.zero_shot import class_weights, classify
 from biomedclip_ray.config import Config, ConfigError, Model, Serve, ServeResources
-from biomedclip_ray.product import Product
 from biomedclip_ray.sample import imaging, plots
 from biomedclip_ray.schema import index_schema
 from biomedclip_ray.search import index as ix
 from biomedclip_ray.serve import deploy as stage
-from biomedclip_ray.storage import Place
+from biomedclip_ray.store.place import Place
+from biomedclip_ray.store.product import Product
 
 KINDS = {"micrograph": imaging.micrograph, "gel": imaging.gel, "bar_chart": plots.bar_chart}
 FIGURES = 60

@@ -11,11 +11,11 @@ import pytest
 
 from biomedclip_ray.config import Config, parse
 from biomedclip_ray.figures.preprocess import preprocess
-from biomedclip_ray.pmc.bucket import INVENTORIES
 from biomedclip_ray.pmc.catalog import catalog
 from biomedclip_ray.pmc.ingest import ingest
-from biomedclip_ray.product import Product
-from biomedclip_ray.run import resolve_inventory
+from biomedclip_ray.run.record import resolve_inventory
+from biomedclip_ray.sources.bucket import INVENTORIES
+from biomedclip_ray.store.product import Product
 from tests.conftest import S3
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -113,7 +113,7 @@ def test_what_the_parent_lost_to_the_network_is_tried_again(corpus: Path, tmp_pa
 
 
 def test_the_same_command_stays_with_its_inventory_until_it_is_told_to_sync(corpus: Path, tmp_path: Path) -> None:
-    from biomedclip_ray.run import Run
+    from biomedclip_ray.run.record import Run
 
     bucket = tmp_path / "bucket"
     shutil.copytree(corpus / "bucket", bucket, copy_function=shutil.copyfile)

@@ -27,8 +27,8 @@ import tiny
 
 from biomedclip_ray.clip.encoder import Encoder, usual_device
 from biomedclip_ray.config import ConfigError, parse
-from biomedclip_ray.product import Product
-from biomedclip_ray.storage import Place
+from biomedclip_ray.store.place import Place
+from biomedclip_ray.store.product import Product
 from biomedclip_ray.train.batches import Feed, InOrder, batches
 from biomedclip_ray.train.checkpoint import folder_name, kept, steps_done
 from biomedclip_ray.train.journal import attempts, trained_pairs

@@ -17,7 +17,7 @@ import tiny
 
 from biomedclip_ray.clip.encoder import Encoder
 from biomedclip_ray.config import parse
-from biomedclip_ray.product import Product
+from biomedclip_ray.store.product import Product
 from biomedclip_ray.train import loop
 from biomedclip_ray.train.checkpoint import folder_name
 from biomedclip_ray.train.metrics import read

@@ -8,7 +8,7 @@ import pytest
 
 from biomedclip_ray.schema import index_schema
 from biomedclip_ray.search import index as ix
-from biomedclip_ray.storage import Place
+from biomedclip_ray.store.place import Place
 
 ROWS, D = 4000, 32
 KINDS = ("gel", "chart", "micrograph")

@@ -10,7 +10,7 @@ from moto.server import ThreadedMotoServer
 
 from biomedclip_ray.schema import index_schema
 from biomedclip_ray.search import index as ix
-from biomedclip_ray.storage import Place
+from biomedclip_ray.store.place import Place
 
 D = 8
 

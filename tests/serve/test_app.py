@@ -9,9 +9,9 @@ from ray.serve import Application
 from ray.serve.schema import ServeDeploySchema
 
 from biomedclip_ray.config import Config
-from biomedclip_ray.product import Product
 from biomedclip_ray.serve.app import Arguments, build
 from biomedclip_ray.serve.deploy import address, arguments
+from biomedclip_ray.store.product import Product
 
 ROOT = Path(__file__).parents[2]
 

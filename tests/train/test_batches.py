@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import tiny
 
 from biomedclip_ray.clip.tokenizer import fit_tokenizer
-from biomedclip_ray.figures.image import decode
+from biomedclip_ray.images.image import decode
 from biomedclip_ray.train.batches import Feed, crop, decode_block, read_span
 from biomedclip_ray.train.order import Order
 from biomedclip_ray.train.rows import find_rows, texts

@@ -14,7 +14,7 @@ import ray
 sys.path.insert(0, str(Path(__file__).parent))
 from test_step import learner
 
-from biomedclip_ray.storage import Place
+from biomedclip_ray.store.place import Place
 from biomedclip_ray.train import checkpoint
 
 STEPS = (8, 4, 12)  # as Ray has them: from the worst score to the best

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from biomedclip_ray.clip.loss import sigmoid_loss
-from biomedclip_ray.storage import Place
+from biomedclip_ray.store.place import Place
 from biomedclip_ray.train.journal import PairsLog, attempts, begin, trained_pairs
 from biomedclip_ray.train.metrics import MetricsLog, Watch, guessing, is_stuck, read
 from biomedclip_ray.train.step import learning_rate

@@ -12,8 +12,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 import tiny
 
-from biomedclip_ray.product import Product, conform
 from biomedclip_ray.schema import CORPUS, LEDGER, PAIRS
+from biomedclip_ray.store.product import Product, conform
 from biomedclip_ray.train.rows import find_rows, texts
 
 

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from biomedclip_ray.storage import Place
+from biomedclip_ray.store.place import Place
 from biomedclip_ray.train import trackers
 from biomedclip_ray.train.check import check
 from biomedclip_ray.train.metrics import MetricsLog, read

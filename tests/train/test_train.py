@@ -14,7 +14,7 @@ import tiny
 
 from biomedclip_ray.clip.model import model_config
 from biomedclip_ray.config import ConfigError, parse
-from biomedclip_ray.product import Product
+from biomedclip_ray.store.product import Product
 from biomedclip_ray.train.check import build, check
 from biomedclip_ray.train.train import plan
 from tests.clip.published import make_bert, make_published

@@ -13,7 +13,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 import tiny
 
-from biomedclip_ray.storage import Place
+from biomedclip_ray.store.place import Place
 from biomedclip_ray.train.validate import PAIRS, copy_pairs, recall_at
 
 

@@ -10,8 +10,8 @@ import pyarrow as pa
 from PIL import Image, ImageDraw
 
 from biomedclip_ray.config import Config, parse
-from biomedclip_ray.product import Product, conform
 from biomedclip_ray.schema import CORPUS, LEDGER, PAIRS
+from biomedclip_ray.store.product import Product, conform
 
 COLOURS = ["red", "green", "blue", "white", "yellow", "purple"]
 SHAPES = ["round", "square", "striped"]

@@ -1,0 +1,1 @@
+"""What a run will cost: measured rates and the arithmetic on them."""

@@ -1,0 +1,267 @@
+"""What catalog to pairs will cost on a cluster: requests, bytes, core-hours, hours and money. Pure arithmetic.
+
+Three limits race in each stage: the cores, the network, and how many requests are answered in a second; the slowest decides. All
+numbers are either measured rates (`Rates`, by `measure.py`) or assumptions (`World`, `Cluster`) that can be set; nothing else goes
+in, so that whoever doubts the result can say which number is wrong.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from biomedclip_ray.config import COMMERCIAL, Config, ConfigError
+from biomedclip_ray.sources.inventory import read_list
+
+
+def _fact(default: float, why: str) -> Any:
+    return field(default=default, metadata={"why": why})
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Core-milliseconds and bytes, measured with the functions that the stages call."""
+
+    measured: str
+    """On what and where."""
+    request_ms: float
+    """One GET through boto3: client's side, without TLS."""
+    version_ms: float
+    """One metadata JSON parsed and judged, and its row written."""
+    article_ms: float
+    """One XML parsed, and its row with figures and mentions written."""
+    picture_ms: float
+    """One picture decoded, checked, shrunk and encoded, its text and kind, and its row written; panels off."""
+    panels_ms: float
+    """What looking for panels adds to a picture, those found encoded too."""
+    panels_found: float
+    """Panels found per picture."""
+    json_bytes: float
+    xml_bytes: float
+    picture_bytes: float
+    """Mean original of the pictures measured; the plan assumes World.media_bytes for the whole source."""
+    pair_bytes: float
+    """Mean size of a row of pairs/, its JPEG included."""
+    article_bytes: float
+    """Mean size of a row of articles/."""
+
+
+@dataclass(frozen=True)
+class World:
+    """What is assumed about PubMed Central; each value can be set."""
+
+    versions: float = _fact(8e6, "article versions in the bucket, by its own README")
+    usable: float = _fact(
+        0.75, "share that is the newest of its article, open and with media: 6 of 8 million, as BIOMEDICA found"
+    )
+    commercial: float = _fact(
+        0.65, "share of those under CC0, CC BY, CC BY-SA or CC BY-ND: a guess, the first catalog tells"
+    )
+    figures: float = _fact(4.6, "figures an article, over 4,180 real files")
+    with_file: float = _fact(
+        0.87, "share of figures whose picture is there: 24 million pairs of 6 million articles (BIOMEDICA)"
+    )
+    xml_bytes: float = _fact(124e3, "bytes an XML, over 4,180 real files; time and rows of ingest follow the bytes")
+    media_bytes: float = _fact(
+        27e12 / 24e6,
+        "bytes a picture, for the network: BIOMEDICA's 27 TB over its 24 million pairs, which counts more than pictures",
+    )
+    picture_scale: float = _fact(
+        1.0,
+        "pixels of PMC's pictures over those measured, which core time follows: 1 where those are a fair sample of PMC's",
+    )
+    article_share: float = _fact(1.0, "share of articles that ingest.select lets through; 1 without a selection")
+    text_share: float = _fact(1.0, "share of pictures that preprocess.select lets through; 1 without a filter")
+    requests_per_s: float = _fact(
+        5500, "GETs a second answered: what S3 promises one prefix at least; keys here begin with the PMCID"
+    )
+    latency_ms: float = _fact(100, "milliseconds from request to last byte of a small object, in the bucket's region")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The machines, and what they cost."""
+
+    nodes: int
+    cpus: int
+    """Cores of a node."""
+    gbit_per_s: float = _fact(10.0, "Gbit/s of a node that last for hours")
+    node_hour: float = _fact(0.0, "price of a node and hour; 0: not reckoned")
+    efficiency: float = _fact(0.8, "share of the cores' time that is work: the bound that benchmarks/ingest.py holds")
+    gb_month: float = _fact(0.023, "price of a GB and month of object storage")
+    egress_gb: float = _fact(0.0, "price of a GB leaving the bucket's region; 0 inside it")
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """One stage at full scale."""
+
+    name: str
+    requests: float
+    bytes_in: float
+    bytes_out: float
+    core_hours: float
+    hours: dict[str, float]
+    """How long each limit alone would take: cores, network, requests."""
+
+    @property
+    def binds(self) -> str:
+        return max(self.hours, key=lambda limit: self.hours[limit])
+
+    @property
+    def wall(self) -> float:
+        return self.hours[self.binds]
+
+
+@dataclass(frozen=True)
+class Plan:
+    stages: tuple[StageCost, ...]
+    pictures: float
+    panels_core_hours: float
+    """What panels add, or would add where they are off."""
+    panels_on: bool
+    larger: float
+    """How many times larger than the pictures measured World.media_bytes makes a picture."""
+    larger_core_hours: float
+    """What preprocess would take more if core time followed those bytes."""
+    unfetched: dict[str, tuple[float, float]]
+    """Requests and bytes of media that each selection spares, by the section of the configuration that holds it."""
+    machine_money: float
+    egress_money: float
+    storage_money_month: float
+
+    @property
+    def core_hours(self) -> float:
+        return sum(stage.core_hours for stage in self.stages)
+
+    @property
+    def hours(self) -> float:
+        return sum(stage.wall for stage in self.stages)
+
+    @property
+    def binds(self) -> str:
+        """The limit that most of the time is spent at."""
+        spent: dict[str, float] = {}
+        for stage in self.stages:
+            spent[stage.binds] = spent.get(stage.binds, 0) + stage.wall
+        return max(spent, key=lambda limit: spent[limit])
+
+
+def estimate(config: Config, rates: Rates, world: World, cluster: Cluster) -> Plan:
+    """The cost of catalog, ingest and preprocess over the whole source, one stage after the other.
+
+    Raises:
+        ConfigError: a value outside its range.
+    """
+    _check(world, cluster)
+    select = config.source.select
+    if config.own.alone:
+        raise ConfigError("own.alone=true reads nothing of PubMed Central, which is what is planned here")
+    newest = world.versions * (select.percent / 100)
+    if select.pmcids is not None:
+        newest *= min(1.0, len(read_list(select.pmcids)) / world.versions)
+    if not newest:
+        raise ConfigError(f"source.select.percent={select.percent:g} selects nothing")
+    usable = newest * world.usable
+    allowed = select.allowed()
+    if allowed <= frozenset(COMMERCIAL):
+        usable *= world.commercial
+    if select.articles is not None:
+        scale = min(1.0, select.articles / newest)
+        newest, usable = newest * scale, usable * scale
+    articles = usable * world.article_share
+    listed = usable * world.figures * world.with_file
+    selected = articles * world.figures * world.with_file
+    pictures = selected * world.text_share
+    panels_core_hours = pictures * rates.panels_ms / 3.6e6
+    larger = world.media_bytes / rates.picture_bytes
+    panels = rates.panels_found if config.preprocess.panels else 0.0
+    pair_rows = pictures * (1 + panels)
+    longer = world.xml_bytes / rates.xml_bytes
+    work = (
+        ("catalog", newest, rates.json_bytes, rates.version_ms, newest * 650.0, 0.0),
+        ("ingest", usable, world.xml_bytes, rates.article_ms * longer, articles * rates.article_bytes * longer, 0.0),
+        (
+            "preprocess",
+            pictures,
+            world.media_bytes,
+            rates.picture_ms * world.picture_scale,
+            pair_rows * rates.pair_bytes,
+            panels_core_hours if config.preprocess.panels else 0.0,
+        ),
+    )
+    threads = config.source.resources.threads
+    stages = []
+    for name, objects, size, ms, bytes_out, more in work:
+        core_hours = objects * (ms + rates.request_ms) / 3.6e6 + more
+        in_flight = cluster.nodes * cluster.cpus * threads
+        per_second = min(world.requests_per_s, in_flight / (world.latency_ms / 1000))
+        hours = {
+            "cores": core_hours / (cluster.nodes * cluster.cpus * cluster.efficiency),
+            "network": (objects * size + bytes_out) * 8 / (cluster.nodes * cluster.gbit_per_s * 1e9) / 3600,
+            "requests": objects / per_second / 3600,
+        }
+        stages.append(StageCost(name, objects, objects * size, bytes_out, core_hours, hours))
+    hours_in_all = sum(stage.wall for stage in stages)
+    return Plan(
+        stages=tuple(stages),
+        pictures=pictures,
+        panels_core_hours=panels_core_hours,
+        panels_on=config.preprocess.panels,
+        larger=larger,
+        larger_core_hours=pictures * rates.picture_ms * max(0.0, larger - world.picture_scale) / 3.6e6,
+        unfetched={
+            name: (spared, spared * world.media_bytes)
+            for name, spared in (("ingest.select", listed - selected), ("preprocess.select", selected - pictures))
+            if spared
+        },
+        machine_money=hours_in_all * cluster.nodes * cluster.node_hour,
+        egress_money=sum(stage.bytes_in for stage in stages) / 1e9 * cluster.egress_gb,
+        storage_money_month=sum(stage.bytes_out for stage in stages) / 1e9 * cluster.gb_month,
+    )
+
+
+def assumptions(*parts: World | Cluster) -> list[tuple[str, float, str]]:
+    """(name, value, why) of everything that is assumed and not measured."""
+    return [
+        (entry.name, float(getattr(part, entry.name)), entry.metadata["why"])
+        for part in parts
+        for entry in dataclasses.fields(part)
+        if "why" in entry.metadata
+    ]
+
+
+def assume(world: World, cluster: Cluster, given: list[str]) -> tuple[World, Cluster]:
+    """Both with `name=value` items put in. Raises ConfigError for an unknown name or no number."""
+    known = {name for name, _, _ in assumptions(world, cluster)}
+    for item in given:
+        name, _, text = item.partition("=")
+        if name not in known:
+            raise ConfigError(f"--assume {item}: unknown; known: {', '.join(sorted(known))}")
+        try:
+            changed: dict[str, Any] = {name: float(text)}
+        except ValueError as error:
+            raise ConfigError(f"--assume {item}: {text!r} is no number") from error
+        if name in {entry.name for entry in dataclasses.fields(World)}:
+            world = dataclasses.replace(world, **changed)
+        else:
+            cluster = dataclasses.replace(cluster, **changed)
+    return world, cluster
+
+
+def _check(world: World, cluster: Cluster) -> None:
+    for name, value, _ in assumptions(world, cluster):
+        if not (math.isfinite(value) and value >= 0):
+            raise ConfigError(f"--assume {name}={value:g}: must be a number, and not below 0")
+    for name in ("usable", "commercial", "with_file", "article_share", "text_share"):
+        if not 0 <= getattr(world, name) <= 1:
+            raise ConfigError(f"--assume {name}={getattr(world, name):g}: a share is between 0 and 1")
+    if not 0 < cluster.efficiency <= 1:
+        raise ConfigError(f"--assume efficiency={cluster.efficiency:g}: a share above 0 and up to 1")
+    positive = {"nodes": cluster.nodes, "cpus": cluster.cpus, "gbit_per_s": cluster.gbit_per_s}
+    positive |= {"versions": world.versions, "requests_per_s": world.requests_per_s, "latency_ms": world.latency_ms}
+    for name, value in positive.items():
+        if value <= 0:
+            raise ConfigError(f"{name}={value:g}: must be above 0")

@@ -1,0 +1,102 @@
+"""Licence codes ("CC BY-NC-ND") out of what articles say about their licence. Pure.
+
+Publishers state it in a URL, in a sentence, or only in a copyright line. Where a sentence leaves room, the narrower
+licence is taken: a wrongly dropped article costs one article, a wrongly kept one breaks somebody's terms.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from lxml import etree
+
+from biomedclip_ray.jats.text import text_of
+
+_HREF = "{http://www.w3.org/1999/xlink}href"
+_ALI = "{http://www.niso.org/schemas/ali/1.0/}license_ref"
+
+_TERMS = r"by(?: ?[-_ ]? ?(?:n[cd]|sa))*"
+_URL = re.compile(
+    r"creativecommons\.org/+(?:licen[sc]es?[/:]+|publicdomain/)(?:cc[-_ ]?)?(zero|" + _TERMS + r")(?![a-z]|-[a-z])"
+)
+_CODE = re.compile(r"\bcc[-_ ]?(0|zero|" + _TERMS + r")(?![a-z]|-[a-z])")
+_CAMEL = re.compile(r"creativecommons-?(" + _TERMS + r")")
+# Words that restrict, as they stand in a text without its spaces and hyphens.
+_RESTRICTIONS = (
+    ("-nc", ("noncommercial", "notusedforcommercial", "notbeusedforcommercial")),
+    ("-sa", ("sharealike",)),
+    ("-nd", ("noderiv",)),
+)
+_SQUEEZE = str.maketrans("", "", " -")
+_HYPHENS = str.maketrans(dict.fromkeys("\u00ad\u2010\u2011\u2012\u2013\u2014\u2212", "-"))
+
+
+def _plain(text: str) -> str:
+    """Lower case, one space for white space, "-" for each kind of hyphen: CC BY\u2011NC is not CC BY."""
+    return " ".join(text.lower().translate(_HYPHENS).split())
+
+
+def license_code(text: str) -> str | None:
+    """The code that a URL, a licence type or a sentence names, e.g. "CC BY-NC"; None where it names none."""
+    return _code_in(_plain(text))
+
+
+def _code_in(low: str) -> str | None:
+    match = _URL.search(low) or _CODE.search(low) or _CAMEL.fullmatch(low)
+    return _code(match[1]) if match else _named(low)
+
+
+def _named(low: str) -> str | None:
+    """The code of a licence called by its words ("Creative Commons Attribution NonCommercial")."""
+    if "creative commons" not in low:
+        return None
+    squeezed = low.translate(_SQUEEZE)
+    if "attribution" in low:
+        return _code("by" + "".join(term for term, words in _RESTRICTIONS if any(word in squeezed for word in words)))
+    return "CC0" if "publicdomaindedication" in squeezed or "creativecommonszero" in squeezed else None
+
+
+def _code(terms: str) -> str:
+    """`by-nd-nc`, `by nc_nd`, `zero` -> the one spelling used here."""
+    if terms in ("zero", "0"):
+        return "CC0"
+    parts = ["BY", *(part for part in ("NC", "SA", "ND") if part.lower() in terms[2:])]
+    return "CC " + "-".join(parts)
+
+
+def stated_license(permissions: etree._Element) -> tuple[str | None, str | None]:
+    """(code, the element it came from) of a JATS `permissions` element; (None, None) where none can be told.
+
+    Links come before prose: `license/@xlink:href`, `ali:license_ref`, links in the licence's paragraphs, their text,
+    `license/@license-type`, and last the copyright statement. Where a later one of them is narrower than the first (a
+    link to CC BY over a text that says NonCommercial), the narrower one holds.
+    """
+    first: tuple[str | None, str | None] = None, None
+    for text, source in _statements(permissions):
+        low = _plain(text)
+        for code in (_code_in(low), _named(low)) if low else ():
+            if code and (first[0] is None or _narrower(code, first[0])):
+                first = code, source
+    return first
+
+
+def _statements(permissions: etree._Element) -> Iterator[tuple[str, str]]:
+    licenses = permissions.findall("license")
+    for element in licenses:
+        yield element.get(_HREF) or "", "license/@xlink:href"
+    for element in permissions.iter(_ALI):
+        yield element.text or "", "ali:license_ref"
+    for element in licenses:
+        for link in element.iter("ext-link", "uri"):
+            yield link.get(_HREF) or link.text or "", "license-p/ext-link"
+        yield text_of(element), "license-p"
+        yield element.get("license-type") or "", "license/@license-type"
+    for element in permissions.iterfind("copyright-statement"):
+        yield text_of(element), "copyright-statement"
+
+
+def _narrower(code: str, than: str) -> bool:
+    """Does a CC BY licence forbid all that another one forbids, and more?"""
+    terms, others = set(code[3:].split("-")), set(than[3:].split("-"))
+    return code.startswith("CC BY") and than.startswith("CC BY") and terms > others

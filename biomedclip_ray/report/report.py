@@ -1,0 +1,300 @@
+"""The report of a run: `root/report.html`, one file that carries its pictures and plots and needs no script and no network.
+
+Reads only what the products hold, and a bounded part of it (a few parts for the grid, at most 10,000 held-out pairs for
+the queries), so that the report of 20 million pairs costs what the demo's costs. A product that is not there yet
+leaves a sentence in its place. Nothing is chosen by hand: grid and queries take the first pairs in storage order, which is
+hash order, in turn from each kind of figure.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image
+
+from biomedclip_ray.clip.vectors import to_matrix
+from biomedclip_ray.corpus.groups import SPLITS
+from biomedclip_ray.report import svg
+from biomedclip_ray.schema import Reason
+from biomedclip_ray.store.place import Place
+from biomedclip_ray.store.product import Product
+from biomedclip_ray.train.metrics import guessing, is_stuck, read
+from biomedclip_ray.train.validate import score
+
+GRID_PAIRS = 24
+QUERIES = 10
+RESULTS = 5
+MAX_POOL = 10_000
+CURVES = {  # of metrics.jsonl
+    "lr": "learning rate",
+    "logit_scale": "logit scale",
+    "grad_norm": "gradient norm",
+    "pairs_per_s": "pairs a second",
+    "data_wait_share": "share of a step spent waiting for data",
+    "mfu": "share of the device's peak (MFU)",
+}
+_GRID_PARTS = 8
+_PICTURE_SIDE = 256  # pixels; the stored 384 would triple the file for nothing that a grid shows
+
+_TERMS = (
+    "What is shown here of PubMed Central is shown courtesy of the U.S. National Library of Medicine (NLM). It is a copy and "
+    "does not show the most current and accurate data available from NLM. NLM has neither reviewed nor endorsed it. Each "
+    "article and figure stays under its own licence."
+)
+
+
+@dataclass(frozen=True)
+class Query:
+    """A held-out caption with the pictures nearest to it."""
+
+    caption: str
+    rank: int
+    """Of its own picture among `pool`, from 1; ties count half."""
+    results: list[dict[str, Any]]
+    """picture (data URI), caption, score, right (bool), rank; the right one comes last where it is not among the first."""
+
+
+def write_report(root: str, out: Path | None = None) -> str:
+    """Write the report of the last run on `root`, as `root/report.html` or as `out`. Returns where it lies.
+
+    Raises:
+        FileNotFoundError: no run has written `root/run.json`.
+    """
+    place = Place(root)
+    page = render(root, json.loads(place.read("run.json"))).encode()
+    if out is None:
+        place.write("report.html", page)
+        return f"{place.uri}/report.html"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    Place(str(out.parent)).write(out.name, page)
+    return str(out)
+
+
+def render(root: str, run: dict[str, Any]) -> str:
+    """The page for the content of `run.json`; products are looked up below `root`, wherever it lies now."""
+    stages = [_stage(root, entry) for entry in run["stages"]]
+    products = {stage["name"]: stage["product"] for stage in stages if stage["product"] is not None}
+    evaluation = _json(products.get("evaluate"), "evaluation.json")
+    source = run["config"]["source"]["uri"]
+    template = resources.files("biomedclip_ray.report").joinpath("report.html.j2").read_text("utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"count": count_text, "duration": duration_text, "bytes": bytes_text, "share": share_text}
+    return environment.from_string(template).render(
+        root=Place(root).uri,
+        made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        source=source,
+        inventory=run["inventory"],
+        started=run["started"],
+        updated=run["updated"],
+        stages=stages,
+        corpus=_corpus(products.get("curate")),
+        training=_training(products.get("train")),
+        evaluation=evaluation,
+        interval=svg.interval,
+        pairs=list(_grid(products["preprocess"])) if "preprocess" in products else [],
+        queries=_queries(products["embed"], evaluation["split"] if evaluation else "test")
+        if "embed" in products
+        else None,
+        licenses=_licenses(products["preprocess"]) if "preprocess" in products else [],
+        terms=_TERMS,
+    )
+
+
+def _stage(root: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """A line of run.json with its finished product (or None) and what the manifest knows better."""
+    fingerprint = str(entry.get("product") or "").rstrip("/").rpartition("/")[2]
+    product = Product(root, entry["name"], 0, {}, (), fingerprint) if fingerprint else None
+    if product is not None and not product.finished:
+        product = None
+    manifest = product.manifest if product else {}
+    counts = entry.get("counts") or manifest.get("counts", [])
+    return {
+        "name": entry["name"],
+        "state": entry["state"],
+        "seconds": entry.get("seconds"),
+        "peak_rss": entry.get("peak_rss") or manifest.get("peak_rss"),
+        "fingerprint": fingerprint,
+        "product": product,
+        "counts": [_unit(count) for count in counts],
+        "created": manifest.get("created"),
+        "config": json.dumps(manifest.get("config", {}), indent=1, ensure_ascii=False),
+        "inputs": manifest.get("inputs", []),
+        "versions": manifest.get("versions", {}),
+    }
+
+
+def _unit(count: dict[str, Any]) -> dict[str, Any]:
+    """The balance of one unit with each reason's sentence, the most frequent reason first."""
+    dropped = sorted(count["dropped"].items(), key=lambda item: -item[1])
+    reasons = [{"reason": reason, "n": n, "sentence": Reason(reason).sentence} for reason, n in dropped]
+    return {"unit": count["unit"], "in": count["in"], "kept": count["kept"], "reasons": reasons}
+
+
+def _corpus(product: Product | None) -> dict[str, Any] | None:
+    """Kept pairs and groups of each split, and what the search for duplicates and leaks found."""
+    if product is None:
+        return None
+    pairs: Counter[str] = Counter()
+    for table in product.scan(["split", "kept"]):
+        pairs.update(table.filter(table["kept"])["split"].to_pylist())
+    splits = [(split, pairs[split]) for split in SPLITS]
+    return {"splits": splits, **{name: product.manifest[name] for name in ("near", "leakage", "shared_texts")}}
+
+
+def _training(product: Product | None) -> dict[str, Any] | None:
+    """The loss curve with the line of pure guessing, and what metrics.jsonl and manifest say of the run."""
+    lines = read(product.place) if product is not None else []
+    if product is None or not lines:
+        return None
+    losses = [(float(line["step"]), float(line["loss"])) for line in lines]
+    recipe = product.manifest["config"]["train"]
+    batch = int(recipe["batch"])
+    guess = guessing(batch, recipe["loss"])
+    formula = f"ln({batch:,}) = " if recipe["loss"] == "infonce" else ""
+    validation = sorted((int(step), found) for step, found in product.manifest.get("validation", {}).items())
+    recall = [(float(step), score(found)) for step, found in validation]
+    curves = {"recall@10 of the validation split": recall} | {
+        words: [(float(line["step"]), line[name]) for line in lines if math.isfinite(line.get(name, math.nan))]
+        for name, words in CURVES.items()
+    }
+    return {
+        "plot": svg.curve(
+            losses,
+            f"Loss by step: {losses[0][1]:.2f} at step {lines[0]['step']}, {losses[-1][1]:.2f} at step {lines[-1]['step']}",
+            (guess, f"pure guessing: {formula}{guess:.2f}"),
+        ),
+        "curves": [
+            (words, points[-1][1], svg.curve(points, words, small=True)) for words, points in curves.items() if points
+        ],
+        "steps": lines[-1]["step"],
+        "batch": batch,
+        "first": losses[0][1],
+        "final": float(np.mean([loss for _, loss in losses[-5:]])),
+        "stuck": is_stuck(lines),
+        "starts": product.manifest.get("starts", {}),
+    }
+
+
+def _grid(product: Product) -> Iterator[dict[str, Any]]:
+    """The first pairs of each kind of figure in turn, from the first parts."""
+    columns = ["pair_id", "label", "text", "image", "figure_kind", "license", "journal", "year", "article_id"]
+    rows: list[dict[str, Any]] = []
+    for part in range(min(product.parts, _GRID_PARTS)):
+        rows += product.read(part, columns).slice(0, 40 * GRID_PAIRS).to_pylist()
+        if len(rows) >= 20 * GRID_PAIRS:
+            break
+    for row in _in_turn(rows, GRID_PAIRS):
+        yield row | {"picture": picture_uri(row["image"])}
+
+
+def _in_turn(rows: Sequence[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    """At most `most` rows: the first of each kind of figure, then the second of each, and so on."""
+    seen: Counter[str | None] = Counter()
+    turns = []
+    for row in rows:
+        turns.append(seen[row["figure_kind"]])
+        seen[row["figure_kind"]] += 1
+    order = sorted(range(len(rows)), key=lambda i: (turns[i], str(rows[i]["figure_kind"])))
+    return [rows[i] for i in order[:most]]
+
+
+def _queries(product: Product, split: str) -> dict[str, Any]:
+    """Captions of held-out pairs against the pictures of that split: exact cosine over at most MAX_POOL pairs."""
+    tables: list[pa.Table] = []
+    rows = 0
+    for table in product.scan(
+        ["pair_id", "caption", "figure_kind", "split", "thumbnail", "text_vector", "image_vector"]
+    ):
+        tables.append(table.filter(pc.equal(table["split"], split)))
+        rows += tables[-1].num_rows
+        if rows >= MAX_POOL:
+            break
+    pool = pa.concat_tables(tables).slice(0, MAX_POOL) if tables else None
+    if pool is None or not pool.num_rows:
+        return {"split": split, "pool": 0, "queries": []}
+    texts, images = to_matrix(pool["text_vector"]), to_matrix(pool["image_vector"])
+    facts = pool.select(["caption", "figure_kind"]).append_column("row", pa.array(range(pool.num_rows))).to_pylist()
+    queries = []
+    for fact in _in_turn(facts, QUERIES):
+        own = fact["row"]
+        scores = images @ texts[own]
+        ties = int((scores == scores[own]).sum()) - 1
+        rank = int((scores > scores[own]).sum()) + ties // 2 + 1
+        best = np.argsort(-scores, kind="stable")[:RESULTS].tolist()
+        shown = best if own in best else [*best, own]
+        results = [
+            {
+                "picture": picture_uri(pool["thumbnail"][row].as_py()),
+                "caption": pool["caption"][row].as_py() or "",
+                "score": float(scores[row]),
+                "right": row == own,
+                "rank": rank if row == own else place + 1,
+            }
+            for place, row in enumerate(shown)
+        ]
+        queries.append(Query(fact["caption"] or "", rank, results))
+    return {"split": split, "pool": pool.num_rows, "queries": queries}
+
+
+def _licenses(product: Product) -> list[tuple[str, int]]:
+    """Pairs under each licence, most first."""
+    counts: Counter[str] = Counter()
+    for table in product.scan(["license"]):
+        counts.update(value or "unknown" for value in table["license"].to_pylist())
+    return counts.most_common()
+
+
+def _json(product: Product | None, name: str) -> Any:
+    return json.loads(product.place.read(name)) if product is not None and product.place.exists(name) else None
+
+
+def picture_uri(data: bytes | None) -> str | None:
+    """A stored picture as a data URI of at most 256 pixels; None where there is none."""
+    if not data:
+        return None
+    with Image.open(io.BytesIO(data)) as picture:
+        picture.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
+        small = io.BytesIO()
+        picture.convert("RGB").save(small, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(small.getvalue()).decode()
+
+
+def count_text(value: int) -> str:
+    """1234567 -> "1,234,567"."""
+    return f"{value:,}"
+
+
+def share_text(value: float) -> str:
+    """A share as a percentage with three figures: 0.9876 -> "98.8%", 0.025 -> "2.50%", 0.00012 -> "0.0120%"."""
+    percent = 100 * value
+    digits = 1 if percent >= 10 else 2 if percent >= 1 or percent == 0 else 2 - math.floor(math.log10(percent))
+    return f"{percent:.{digits}f}%"
+
+
+def duration_text(seconds: float) -> str:
+    """3.21 -> "3.2 s", 75 -> "1 min 15 s", 7260 -> "2 h 1 min"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def bytes_text(size: int) -> str:
+    """123456789 -> "118 MiB"."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

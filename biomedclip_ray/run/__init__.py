@@ -1,0 +1,1 @@
+"""Who runs it: parts on Ray Data, the record of a run, progress, interrupts, preflight, pruning."""

@@ -1,0 +1,132 @@
+"""One Ray Data pipeline over the parts that a product still misses: one part, one block, one task, two files.
+
+Written once for every stage that is made of parts. Resume needs no checkpoint of Ray Data's: what lies on disk says which
+parts are done (its own CheckpointConfig reads every input row again and filters only readers). A part is minutes of work,
+so the 12-30 ms that Ray Data spends on a block do not count.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext, ExecutionOptions
+from ray.data.block import Block
+from ray.data.datasource import Datasink
+
+from biomedclip_ray.config import PartResources
+from biomedclip_ray.run.memory import peak_rss
+from biomedclip_ray.run.progress import Progress
+from biomedclip_ray.schema import LEDGER
+from biomedclip_ray.store.product import PartResult, Product
+
+# A block holds the rows of one part and one more, the last, that carries ledger and counts as JSON: so they are written
+# together with the rows or not at all.
+_NOTE = "_note"
+
+
+def run_parts(
+    product: Product,
+    worker: Callable[..., PartResult] | type[Any],
+    resources: PartResources,
+    args: tuple[Any, ...] = (),
+) -> None:
+    """Run `worker` over the missing parts of a running product; each part is written as soon as it is done.
+
+    Args:
+        worker: a function `(part, *args) -> PartResult`, run as tasks; or a class, made once per process from `args` and
+            called with the part, for a worker that holds something expensive such as a model.
+
+    Raises:
+        ray.data.exceptions.ExecutionTimeoutError: nothing moved for resources.no_progress_timeout_s.
+    """
+    missing = product.missing_parts()
+    if not missing:
+        return
+    compute: dict[str, Any] = {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus}
+    write_cpus = resources.num_cpus  # equal demands let Ray Data fuse tasks and writing into one step
+    apply: Any
+    if isinstance(worker, type):
+        apply = _actor(worker, args)
+        compute["compute"] = ActorPoolStrategy(min_size=1, max_size=_actors(resources, len(missing)))
+        write_cpus = 0.25
+    else:
+        apply = _part_task
+        compute["fn_args"] = (worker, args)
+        compute["concurrency"] = resources.concurrency
+    with DataContext.current(_context(resources)), Progress(product, len(missing)):
+        parts = ray.data.from_items([{"part": part} for part in missing], override_num_blocks=len(missing))
+        blocks = parts.map_batches(apply, batch_size=None, batch_format="pyarrow", **compute)
+        blocks.write_datasink(_PartSink(product), ray_remote_args={"num_cpus": write_cpus})
+
+
+def _context(resources: PartResources) -> DataContext:
+    context: DataContext = DataContext.get_current().copy()
+    context.target_max_block_size = (
+        None  # with the default 128 MB a large part became two blocks, and one file got lost
+    )
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = resources.no_progress_timeout_s
+    context.execution_options = ExecutionOptions()
+    return context
+
+
+def _actors(resources: PartResources, parts: int) -> int:
+    """At most so many actors: the CPUs that are there, less one half for the tasks that write."""
+    cpus = float(ray.cluster_resources().get("CPU", 1))
+    room = max(1, int((cpus - 0.5) / resources.num_cpus))
+    if resources.num_gpus:
+        room = min(room, max(1, int(ray.cluster_resources().get("GPU", 0) / resources.num_gpus)))
+    return min(resources.concurrency or room, room, parts)
+
+
+def _part_task(batch: pa.Table, worker: Callable[..., PartResult], args: tuple[Any, ...]) -> pa.Table:
+    part = batch["part"][0].as_py()
+    return _as_block(part, worker(part, *args))
+
+
+def _actor(worker: type[Any], args: tuple[Any, ...]) -> type[Any]:
+    """A class without constructor arguments: those would lie in the object store, from where no actor can restart."""
+
+    class PartActor:
+        def __init__(self) -> None:
+            self.worker = worker(*args)
+
+        def __call__(self, batch: pa.Table) -> pa.Table:
+            part = batch["part"][0].as_py()
+            return _as_block(part, self.worker(part))
+
+    return PartActor
+
+
+def _as_block(part: int, result: PartResult) -> pa.Table:
+    note = {
+        "part": part,
+        "ledger": result.ledger.rows,
+        "counts": result.ledger.counts,
+        "reused": result.reused,
+        "withdrawn": result.withdrawn,
+        "peak_rss": peak_rss(),
+    }
+    rows = result.data.append_column(_NOTE, pa.nulls(result.data.num_rows, pa.string()))
+    last = {field.name: pa.nulls(1, field.type) for field in rows.schema}
+    last[_NOTE] = pa.array([json.dumps(note)], pa.string())
+    return pa.concat_tables([rows, pa.table(last, schema=rows.schema)])
+
+
+class _PartSink(Datasink):
+    """Writes each block as the two files of its part."""
+
+    def __init__(self, product: Product) -> None:
+        self.product = product
+
+    def write(self, blocks: Iterable[Block], ctx: Any) -> None:
+        for block in blocks:
+            note = json.loads(block[_NOTE][block.num_rows - 1].as_py())
+            rows = block.slice(0, block.num_rows - 1).drop_columns([_NOTE])
+            ledger = pa.Table.from_pylist(note.pop("ledger"), schema=LEDGER)
+            self.product.write_part(note.pop("part"), rows, ledger, **note)

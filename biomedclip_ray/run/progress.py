@@ -1,0 +1,83 @@
+"""Progress of a long stage: a bar on a terminal, a plain line now and then in a log; both with rate and time left.
+
+Parts are counted where they lie, in storage: what is shown is what a killed run would keep.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+from biomedclip_ray.store.product import Product
+
+log = logging.getLogger(__name__)
+
+POLL_S = 2.0
+LINE_S = 30.0
+
+
+def rate_and_eta(done: int, total: int, seconds: float, unit: str) -> str:
+    """`"3.2 parts/s, 0:12 left"` for `done` of `total` in `seconds`."""
+    if done <= 0 or seconds <= 0:
+        return f"no {unit} yet"
+    rate = done / seconds
+    left = int((total - done) / rate)
+    shown = f"{rate:.1f} {unit}s/s" if rate >= 1 else f"{60 * rate:.1f} {unit}s/min"
+    return f"{shown}, {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
+
+
+class Progress:
+    """Watches the parts of a running product from a thread: `with Progress(product, missing): ...`."""
+
+    def __init__(self, product: Product, missing: int) -> None:
+        self.product = product
+        self.missing = missing
+        self.before = product.parts - missing
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name=f"progress {product.stage}", daemon=True)
+        self._bar: RichProgress | None = None
+
+    def __enter__(self) -> Self:
+        self.started = time.monotonic()
+        if sys.stderr.isatty():
+            self._bar = RichProgress(
+                TextColumn("{task.description:<10}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("parts {task.fields[rate]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(
+                self.product.stage, total=self.product.parts, completed=self.before, rate=""
+            )
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self._bar is not None:
+            self._bar.update(self._task, completed=len(self.product.done_parts()))
+            self._bar.stop()
+
+    def _watch(self) -> None:
+        next_line = self.started + LINE_S
+        while not self._stop.wait(POLL_S):
+            done = len(self.product.done_parts()) - self.before
+            text = rate_and_eta(done, self.missing, time.monotonic() - self.started, "part")
+            if self._bar is not None:
+                self._bar.update(self._task, completed=self.before + done, rate=text.split(",")[0])
+            elif time.monotonic() >= next_line:
+                next_line += LINE_S
+                log.info("%s: %d of %d parts, %s", self.product.stage, self.before + done, self.product.parts, text)

@@ -1,0 +1,233 @@
+"""The record of a run: which stages ran, were resumed or skipped, what came in and why it was dropped; root/run.json.
+
+The same file keeps the inventory that `source.inventory: newest` was resolved to for each source, so that the same command goes
+on with that date however often it is killed; `--sync` moves on to a newer one. Under `known` it keeps every inventory that was
+ever worked from: the source forgets them after 30 days, and what was made of one is still to be exported and served.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from biomedclip_ray.config import STAGES, Config, ConfigError
+from biomedclip_ray.sources.inventory import Inventory, find_inventory
+from biomedclip_ray.sources.open import open_bucket
+from biomedclip_ray.sources.own_files import OwnFiles
+from biomedclip_ray.store.place import Place, StorageError
+from biomedclip_ray.store.product import Product
+
+log = logging.getLogger(__name__)
+
+RUN_FILE = "run.json"
+
+
+def load_run(root: str) -> dict[str, Any]:
+    """root/run.json, or an empty record where nothing ran yet. Raises StorageError where the root cannot be reached."""
+    try:
+        record: dict[str, Any] = json.loads(Place(root).read(RUN_FILE))
+    except FileNotFoundError:
+        return {"inventories": {}, "known": {}, "stages": []}
+    except OSError as error:
+        raise StorageError(f"root={root} cannot be read: {error}; give a place that this user may use") from error
+    return record
+
+
+def resolve_inventory(config: Config, sync: bool = False) -> Inventory:
+    """The inventory this run works from: the date in the config, or the one this root has settled on, or the newest.
+
+    Raises:
+        SourceError: it is not known yet and the source does not answer.
+    """
+    wanted = config.source.inventory
+    record, source = load_run(config.root), _source(config)
+    known = record["known"].get(source, {}).get(wanted)
+    if wanted == "newest" and not sync:
+        known = record["inventories"].get(source)
+    if known:
+        return Inventory(known["date"], known["checksum"], tuple(known["files"]))
+    return find_inventory(open_bucket(config.source.uri, config.source.resources), wanted)
+
+
+def _source(config: Config) -> str:
+    """The source's URI, one for all ways to write it."""
+    uri = config.source.uri
+    if "://" in uri and not uri.startswith("file://"):
+        return uri.rstrip("/")
+    return str(Path(uri.removeprefix("file://")).expanduser().absolute())
+
+
+class Run:
+    """One pass over the stages `first`..`last`; each other stage must be finished already, or is left alone.
+
+    With `dry` nothing is started: `stage` only says what would happen.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        inventory: Inventory | None,
+        first: str,
+        last: str,
+        dry: bool = False,
+        own: OwnFiles | None = None,
+    ) -> None:
+        self.config = config
+        self.inventory = inventory  # None where PubMed Central is not read
+        self.own = own  # None where there are no own pairs
+        self.chosen = STAGES[STAGES.index(first) : STAGES.index(last) + 1]
+        self.dry = dry
+        self.record = load_run(config.root)
+        self.stages: list[dict[str, Any]] = []
+        self.missing: list[tuple[str, Product]] = []
+        self.working_on = ""
+        self.started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+    def wants(self, name: str) -> bool:
+        return name in self.chosen
+
+    def begin(self) -> None:
+        """Settle on the inventory: killed before the first stage ends, the same command goes on with the same date."""
+        self._write()
+
+    def stage(self, plan: Callable[..., Product], verb: Callable[..., Product], *inputs: Any) -> Product:
+        """Run one stage, or find it finished; a stage outside the range is left alone."""
+        product = plan(self.config, *inputs)
+        if self.dry:
+            self._foresee(product)
+            self.build_on(product.stage, *inputs)
+        elif self.wants(product.stage):
+            self.working_on = product.stage
+            log.info("%s: %s", product.stage, product.uri)
+            started = time.monotonic()
+            product = verb(self.config, *inputs)
+            self.note(product.stage, product.state, product, time.monotonic() - started)
+        return product
+
+    def build_on(self, name: str, *inputs: Any) -> None:
+        """In a dry pass: notes the products that a chosen stage reads and that will not be there."""
+        for source in inputs:
+            if (
+                isinstance(source, Product)
+                and self.wants(name)
+                and not self.wants(source.stage)
+                and not source.finished
+            ):
+                self.missing.append((name, source))
+
+    def check_range(self) -> None:
+        """After a dry pass: raises ConfigError where a stage builds on one that is neither finished nor in the range."""
+        for name, source in self.missing:
+            raise ConfigError(
+                f"{source.stage} is not finished for this configuration ({source.uri}), and {name} builds on it; "
+                f"run without --only and --from, or with --from {source.stage}"
+            )
+
+    def note(self, name: str, state: str, product: Product | None, seconds: float) -> None:
+        """Write a stage into root/run.json."""
+        manifest = product.manifest if product is not None else {}
+        self.stages.append(
+            {
+                "name": name,
+                "state": state,
+                "product": product.uri if product is not None else None,
+                "seconds": round(seconds, 2),
+                "peak_rss": manifest.get("peak_rss", 0),
+                "counts": manifest.get("counts", []),
+            }
+        )
+        self._write()
+
+    def _write(self) -> None:
+        kept = [stage for stage in self.record["stages"] if stage["name"] not in {s["name"] for s in self.stages}]
+        order = {stage: number for number, stage in enumerate(STAGES)}
+        inventories, known = dict(self.record["inventories"]), dict(self.record["known"])
+        if self.inventory is not None:
+            source = _source(self.config)
+            known[source] = known.get(source, {}) | {self.inventory.date: self.inventory.__dict__}
+            if self.config.source.inventory == "newest":
+                inventories[source] = self.inventory.__dict__
+        record = {
+            "started": self.started,
+            "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "inventory": self.inventory.date if self.inventory is not None else None,
+            "inventories": inventories,
+            "known": known,
+            "stages": sorted([*kept, *self.stages], key=lambda stage: order[stage["name"]]),
+            "config": self.config.model_dump(mode="json"),
+        }
+        Place(self.config.root).write(RUN_FILE, json.dumps(record, indent=1, ensure_ascii=False).encode())
+
+    def _foresee(self, product: Product) -> None:
+        if product.finished:
+            state, why = "skip", f"finished {product.manifest['created']}"
+        elif not self.wants(product.stage):
+            state, why = "leave", "not asked for"
+        elif parts := len(product.done_parts()):
+            state, why = "resume", f"{parts} parts are done"
+        elif product.begun:
+            state, why = "resume", "begun, not finished"
+        else:
+            state, why = "run", "no product of this configuration and these inputs yet"
+        self.stages.append({"name": product.stage, "state": state, "why": why, "product": product.uri})
+
+    def show(self, console: Console) -> None:
+        """Print what happened, or would happen, as a table."""
+        if self.dry:
+            title = f"Dry run, nothing was started; products below {Place(self.config.root).uri}"
+            table = Table("stage", "would", "why", "product", title=title, box=SIMPLE_HEAD)
+            for stage in self.stages:
+                table.add_row(stage["name"], stage["state"], stage["why"], stage["product"].rpartition("/")[2])
+        else:
+            table = _summary(self.stages, self.config.root)
+        console.print(table)
+
+
+def _summary(stages: list[dict[str, Any]], root: str) -> Table:
+    table = Table(title=f"Run in {Place(root).uri} (a product is a folder STAGE/PRODUCT there)", box=SIMPLE_HEAD)
+    for name in ("stage", "state", "unit"):
+        table.add_column(name, no_wrap=True)
+    for name in ("in", "kept"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("dropped", min_width=20, overflow="fold")
+    for name in ("seconds", "peak MB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("product", no_wrap=True)
+    for stage in stages:
+        fingerprint = (stage["product"] or "").rpartition("/")[2]
+        facts = (f"{stage['seconds']:.1f}", f"{stage['peak_rss'] / 1e6:,.0f}" if stage["peak_rss"] else "", fingerprint)
+        for number, count in enumerate(stage["counts"] or [None]):
+            head = (stage["name"], stage["state"]) if number == 0 else ("", "")
+            tail = facts if number == 0 else ("", "", "")
+            if count is None:
+                table.add_row(*head, "", "", "", "", *tail)
+                continue
+            dropped = "\n".join(f"{reason} {n:,}" for reason, n in count["dropped"].items())
+            table.add_row(*head, count["unit"], f"{count['in']:,}", f"{count['kept']:,}", dropped, *tail)
+    return table
+
+
+def list_products(root: str, console: Console) -> None:
+    """Print every product below a root with its size and what uses it."""
+    place = Place(root)
+    table = Table("product", "made", "rows", "MB", "used by", title=f"Products in {place.uri}", box=SIMPLE_HEAD)
+    found = sorted(name for name in place.list() if name.endswith("/_MANIFEST.json") and name.count("/") == 2)
+    manifests = {name.removesuffix("/_MANIFEST.json"): json.loads(place.read(name)) for name in found}
+    for name, manifest in manifests.items():
+        users = [
+            user
+            for user, other in manifests.items()
+            if any(f"{source['stage']}/{source['fingerprint']}" == name for source in other["inputs"])
+        ]
+        size = sum(place.list(name).values()) / 1e6
+        rows = sum(file["rows"] or 0 for file in manifest["files"] if file["name"].startswith("data/"))
+        table.add_row(name, manifest["created"], f"{rows:,}", f"{size:.1f}", ", ".join(users) or "nothing")
+    console.print(table)

@@ -1,0 +1,1 @@
+"""Where articles and pairs come from: buckets, folders, legacy packages, one's own files."""

@@ -1,0 +1,32 @@
+"""Which kind of source a URI names: a bucket, a folder in its layout, or a folder of legacy packages."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from biomedclip_ray.config import SourceResources
+from biomedclip_ray.sources.bucket import Bucket, FolderBucket, SourceError
+from biomedclip_ray.sources.oa_package import PackageBucket
+from biomedclip_ray.sources.s3 import S3Bucket
+
+
+@lru_cache(maxsize=8)
+def open_bucket(uri: str, resources: SourceResources) -> Bucket:
+    """The bucket at a URI: `s3://NAME[/PREFIX]` or a folder. One per process, with its connections kept open.
+
+    A folder that holds oa_file_list.csv is one of legacy packages (`oa_package.py`).
+
+    Raises:
+        SourceError: no such folder, or a URI of another kind.
+    """
+    if uri.startswith("s3://"):
+        return S3Bucket(uri, resources)
+    if "://" in uri and not uri.startswith("file://"):
+        raise SourceError(f"source.uri={uri}: expected s3://BUCKET or a folder")
+    folder = Path(uri.removeprefix("file://")).expanduser()
+    if not folder.is_dir():
+        raise SourceError(f"source.uri={uri}: no such folder; expected a bucket in the layout of the PMC Cloud Service")
+    if (folder / "oa_file_list.csv").is_file():
+        return PackageBucket(folder)
+    return FolderBucket(folder)

@@ -1,0 +1,147 @@
+"""A source in S3: PubMed Central's public bucket, or a copy in a bucket of one's own."""
+
+from __future__ import annotations
+
+import random
+import re
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from functools import partial
+from typing import Any, BinaryIO, TypeVar
+
+import boto3
+from botocore import UNSIGNED
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from biomedclip_ray.config import SourceResources
+from biomedclip_ray.schema import Reason
+from biomedclip_ray.sources.bucket import PUBLIC_BUCKET, ObjectError, SourceError, check_md5
+from biomedclip_ray.sources.deadline import until, watched
+
+Fetched = TypeVar("Fetched")
+_PIECE = 8 << 20
+# The ETag of an object that was put in one go; of several parts it ends in "-" and their number.
+_MD5 = re.compile(r"[0-9a-f]{32}")
+
+
+class S3Bucket:
+    """An S3 bucket, read unsigned where it is PMC's own or where this machine has no credentials."""
+
+    def __init__(self, uri: str, resources: SourceResources) -> None:
+        self.uri = uri.rstrip("/")
+        self.name, _, prefix = self.uri.removeprefix("s3://").partition("/")
+        self.prefix = f"{prefix}/" if prefix else ""
+        self.resources = resources
+        session = boto3.Session()
+        public = self.name == PUBLIC_BUCKET or session.get_credentials() is None
+        config = Config(
+            signature_version=UNSIGNED if public else None,
+            max_pool_connections=resources.max_connections,
+            # silence ends before the object's time does, or there would be no second try
+            connect_timeout=min(10.0, resources.deadline_s / 3),
+            read_timeout=min(30.0, resources.deadline_s / 3),
+            tcp_keepalive=True,
+        )
+        # bodies break too, which botocore does not retry: `_again` retries all of it, and the patient client is for lists
+        self.client, self.patient = (
+            watched(
+                session.client(
+                    "s3",
+                    region_name="us-east-1" if self.name == PUBLIC_BUCKET else None,
+                    config=config.merge(Config(retries={"total_max_attempts": attempts, "mode": "standard"})),
+                )
+            )
+            for attempts in (1, resources.retries + 1)
+        )
+
+    def get(self, key: str, md5: str | None = None) -> bytes:
+        def whole(deadline: float) -> bytes:
+            answer = self._ask("get_object", key, deadline)
+            data: bytes = answer["Body"]
+            check_md5(key, data, md5 or _md5_of(answer))
+            return data
+
+        return self._again(key, whole)
+
+    def stream(self, key: str) -> BinaryIO:
+        """The object from the local disk, fetched in pieces: each has a deadline and tries of its own, all are of one ETag."""
+        head = self._again(key, lambda deadline: self._ask("head_object", key, deadline))
+        size, etag = head["ContentLength"], head["ETag"]
+        with ExitStack() as undo:
+            file: BinaryIO = undo.enter_context(tempfile.TemporaryFile(prefix="biomedclip-"))
+            for start in range(0, size, _PIECE):
+                piece = range(start, min(start + _PIECE, size))
+                file.write(self._again(key, partial(self._piece, key, piece, etag)))
+            file.seek(0)
+            undo.pop_all()
+            return file
+
+    def _piece(self, key: str, of: range, etag: str, deadline: float) -> bytes:
+        answer = self._ask("get_object", key, deadline, Range=f"bytes={of.start}-{of.stop - 1}", IfMatch=etag)
+        data: bytes = answer["Body"]
+        if len(data) != len(of):
+            raise ObjectError(Reason.FETCH_FAILED, f"{key}: {len(data)} bytes came where {len(of)} were asked for")
+        return data
+
+    def _again(self, key: str, fetch: Callable[[float], Fetched]) -> Fetched:
+        """What `fetch`, called with its deadline, returns once it does not fail. Raises ObjectError."""
+        deadline = time.monotonic() + self.resources.deadline_s
+        for attempt in range(self.resources.retries + 1):
+            try:
+                return fetch(deadline)
+            except ObjectError as error:
+                pause = _pause(attempt)
+                final = error.reason is Reason.MISSING_OBJECT or attempt == self.resources.retries
+                # a wrong md5 may be a broken transfer once, not twice
+                if final or (error.reason is Reason.MD5_MISMATCH and attempt >= 1):
+                    raise
+                if time.monotonic() + pause > deadline:
+                    raise ObjectError(Reason.DEADLINE, f"{key}: {error.detail}") from error
+                time.sleep(pause)
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _ask(self, operation: str, key: str, deadline: float, **more: str) -> dict[str, Any]:
+        """An answer, and its body in bytes. Raises ObjectError."""
+        try:
+            with until(deadline):
+                answer: dict[str, Any] = getattr(self.client, operation)(
+                    Bucket=self.name, Key=self.prefix + key, **more
+                )
+                if "Body" in answer:
+                    with closing(answer["Body"]) as body:
+                        answer["Body"] = body.read()
+                return answer
+        except TimeoutError as error:
+            raise ObjectError(Reason.DEADLINE, f"{key}: {error}") from error
+        except ClientError as error:
+            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+            # 403 on a key that the inventory names is how rate limits sometimes look: worth another try, unlike 404
+            reason = Reason.MISSING_OBJECT if status == 404 else Reason.FETCH_FAILED
+            raise ObjectError(reason, f"{key}: HTTP {status} {error.response['Error'].get('Code', '')}") from error
+        except (BotoCoreError, OSError) as error:
+            raise ObjectError(Reason.FETCH_FAILED, f"{key}: {error}") from error
+
+    def folders(self, prefix: str) -> list[str]:
+        prefix = self.prefix + prefix
+        pages = self.patient.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix, Delimiter="/")
+        try:
+            with until(time.monotonic() + self.resources.deadline_s):
+                found = [entry["Prefix"] for page in pages for entry in page.get("CommonPrefixes", [])]
+        except (BotoCoreError, ClientError, TimeoutError) as error:
+            raise SourceError(f"source.uri={self.uri} cannot be reached: {error}") from error
+        return [name.removeprefix(prefix).rstrip("/") for name in found]
+
+
+def _md5_of(answer: dict[str, Any]) -> str | None:
+    """The md5 of an object by the server's word, or None where its ETag is something else."""
+    plain = answer.get("ServerSideEncryption") in (None, "AES256") and "SSECustomerAlgorithm" not in answer
+    etag = str(answer.get("ETag", "")).strip('"')
+    return etag if plain and _MD5.fullmatch(etag) else None
+
+
+def _pause(attempt: int) -> float:
+    """Seconds before the next try: twice as long each time up to 20, give or take half, so that tasks do not come back at once."""
+    return random.uniform(0.5, 1.5) * min(20.0, 0.2 * 2**attempt)

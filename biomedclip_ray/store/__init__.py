@@ -1,0 +1,1 @@
+"""Where it lies: places, leases, products, and what a later inventory takes over."""

@@ -1,0 +1,165 @@
+"""A lease: one driver at a time on one product. A file with a heartbeat, because a killed driver cleans up nothing.
+
+No clock is compared between machines: who finds a lease watches whether its heartbeat moves. A holder that was killed on
+this very machine is known at once by its process id, so that a restarted run does not wait for its own ghost.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from biomedclip_ray.store.place import Place
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S = 2.0
+_NAME = "_LEASE.json"
+
+
+class HeldError(RuntimeError):
+    """Another driver holds the lease; the message names its host, process and start (exit code 2)."""
+
+
+class Lease:
+    """`with Lease(place, what): ...`; raises HeldError where another driver is alive, takes over from a dead one."""
+
+    def __init__(self, place: Place, what: str, heartbeat_s: float = HEARTBEAT_S) -> None:
+        self.place = place
+        self.what = what
+        self.heartbeat_s = heartbeat_s
+        self.token = uuid.uuid4().hex
+        self.started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self.beat = 0
+        self.before = "another driver"
+        """Who held it before, as far as this driver has seen."""
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._keep_alive, name=f"lease {what}", daemon=True)
+
+    def __enter__(self) -> Self:
+        took_over = False
+        while not (self.place.create(_NAME, self._content()) and (not took_over or self._still_mine())):
+            self._wait_for_the_dead()
+            took_over = True
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        if not self._lost():
+            self.place.delete(_NAME)
+        elif error is None:
+            raise HeldError(f"{self.what} was taken over meanwhile: this driver had stood still ({self.place.uri})")
+
+    def _wait_for_the_dead(self) -> None:
+        """Return once the lease that stands there is gone. Raises HeldError when its holder shows a sign of life."""
+        holder = self._holder()
+        if holder is None:
+            return
+        self.before = f"process {holder['pid']} on {holder['host']}"
+        if not _died_here(holder):
+            for _ in range(5):
+                time.sleep(self.heartbeat_s)
+                now = self._holder()
+                if now is None:
+                    return
+                if now != holder:
+                    raise HeldError(
+                        f"{self.what} is being run by process {now['pid']} on {now['host']} since {now['started']}; "
+                        f"wait for it, or stop it and start again ({self.place.uri})"
+                    )
+        if self._holder() == holder:
+            self.place.delete(_NAME)
+
+    def _still_mine(self) -> bool:
+        """Two that take over at the same moment may each delete the other's lease; who is left after a pause has it."""
+        time.sleep(self.heartbeat_s / 4)
+        holder = self._holder()
+        return holder is not None and holder["token"] == self.token
+
+    def _holder(self) -> dict[str, Any] | None:
+        try:
+            holder: dict[str, Any] = json.loads(self.place.read(_NAME))
+        except FileNotFoundError:
+            return None
+        return holder
+
+    def _keep_alive(self) -> None:
+        while not self._stop.wait(self.heartbeat_s):
+            self.beat += 1
+            try:
+                if self._lost():
+                    log.error("%s: another driver took over while this one stood still; stop this one", self.what)
+                    return
+                self.place.write(_NAME, self._content())
+            except OSError as error:  # a full disk or a slow store for a while: the holder lives, so the heart goes on
+                log.warning("%s: heartbeat not written: %s", self.what, error)
+
+    def _lost(self) -> bool:
+        """Whether another driver has taken over."""
+        holder = self._holder()
+        return holder is not None and holder["token"] != self.token
+
+    def _content(self) -> bytes:
+        holder = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "boot": _boot_id(),
+            "started": self.started,
+            "token": self.token,
+            "beat": self.beat,
+        }
+        return json.dumps(holder).encode()
+
+
+def alive(places: Iterable[Place]) -> list[str]:
+    """Who works on these places now, one sentence each; takes as long as a dead heart must be watched, if there is a lease."""
+    leases = {place: Lease(place, "") for place in places if place.exists(_NAME)}
+    seen = {place: lease._holder() for place, lease in leases.items()}
+    waiting = {place for place, holder in seen.items() if holder is not None and not _died_here(holder)}
+    found = []
+    for _ in range(5):
+        if not waiting:
+            break
+        time.sleep(HEARTBEAT_S)
+        for place in sorted(waiting, key=lambda place: place.uri):
+            now = leases[place]._holder()
+            if now != seen[place]:
+                waiting.discard(place)
+                if now is not None:
+                    found.append(f"process {now['pid']} on {now['host']} works on {place.uri} since {now['started']}")
+    return found
+
+
+def _died_here(holder: dict[str, Any]) -> bool:
+    """True if the holder ran on this very machine (same boot) and its process is gone."""
+    if holder["host"] != socket.gethostname() or holder["boot"] != _boot_id():
+        return False
+    try:
+        os.kill(holder["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def _boot_id() -> str:
+    """The kernel's id of this boot together with the process namespace: containers share hosts, not process ids."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""

@@ -1,0 +1,38 @@
+"""What a delta is made from: the nearest inventory whose product was finished."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from biomedclip_ray.store.delta import finished_before
+from biomedclip_ray.store.product import Count, Product
+
+
+def _catalog(root: Path, date: str, parent: Product | None) -> Product:
+    product = Product.plan(str(root), "catalog", 1, {"date": date}, [])
+    with product.running():
+        product.finish(
+            [Count("x")], {"parent": {"stage": "catalog", "fingerprint": parent.fingerprint}} if parent else None
+        )
+    return product
+
+
+def test_a_delta_that_ended_half_way_is_passed_over(tmp_path: Path) -> None:
+    def plan(source: Product) -> Product:
+        return Product.plan(str(tmp_path), "ingest", 1, {}, [source])
+
+    first = _catalog(tmp_path, "1", None)
+    second = _catalog(tmp_path, "2", first)
+    third = _catalog(tmp_path, "3", second)
+    assert finished_before(third, plan) == (None, None)
+    with (done := plan(first)).running():
+        done.finish([Count("x")])
+    found, product = finished_before(third, plan)
+    assert found is not None and product is not None
+    assert (found.fingerprint, product.fingerprint) == (first.fingerprint, done.fingerprint)
+    with (nearer := plan(second)).running():
+        nearer.finish([Count("x")])
+    found, product = finished_before(third, plan)
+    assert found is not None and product is not None
+    assert (found.fingerprint, product.fingerprint) == (second.fingerprint, nearer.fingerprint)
+    assert finished_before(first, plan) == (None, None)
