@@ -20,7 +20,7 @@ from biomedclip_ray.jats.math import MATH, mathml, power, tex
 Rules = Mapping[str, int]
 
 # What the walker does at an element; a tag without a rule is inline markup.
-BLOCK, SKIP, GONE, BREAK, FORMULA, ALOUD, SUP, XREF = range(8)
+BLOCK, SKIP, GONE, BREAK, FORMULA, ALOUD, SUP, XREF, LETTERED = range(9)
 
 _INVISIBLE = dict.fromkeys(("object-id", "inline-graphic", "private-char", "alt-text", "long-desc", "index-term"), GONE)
 _FORMULAS = ("alternatives", "tex-math", MATH)
@@ -40,8 +40,8 @@ CAPTION: Rules = {
     **_INVISIBLE,
     **dict.fromkeys(_FORMULAS, FORMULA),
 }
-# The same as one would read it aloud: 10^4, no superscript citations, and a gap where the key of a legend is a picture.
-SPOKEN: Rules = {**CAPTION, **_READ_ALOUD, "inline-graphic": SKIP}
+# The plain caption: 10^4, no superscript citations, the letters of a lettered list, a gap where a legend's key is an image.
+SPOKEN: Rules = {**CAPTION, **_READ_ALOUD, "inline-graphic": SKIP, "list": LETTERED}
 TITLE: Rules = {**CAPTION, "xref": GONE, "fn": GONE}
 
 # Around a mention: what floats or is displayed inside a paragraph is left out and the text after it goes on; a list or
@@ -128,6 +128,10 @@ def _walk(element: etree._Element, out: list[str], rules: Rules, cited: Mapping[
             append(" ")
             _walk(child, out, rules, cited)
             append(" ")
+        elif action == LETTERED:
+            append(" ")
+            _list(child, out, rules, cited)
+            append(" ")
         elif action == SUP:
             if _superscript(child, out, rules, cited):
                 continue
@@ -143,6 +147,24 @@ def _walk(element: etree._Element, out: list[str], rules: Rules, cited: Mapping[
             _mark_inside(child, out, cited)
         if text := child.tail:
             append(text)
+
+
+_FIRST = {"alpha-lower": "a", "alpha-upper": "A"}
+_HAS_LETTER = re.compile(r"\s*[(\[]?[A-Za-z][)\].:]")
+
+
+def _list(element: etree._Element, out: list[str], rules: Rules, cited: Mapping[etree._Element, str]) -> None:
+    """A list; "(a)" before each item of one whose letters stand in no text, as a reader sees it."""
+    items = element.findall("list-item")
+    first = _FIRST.get(element.get("list-type") or "") if 1 < len(items) <= 26 else None
+    out.append(element.text or "")
+    for child in element:
+        out.append(" ")
+        if first and child.tag == "list-item" and child.find("label") is None:
+            begin = "".join(map(str, child.itertext()))[:8]
+            out.append("" if _HAS_LETTER.match(begin) else f"({chr(ord(first) + items.index(child))}) ")
+        _walk(child, out, rules, cited)
+        out.append(" " + (child.tail or ""))
 
 
 def _mark_inside(element: etree._Element, out: list[str], cited: Mapping[etree._Element, str]) -> None:
@@ -186,6 +208,7 @@ _LIST = re.compile(rf"[{re.escape(_SEPARATORS)}\d.()\[\]]*")
 # Numbers in a row over the end of a word or a sentence: citations without an xref. R1,2 and 10-12 are none.
 _UNLINKED = re.compile(r"\s*\d{1,3}(?:\s*[,;\-\u2010-\u2013]\s*\d{1,3})+\s*")
 _WORD_END = re.compile(r"(?:[a-z]{3}|[.,;:)\]\u201d])\s*\Z")
+_OPENS = "([{/\u201c\u2018-\u2010\u2011\u2012\u2013\u2014\u2212=+~<>" + "\x00\x01"  # before a word begins
 _CERTAIN = frozenset(",;()[]")  # a dash or a number in a superscript may mean something else
 
 
@@ -198,6 +221,9 @@ def _xref(xref: etree._Element, out: list[str], rules: Rules, cited: Mapping[etr
             out.append(label)
             return False
     elif _is_raised_citation(xref, cited):
+        if _leads_word(xref, out):
+            out.append("".join(map(str, xref.itertext())))
+            return False
         _mark_inside(xref, out, cited)
         return _list_goes_on(xref, cited)
     _walk(xref, out, rules, cited)
@@ -207,6 +233,9 @@ def _xref(xref: etree._Element, out: list[str], rules: Rules, cited: Mapping[etr
 def _superscript(sup: etree._Element, out: list[str], rules: Rules, cited: Mapping[etree._Element, str]) -> bool:
     """Write a superscript, or leave one of citations out; True where what follows it goes too."""
     holds_xref = len(sup) and next(sup.iter("xref"), None) is not None
+    if _leads_word(sup, out):
+        _walk(sup, out, rules, cited)
+        return False
     if holds_xref and any(map(_is_citation, sup.iter("xref"))):
         rest = "".join(_outside_citations(sup))
         _mark_inside(sup, out, cited)
@@ -234,6 +263,25 @@ def _superscript(sup: etree._Element, out: list[str], rules: Rules, cited: Mappi
             return False
     _walk(sup, out, rules, cited)
     return False
+
+
+_ATOM = re.compile(r"(?:[A-Z][a-z]?|[a-z])(?![A-Za-z])|[A-Z][a-z]?[A-Z0-9]")
+
+
+def _leads_word(raised: etree._Element, out: list[str]) -> bool:
+    """Does it stand at the beginning of a word, as in 13C, 206, 207Pb or 2,4A? Citations stand at the end of one.
+
+    Behind a comma or a bracket without a space what follows must look like an element's symbol.
+    """
+    tail, following = raised.tail, raised.getnext()
+    if not tail and following is not None and following.tag != "sup":
+        tail = "".join(map(str, following.itertext())) + (following.tail or "")
+    if not tail or not tail[0].isalpha():
+        return False
+    before = "".join(out[-8:])[-1:]
+    if not before or before.isspace() or before in _OPENS:
+        return True
+    return before in ",;:)]" and _ATOM.match(tail) is not None
 
 
 def _is_citation(xref: etree._Element) -> bool:
