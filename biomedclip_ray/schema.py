@@ -50,7 +50,7 @@ FIGURE = pa.struct(
         "label": pa.string(),
         "is_table": pa.bool_(),  # what the article numbers among its tables; false unless ingest.tables is set
         "caption": pa.string(),
-        "spoken": pa.string(),  # the caption as one would read it aloud: 10^4, no superscript citations
+        "spoken": pa.string(),  # the plain caption: in one language, 10^4, no superscript citations
         "mentions": pa.list_(MENTION),
         "license": pa.string(),
         "adapted": pa.bool_(),

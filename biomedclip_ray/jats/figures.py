@@ -1,4 +1,4 @@
-"""A JATS figure element -> a Figure: label, caption, pictures, rights, and what it takes from the group around it. Pure."""
+"""A JATS figure element -> a Figure: images and rights; what is a figure, and whose image is whose. Pure."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 from lxml import etree
 
+from biomedclip_ray.jats.legends import GRAPHIC, LANGUAGE, has_caption, legend, lenders
 from biomedclip_ray.jats.licenses import stated_license
-from biomedclip_ray.jats.math import MATH
 from biomedclip_ray.jats.media import media_name
-from biomedclip_ray.jats.text import SPOKEN, text_of
+from biomedclip_ray.jats.text import text_of
 
 _HREF = "{http://www.w3.org/1999/xlink}href"
-GROUPS = ("fig-group", "table-wrap-group")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +25,14 @@ class Mention:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One `fig`. `graphics` holds, for each picture, the names of its alternative files, best first.
+    """One `fig`. `graphics` holds, for each image, the names of its alternative files, best first.
 
     The captions of the groups around it stand before its own; the label that it lacks is its group's. Inside another
-    figure, one without a caption takes that figure's. A group with pictures of its own, and a table, are figures too.
-    `caption` is the XML's text, white space normalised ("" where there is none); `spoken` is the same as one would read
-    it aloud: 10^4 for a superscript number over a number, superscript citations left out. `license` is the figure's
-    own: None means the article's, "unknown" that its own permissions name no known licence. `adapted`: taken over from
-    elsewhere, or its rights are not the article's.
+    figure, one without a caption takes that figure's. A group with images of its own, a table, and a captioned graphic
+    outside any figure are figures too. `caption` is the XML's text, white space normalised ("" where there is none);
+    `spoken` is the plain caption: in one language, 10^4 for a superscript number over a number, superscript citations left
+    out. `license` is the figure's own: None means the article's, "unknown" that its own permissions name no known licence.
+    `adapted`: taken over from elsewhere, or its rights are not the article's.
     """
 
     xml_id: str | None
@@ -66,7 +65,7 @@ _ADAPTED_WORDS = (
     "courtesy",
 )
 _PICTURE_MEDIA = re.compile(r"\.(?:jpe?g|png|gif|tiff?|webp|bmp)$", re.IGNORECASE)
-# What stands in these is no picture of the figure: glyphs in a caption, logos of a licence, icons in a table's cells.
+# What stands in these is no image of the figure: glyphs in a caption, logos of a licence, icons in a table's cells.
 _APART = frozenset(
     "fig fig-group table-wrap table-wrap-group table supplementary-material disp-formula inline-formula label caption"
     " alt-text attrib permissions".split()
@@ -74,31 +73,24 @@ _APART = frozenset(
 
 
 def figure_of(fig: etree._Element, mentions: tuple[Mention, ...]) -> Figure:
-    """The Figure of a `fig`, of a group with pictures of its own, or of a table with a picture."""
-    label = None
-    captions, credits, permissions = [], [], []
+    """The Figure of a `fig`, of a group with images of its own, of a table with an image, or of a captioned graphic."""
+    credits: list[etree._Element] = []
+    permissions: list[etree._Element] = []
     graphics: list[tuple[str, ...]] = []
-    for child in fig:
-        tag = child.tag
-        if tag == "label":
-            label = label or text_of(child) or None
-        elif tag == "caption":
-            captions.append(child)
-        elif tag in ("attrib", "copyright-statement"):
-            credits.append(child)
-        elif tag == "permissions":
-            permissions.append(child)
-        if next(child.iter("graphic", "media"), None) is not None:
-            _graphics(child, graphics, permissions)
+    if fig.tag in GRAPHIC:
+        _add_image(_forms(fig), graphics, permissions)
+    else:
+        for child in [*fig, *_translated(fig)]:
+            if child.tag in ("attrib", "copyright-statement"):
+                credits.append(child)
+            elif child.tag == "permissions":
+                permissions.append(child)
+            if next(child.iter(*GRAPHIC), None) is not None:
+                _graphics(child, graphics, permissions)
     for lender in lenders(fig):
-        captions[:0] = lender.findall("caption")
-        label = label or next(filter(None, map(text_of, lender.iterfind("label"))), None)
         credits += [child for child in lender if child.tag in ("attrib", "copyright-statement")]
         permissions = permissions or lender.findall("permissions")
-    caption = " ".join(filter(None, map(text_of, captions)))
-    spoken = caption
-    if any(next(each.iter("sup", "inline-graphic", MATH), None) is not None for each in captions):
-        spoken = " ".join(filter(None, (text_of(each, SPOKEN) for each in captions)))
+    label, caption, spoken = legend(fig, _talking(fig))
     license_ = _own_license(permissions)
     credit = " ".join(map(text_of, (*credits, *permissions)))
     adapted = license_ == "unknown" or _taken_over(f"{caption} {credit}")
@@ -106,32 +98,87 @@ def figure_of(fig: etree._Element, mentions: tuple[Mention, ...]) -> Figure:
     return Figure(fig.get("id"), label, caption, mentions, license_, adapted, tuple(graphics), spoken, is_table)
 
 
-def lenders(fig: etree._Element) -> list[etree._Element]:
-    """What a figure takes label, caption and rights from besides itself, the nearest first.
+def is_figure(element: etree._Element) -> bool:
+    """Is it one of the article's figures?
 
-    That is every group around it, and, where it has no caption of its own, the nearest figure around it that has one.
+    A fig is, but where each of its images has a caption of its own, and then these are. A group or a table with images of
+    its own is, and so is a graphic with label or caption that no figure, table or supplement holds.
     """
-    found = []
-    inner = fig
-    for around in fig.iterancestors("fig", *GROUPS):
-        if around.tag != "fig":
-            found.append(around)
-        elif not _has_caption(inner) and _has_caption(around):
-            found.append(around)
-            inner = around
-    return found
-
-
-def _has_caption(fig: etree._Element) -> bool:
-    return any(text_of(caption) for caption in fig.iterfind("caption"))
+    if element.tag == "fig":
+        return not _captioned(element) or holds_picture(element)
+    if element.tag in GRAPHIC:
+        return _stands_alone(element)
+    return holds_picture(element)
 
 
 def holds_picture(element: etree._Element) -> bool:
-    """Does a group or a table have a picture of its own, outside its figures and cells?"""
+    """Does a figure, a group or a table have an image of its own, outside its figures and cells?"""
     graphics: list[tuple[str, ...]] = []
     for child in element:
         _graphics(child, graphics, [])
     return bool(graphics)
+
+
+def _talking(fig: etree._Element) -> list[etree._Element]:
+    """The figure's own graphics that have label or caption."""
+    if fig.tag in GRAPHIC:
+        return []
+    graphics = [g for g in fig.iter(*GRAPHIC) if len(g) and not _stands_alone(g)]
+    return [g for g in graphics if next(g.iterancestors(*_APART), None) is fig]
+
+
+def _captioned(holder: etree._Element) -> list[etree._Element]:
+    """The graphics of a figure or group that are figures themselves: where several have captions of their own."""
+    own = [g for g in holder.iter(*GRAPHIC) if len(g) and has_caption(g) and _holder(g) is holder and _image(g)]
+    return own if len(own) > 1 else []
+
+
+def _stands_alone(graphic: etree._Element) -> bool:
+    if not len(graphic) or not (has_caption(graphic) or graphic.find("label") is not None) or not _image(graphic):
+        return False
+    holder = _holder(graphic)
+    if holder is not None:
+        return holder.tag in ("fig", "fig-group") and graphic in _captioned(holder)
+    if graphic.tag == "media":
+        return False  # a supplement: "Authors' original file for figure 1"
+    return next(filter(has_caption, _forms(graphic)), graphic) is graphic
+
+
+def _holder(graphic: etree._Element) -> etree._Element | None:
+    """What an image belongs to. Forms of one image inside a figure belong to each other, and are no figures."""
+    inside = graphic.iterancestors("alternatives", *_APART)
+    holder = next(inside, None)
+    if holder is not None and holder.tag == "alternatives":
+        return holder if next(inside, None) is not None else None
+    return holder
+
+
+def _forms(graphic: etree._Element) -> list[etree._Element]:
+    """The forms of one image that a graphic is one of."""
+    parent = graphic.getparent()
+    if parent is None or parent.tag != "alternatives":
+        return [graphic]
+    return [form for child in parent if child.tag not in _APART for form in child.iter(*GRAPHIC)]
+
+
+_NUMBER = re.compile(r"\d+")
+
+
+def _translated(fig: etree._Element) -> list[etree._Element]:
+    """The parts of the figure that this one says again in another language, where it has no image: the image is of both.
+
+    That is a fig of the same group with another xml:lang, or with the same numbers in its label.
+    """
+    group = fig.getparent()
+    if fig.tag != "fig" or group is None or group.tag != "fig-group" or holds_picture(fig) or _captioned(fig):
+        return []
+    for other in group.iterchildren("fig"):
+        if other is not fig and holds_picture(other):
+            languages = fig.get(LANGUAGE), other.get(LANGUAGE)
+            numbers = [_NUMBER.findall(text_of(label)) for each in (fig, other) for label in each.findall("label")[:1]]
+            if (all(languages) and languages[0] != languages[1]) or (numbers[:1] == numbers[1:] != [[]]):
+                return [part for part in other if part.tag not in ("label", "caption")]
+    return []
 
 
 def _taken_over(text: str) -> bool:
@@ -140,27 +187,30 @@ def _taken_over(text: str) -> bool:
 
 
 def _graphics(element: etree._Element, graphics: list[tuple[str, ...]], permissions: list[etree._Element]) -> None:
-    """Collect the pictures at and below an element, and permissions that stand at a graphic."""
+    """Collect the images at and below an element, and permissions that stand at a graphic."""
     tag = element.tag
-    if tag in ("graphic", "media"):
-        if name := _picture(element):
-            graphics.append((name,))
-        permissions.extend(element.iterfind("permissions"))
+    if tag in GRAPHIC:
+        if not _stands_alone(element):
+            _add_image([element], graphics, permissions)
     elif tag == "alternatives":
-        forms = [form for child in element if child.tag not in _APART for form in child.iter("graphic", "media")]
-        names = [(_rank(form, name), name) for form in forms if (name := _picture(form))]
-        names.sort(key=lambda form: form[0])
-        if names:
-            graphics.append(tuple(dict.fromkeys(name for _, name in names)))
-        for form in forms:
-            permissions.extend(form.iterfind("permissions"))
+        forms = [form for child in element if child.tag not in _APART for form in child.iter(*GRAPHIC)]
+        _add_image(forms, graphics, permissions)
     elif tag not in _APART:
         for child in element:
             _graphics(child, graphics, permissions)
 
 
-def _picture(element: etree._Element) -> str | None:
-    """The file name of a graphic; of a media element only where it is a picture, not a film or a spreadsheet."""
+def _add_image(forms: list[etree._Element], graphics: list[tuple[str, ...]], permissions: list[etree._Element]) -> None:
+    names = [(_rank(form, name), name) for form in forms if (name := _image(form))]
+    names.sort(key=lambda form: form[0])
+    if names:
+        graphics.append(tuple(dict.fromkeys(name for _, name in names)))
+    for form in forms:
+        permissions.extend(form.iterfind("permissions"))
+
+
+def _image(element: etree._Element) -> str | None:
+    """The file name of a graphic; of a media element only where it is an image, not a film or a spreadsheet."""
     href = element.get(_HREF) or ""
     if element.tag == "media" and element.get("mimetype") != "image" and not _PICTURE_MEDIA.search(href):
         return None
@@ -168,7 +218,7 @@ def _picture(element: etree._Element) -> str | None:
 
 
 def _rank(form: etree._Element, name: str) -> int:
-    """Among alternatives: full pictures, then vector forms (not decoded here), then thumbnails."""
+    """Among alternatives: full images, then vector forms (not decoded here), then thumbnails."""
     about = f"{form.get('content-type')} {form.get('specific-use')} {name}".lower()
     if "thumb" in about or "scielo-" in about:
         return 3

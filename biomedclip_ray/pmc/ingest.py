@@ -21,7 +21,7 @@ from biomedclip_ray.sources.open import open_bucket
 from biomedclip_ray.store.delta import Previous, finished_before
 from biomedclip_ray.store.product import Ledger, PartResult, Product
 
-VERSION = 5
+VERSION = 6
 ARTICLE, FIGURE = "article", "figure"
 
 
