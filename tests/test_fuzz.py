@@ -24,8 +24,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from lxml import etree
-from tests.images.test_image_fuzz import SEEDS, sound
-from tests.jats.test_xml import ARTICLE, mutated
 
 from biomedclip_ray.config import ConfigError, Ingest, SourceSelect
 from biomedclip_ray.images.image import ImageError, decode, prepare
@@ -37,6 +35,8 @@ from biomedclip_ray.sources.inventory import ENTRIES, Inventory, entries
 from biomedclip_ray.sources.oa_package import PackageBucket
 from biomedclip_ray.sources.own_files import find_files, records
 from biomedclip_ray.store.product import Ledger
+from tests.images.test_image_fuzz import SEEDS, sound
+from tests.jats.test_xml import ARTICLE, mutated
 
 ENTRY = {"pmcid": "PMC10", "version": 2, "key": "metadata/PMC10.2.json", "last_modified": "2026-11-12", "etag": "e"}
 METADATA = {
