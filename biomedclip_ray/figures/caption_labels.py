@@ -11,39 +11,26 @@ from __future__ import annotations
 import bisect
 import itertools
 import re
-from dataclasses import dataclass, replace
-from string import ascii_lowercase
+from dataclasses import replace
+from string import ascii_lowercase, ascii_uppercase
 
-_LETTER = r"(?:[A-Za-z](?:\d|['′])?)"
-_RANGE = r"(?:[-–—]|to\b|through\b)"
-_JOIN = rf"(?:\s*(?:[,;&/+]|and\b|{_RANGE})\s*)+"
-_LIST = rf"{_LETTER}(?:{_JOIN}{_LETTER}(?![A-Za-z])){{0,25}}"
-_ROMANS = ("i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix", "x", "xi", "xii")
-_NOUN = r"(?:sub-?)?(?:panel|image|picture|photo|part|section|plate|graph|frame|column|row)s?"
-_SIDE = r"(?:upper|lower|top|bottom|left|right|middle|center|centre|inset)(?:[ -](?:left|right|panel|row))*"
-# What begins a clause and belongs to the bracket behind it: "Panel (A) ...", "In (b), ...", "Figure 1(a) ...".
-_LEAD = rf"(?:^|(?<=[.;,:]\s)|(?<=[;,]\sand\s))(?i:in\s+|{_NOUN}\s*|(?:sub-?)?fig(?:ures?|s?\.)\s*\d*\s*)"
-# "(A)", "(A, B)", "(A)-(C)", "(panel A)", "(panel (A))", "(left, A)", "(C, 200x)", "[A]"; the letter may close a remark: "(PSA; C)".
-_BRACKETED = re.compile(
-    rf"(?:{_LEAD}|(?<![A-Za-z0-9]))[(\[]({_LETTER}[)\]]\s*{_RANGE}\s*[(\[]{_LETTER})[)\]]"
-    rf"|(?:{_LEAD}|(?<![A-Za-z0-9])|(?<=[a-z]{{4}})(?![(]s))[(\[]\s*(?:{_NOUN}\s+|{_SIDE}[,:;]?\s+)?({_LIST})(?:\s*[:;,.]\s*[^()\[\]]{{0,60}}|,?\s+{_SIDE})?\s*[)\]]"
-    rf"|\({_NOUN}\s+\(({_LIST})\)\)"
+from biomedclip_ray.figures.label_forms import (
+    BARE,
+    BRACKETED,
+    FORMS,
+    HALF_BRACKET,
+    NAMED,
+    PUNCTUATED,
+    Mention,
+    in_brackets,
+    of_form,
 )
-_CLOSING_REMARK = re.compile(rf"[;,]\s*(?:{_NOUN}\s+)?({_LIST})\s*(?=\))")
-# "A) text" at the start of a sentence or clause.
-_HALF_BRACKET = re.compile(rf"(?:^|(?<=[\s.;,:]))({_LETTER}\)\s*{_RANGE}\s*{_LETTER}|{_LIST})\)(?=\s|$|[A-Z][a-z])")
-# "A. Text", "A: text", "A, text", "A - text", "A and B, text".
-_PUNCTUATED = re.compile(rf"(?:^|(?<=[.;:)]\s)|(?<=[.;:)]))({_LIST})\s*[.:,;–—-](?=\s)\s*(?=\S)")
-# "panel A", "Panels B and C", "image D".
-_NAMED = re.compile(rf"\b{_NOUN}\s+({_LIST})(?![A-Za-z'’])(?:\s*[:,.](?=\s))?", re.IGNORECASE)
-# "a Text. b Text; and c text".
-_BARE = re.compile(rf"(?:^|(?<=[.;:,)]\s)|(?<=[.;:)])|(?<=[;,]\sand\s))({_LIST})\s+(?=[A-Z0-9(α-ωΔ]|[a-z]{{2,}})")
-_FORMS = (_BRACKETED, _HALF_BRACKET, _PUNCTUATED, _NAMED, _BARE)
+
+_ROMANS = ("i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix", "x", "xi", "xii")
 # Forms that ordinary words have too.
-_RISKY = (_PUNCTUATED, _BARE)
+_RISKY = (PUNCTUATED, BARE)
 # A bracket is so surely a label that other forms must find two letters more.
 _BRACKET_WORTH = 1.5
-_STAIN = {"H", "E"}
 _ROMAN = re.compile(r"(?:\(|(?<=\s)|^)((?:x?i[xv]|x?v?i{1,3}|v|x)(?:\s*[-–,]\s*(?:x?i[xv]|x?v?i{1,3}|v|x))*)\)(?=\W|$)")
 
 _JOINED = re.compile(r"[\s,;()&]*(?:and)?[\s,;()&]*")
@@ -57,16 +44,6 @@ _SENTENCE = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Mention:
-    """A place that names labels; `follows`: the text it is about stands before it."""
-
-    start: int
-    end: int
-    labels: tuple[str, ...]
-    follows: bool | None
-
-
 def _before(mention: Mention, caption: str) -> str:
     """The few characters before a mention."""
     return caption[max(0, mention.start - 16) : mention.start]
@@ -74,7 +51,7 @@ def _before(mention: Mention, caption: str) -> str:
 
 def sentence_starts(caption: str, mentions: list[Mention]) -> list[int]:
     """Where sentences begin, the first aside: after a stop, with a label after one, with a label before a capital letter."""
-    starts = {match.end() for match in _SENTENCE.finditer(caption)}
+    starts = {match.end() for match in _SENTENCE.finditer(caption) if not in_brackets(caption, match.end())}
     for mention in mentions:
         stopped = _before(mention, caption).rstrip().endswith((".", ";"))
         if stopped or (mention.follows is False and _CAPITAL.match(caption, mention.end)):
@@ -97,88 +74,48 @@ def _best(caption: str) -> list[Mention]:
     best: list[Mention] = []
     best_worth = 0.0
     for upper in (True, False):
-        found = [(form, _of_form(form, caption, upper)) for form in _FORMS]
+        found = [(form, of_form(form, caption, upper)) for form in FORMS]
         single = [(form, _in_order(some) if form in _RISKY else some) for form, some in found]
         union = _without_overlaps([(form in _RISKY, mention) for form, some in found for mention in some])
+        sure = _without_overlaps(
+            [(form in _RISKY, m) for form, some in found for m in some if _is_sure(form, m, caption)]
+        )
         # Of two worth the same the first stays: forms together name more places.
-        for form, candidates in (*_twice(single), (None, union), *reversed(single)):
-            length = _sequence_length(candidates)
-            worth = length + (_BRACKET_WORTH if form in (_BRACKETED, _HALF_BRACKET) else 0)
+        for form, candidates in (*_twice(single, caption), (None, union), *reversed(single), (BRACKETED, sure)):
+            candidates = _without_grades(candidates)
+            length, last = _sequence(candidates, caption)
+            worth = length + (_BRACKET_WORTH if form in (BRACKETED, HALF_BRACKET) else 0)
             if length > 1 and worth > best_worth:
-                last = chr(ord("A" if upper else "a") + length - 1)
-                limited = [m for c in candidates if (m := _limited(c, last))]
+                limited = [m for c in candidates if (m := _limited(c, last if upper else last.lower()))]
                 if len(limited) > 1 or _is_clear(limited[0], caption):
                     best_worth, best = worth, limited
     return _whole_letters(best) or _romans(caption)
 
 
+def _is_sure(form: re.Pattern[str], mention: Mention, caption: str) -> bool:
+    """Brackets, and letters with a colon: forms that one caption mixes, "A) Liver. B) Kidney. C: Lung"."""
+    if form in (BRACKETED, HALF_BRACKET):
+        return True
+    return form is PUNCTUATED and caption[mention.start : mention.end].rstrip().endswith(":")
+
+
 def _is_clear(mention: Mention, caption: str) -> bool:
     """Whether a list that stands alone is surely one of panels: "(A, B)", "panels A and B", "A and B:"; not "a, b represent"."""
     written = caption[mention.start : mention.end].rstrip()
-    return written.endswith((":", ")", "]")) or _NAMED.match(written) is not None
+    return written.endswith((":", ")", "]")) or NAMED.match(written) is not None
 
 
-def _twice(single: list[tuple[re.Pattern[str], list[Mention]]]) -> list[tuple[re.Pattern[str], list[Mention]]]:
+def _twice(
+    single: list[tuple[re.Pattern[str], list[Mention]]], caption: str
+) -> list[tuple[re.Pattern[str], list[Mention]]]:
     """Brackets and a second form together, where each goes through all letters: "Kidney (A-C). A: Cortex. B: ..."."""
     (brackets, first), *others = single
-    length = _sequence_length(first)
+    length, _ = _sequence(first, caption)
     return [
         (brackets, _without_overlaps([(False, mention) for mention in (*first, *second)]))
         for form, second in others
-        if form in (_HALF_BRACKET, _PUNCTUATED) and length > 1 and _sequence_length(second) == length
+        if form in (HALF_BRACKET, PUNCTUATED) and length > 1 and _sequence(second, caption)[0] == length
     ]
-
-
-def _of_form(form: re.Pattern[str], caption: str, upper: bool) -> list[Mention]:
-    found = []
-    matches = list(form.finditer(caption))
-    if form is _BRACKETED:
-        inside = [range(match.start(), match.end()) for match in matches]
-        matches += [
-            m
-            for m in _CLOSING_REMARK.finditer(caption)
-            if _in_brackets(caption, m.start()) and not any(m.start() in span for span in inside)
-        ]
-    for match in matches:
-        labels = _expand(next(filter(None, match.groups())))
-        if form is _HALF_BRACKET and _in_brackets(caption, match.start()):
-            continue
-        if not labels or labels[0][0].isupper() != upper or set(labels) == _STAIN:
-            continue
-        leads = form is not _BRACKETED and form is not _NAMED
-        found.append(Mention(match.start(), match.end(), labels, False if leads else None))
-    found.sort(key=lambda mention: mention.start)
-    return found
-
-
-def _in_brackets(caption: str, at: int) -> bool:
-    """Whether a bracket is open there."""
-    return caption.rfind("(", 0, at) > caption.rfind(")", 0, at)
-
-
-def _expand(text: str) -> tuple[str, ...]:
-    """ "A-C, E" -> A, B, C, E; "B1-B3" -> B1, B2, B3; () where the letters differ in case or a range runs backwards."""
-    labels: list[str] = []
-    parts = re.findall(rf"(?<![A-Za-z]){_LETTER}(?![A-Za-z])|{_RANGE}", text)
-    ranging = False
-    for part in parts:
-        if re.fullmatch(_RANGE, part):
-            ranging = bool(labels)
-            continue
-        label = part.rstrip("'′")
-        if labels and label[0].isupper() != labels[0][0].isupper():
-            return ()
-        if ranging:
-            last = labels[-1]
-            if not last < label:
-                return ()
-            if last[0] != label[0]:
-                labels.extend(chr(code) for code in range(ord(last[0]) + 1, ord(label[0])))
-            elif len(last) > 1:
-                labels.extend(f"{label[0]}{number}" for number in range(int(last[1]) + 1, int(label[1])))
-            ranging = False
-        labels.append(label)
-    return tuple(dict.fromkeys(labels))
 
 
 def _in_order(mentions: list[Mention]) -> list[Mention]:
@@ -243,13 +180,49 @@ def _follows(mention: Mention, caption: str) -> bool | None:
     return closes
 
 
-def _sequence_length(mentions: list[Mention]) -> int:
-    """How many letters from A on are all named."""
-    named = {label[0].lower() for mention in mentions for label in mention.labels}
-    length = 0
-    while length < 26 and chr(ord("a") + length) in named:
-        length += 1
-    return length
+def _sequence(mentions: list[Mention], caption: str) -> tuple[int, str]:
+    """(how many letters from A on are named, the last of them); one may be missing after the third, as J often is."""
+    first: dict[str, Mention] = {}
+    for mention in mentions:
+        for label in mention.labels:
+            first.setdefault(label[0].upper(), mention)
+    count, last = 0, ""
+    for letter, following, later in zip(
+        ascii_uppercase, ascii_uppercase[1:] + " ", ascii_uppercase[2:] + "  ", strict=True
+    ):
+        if letter in first:
+            count, last = count + 1, letter
+        elif (
+            count < 3 or following not in first or not _goes_on(first[last], first[following], later in first, caption)
+        ):
+            break
+    return count, last
+
+
+def _goes_on(mention: Mention, later: Mention, again: bool, caption: str) -> bool:
+    """Is a list gone on with after a missing letter: both before their text, or behind it and one more comes?"""
+    opens, also = (bool(_OPENING.search(_before(each, caption))) for each in (mention, later))
+    return mention.start < later.start and opens == also and (opens or again)
+
+
+def _without_grades(mentions: list[Mention]) -> list[Mention]:
+    """Leave out "(G5)", a grade or a group: one letter's numbers that do not begin with 1, or a 1 with nothing beside it."""
+    numbers: dict[str, set[str]] = {}
+    for label in _labels(mentions):
+        numbers.setdefault(label[0], set()).add(label[1:])
+    ones = [letter for letter, named in numbers.items() if named == {"1"}]
+    panels = {
+        letter
+        for letter, named in numbers.items()
+        if {"1", "2"} <= named or (letter in ones and (len(ones) > 1 or chr(ord(letter) + 1) in numbers))
+    }
+    return [
+        m
+        for m in mentions
+        if len({label[0] for label in m.labels}) > 1
+        or "" in {label[1:] for label in m.labels}
+        or m.labels[0][0] in panels
+    ]
 
 
 def _limited(mention: Mention, last: str) -> Mention | None:

@@ -27,7 +27,7 @@ from biomedclip_ray.sources.open import open_bucket
 from biomedclip_ray.store.delta import Previous, finished_before
 from biomedclip_ray.store.product import Ledger, PartResult, Product
 
-VERSION = 6
+VERSION = 7
 UNIT, PANEL = "picture", "panel"
 
 

@@ -10,7 +10,8 @@ import bisect
 import itertools
 import re
 
-from biomedclip_ray.figures.caption_labels import Mention, label_mentions, sentence_starts
+from biomedclip_ray.figures.caption_labels import label_mentions, sentence_starts
+from biomedclip_ray.figures.label_forms import Mention
 
 _CLOSING = re.compile(
     r"scale|bars?\b|error bars?|data (?:are|were|represent)|values|results are|(?:original )?magnification|abbreviations?|all |\*?\s?\d+[x×*]|"

@@ -98,6 +98,60 @@ def test_letters_that_refer_back_or_stand_for_something_else_are_no_labels(capti
     assert list(subcaptions(caption)) == expected
 
 
+@pytest.mark.parametrize(
+    "caption, expected",
+    [
+        # A letter is left out, as J often is: the list goes on.
+        (
+            "(A-H) Mice. (I) Liver. (K) Kidney. (L) Lung.",
+            dict.fromkeys("ABCDEFGH", "Mice.") | {"I": "Liver.", "K": "Kidney.", "L": "Lung."},
+        ),
+        ("A) Skin. B) Liver. C) Lung. E) Bone.", {"A": "Skin.", "B": "Liver.", "C": "Lung.", "E": "Bone."}),
+        (
+            "Skin (a), liver (b), lung (c), bone (e) and hair (f).",
+            {"a": "Skin.", "b": "liver.", "c": "lung.", "e": "bone.", "f": "hair."},
+        ),
+        # Styles are mixed.
+        ("A) Liver. B) Kidney. C) Lung. D: Skin.", {"A": "Liver.", "B": "Kidney.", "C": "Lung.", "D": "Skin."}),
+        ("(A) Liver. (B) Kidney. C: Lung.", {"A": "Liver.", "B": "Kidney.", "C": "Lung."}),
+        ("A: Liver. B: Kidney. (C) Lung.", {"A": "Liver.", "B": "Kidney.", "C": "Lung."}),
+        ("(A) Liver. (B) and C) Kidney.", {"A": "Liver.", "B": "Kidney.", "C": "Kidney."}),
+        # Magnifications.
+        ("Liver: a x10 b x40", {"a": "Liver: x10", "b": "Liver: x40"}),
+        ("Liver. a ×10. b ×40. c ×100.", {"a": "Liver. ×10.", "b": "Liver. ×40.", "c": "Liver. ×100."}),
+        ("Liver. a x10, b x40.", {"a": "Liver. x10", "b": "Liver. x40."}),
+    ],
+)
+def test_a_list_with_a_gap_or_in_several_styles_is_one_list(caption: str, expected: dict[str, str]) -> None:
+    assert subcaptions(caption) == expected
+
+
+@pytest.mark.parametrize(
+    "caption, expected",
+    [
+        ("(A) Liver. (B) Kidney (A, B Hematoxylin).", {"A": "Liver.", "B": "Kidney (A, B Hematoxylin)."}),
+        (
+            "(A) Liver. (B) Kidney (A, B Hematoxylin; C PAS). (C) Lung.",
+            {"A": "Liver.", "B": "Kidney (A, B Hematoxylin; C PAS).", "C": "Lung."},
+        ),
+        ("(A) Liver. (B) Tumour of grade 3 (C3).", {"A": "Liver.", "B": "Tumour of grade 3 (C3)."}),
+        ("(A) Liver of stage 2 (B2). (B) Kidney.", {"A": "Liver of stage 2 (B2).", "B": "Kidney."}),
+        (
+            "(A) Skin. (B) Liver. (C) Lung with vitamin (E).",
+            {"A": "Skin.", "B": "Liver.", "C": "Lung with vitamin (E)."},
+        ),
+    ],
+)
+def test_a_remark_in_brackets_is_no_label_and_stays(caption: str, expected: dict[str, str]) -> None:
+    assert subcaptions(caption) == expected
+
+
+def test_a_remark_behind_labels_that_stand_nowhere_else_leaves_them_labels() -> None:
+    caption = "Liver (A, B Hematoxylin) and kidney (C, D PAS)."
+    assert subcaptions(caption) == {"A": "Liver.", "B": "Liver.", "C": "kidney.", "D": "kidney."}
+    assert subcaptions("Blood (A, B cells) and lymph (B, T cells).") == {"A": "Blood.", "B": "lymph."}
+
+
 def test_a_place_that_refers_back_stays_in_the_text_it_stands_in() -> None:
     assert subcaptions("(A) Liver. (B) Kidney like the liver (A). (C) Lung.")["B"] == "Kidney like the liver (A)."
 
