@@ -384,3 +384,22 @@ def test_a_root_stays_with_its_inventory_until_it_is_told_to_move_on(
     assert same != moved
     record = json.loads((tmp_path / "root" / "run.json").read_text())
     assert record["inventories"][str(source)]["date"] == first.date
+
+
+# -- what a cluster can take, without one -----------------------------------------------------------------------------
+
+
+def test_a_dry_run_says_what_the_cluster_of_a_file_cannot_take(cli: Cli) -> None:
+    aws = REPO / "cluster" / "aws.yaml"
+    assert cli("--dry-run", "--cluster", str(aws)).code == 0
+    answer = cli("--dry-run", "--cluster", str(aws), "ingest.resources.num_cpus=33")
+    assert answer.code == 2
+    assert answer.errors == [
+        f"error: ingest.resources.num_cpus=33, but no node of --cluster {aws} has more than 32 CPUs; lower it"
+    ]
+
+
+def test_a_dry_run_refuses_a_file_that_describes_no_cluster(cli: Cli) -> None:
+    answer = cli("--dry-run", "--cluster", str(REPO / "cluster" / "serve.yaml"))
+    assert answer.code == 2
+    assert "neither a launcher's file" in answer.errors[0]

@@ -32,6 +32,7 @@ from biomedclip_ray.run.options import MIRROR, parse
 from biomedclip_ray.run.preflight import (
     PreflightError,
     check_address,
+    check_capacity,
     check_cluster,
     check_out,
     check_places,
@@ -196,6 +197,7 @@ def _run(config: Config, options: argparse.Namespace) -> int:
         story(run, config)
         run.show(console)
         run.check_range()
+        _foresee(config, _waiting(run), options.cluster)
         return 0
     if options.out:
         check_out(options.out)
@@ -208,8 +210,11 @@ def _run(config: Config, options: argparse.Namespace) -> int:
     _connect()
     import ray
 
+    from biomedclip_ray.run.capacity import connected, remember
+
     try:
-        _refuse(check_cluster(config, waiting, towers=not begun))
+        remember(capacity := connected(options.cluster))
+        _refuse(check_cluster(config, waiting, capacity, towers=not begun))
         run.begin()
         try:
             pairs, corpus = _tell(run, config)
@@ -272,7 +277,30 @@ def unfinished_stages(config: Config, run: Run) -> dict[str, str]:
     foresight = Run(config, run.inventory, run.chosen[0], run.chosen[-1], dry=True, own=run.own)
     story(foresight, config)
     foresight.check_range()
-    return {stage["name"]: stage["product"] for stage in foresight.stages if stage["state"] in ("run", "resume")}
+    return _waiting(foresight)
+
+
+def _waiting(run: Run) -> dict[str, str]:
+    return {stage["name"]: stage["product"] for stage in run.stages if stage["state"] in ("run", "resume")}
+
+
+def _foresee(config: Config, waiting: dict[str, str], cluster: str | None) -> None:
+    """Whether the cluster that a file describes, or that is there, can take the stages; nothing is started on it."""
+    if cluster is None and os.environ.get("RAY_ADDRESS", "local") == "local":
+        return
+    import ray
+
+    from biomedclip_ray.run.capacity import connected, of_file
+
+    if os.environ.get("RAY_ADDRESS", "local") == "local":
+        assert cluster is not None
+        _refuse(check_capacity(config, tuple(waiting), of_file(cluster)))
+        return
+    _connect()
+    try:
+        _refuse(check_capacity(config, tuple(waiting), connected(cluster)))
+    finally:
+        ray.shutdown()
 
 
 def _connect() -> None:

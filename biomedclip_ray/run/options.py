@@ -28,6 +28,12 @@ def parse(arguments: list[str], description: str | None) -> argparse.Namespace:
     parser.add_argument(
         "--dry-run", action="store_true", help="say what would run or be skipped, and why; start nothing"
     )
+    parser.add_argument(
+        "--cluster",
+        metavar="FILE",
+        help="what the cluster is made from, a launcher's YAML or a KubeRay manifest: what nodes may come is read there instead "
+        "of from the autoscaler; with --dry-run no cluster is needed",
+    )
     parser.add_argument("--list", action="store_true", help="list the products in the root, their size and their users")
     parser.add_argument("--sync", action="store_true", help="move on to the source's newest inventory")
     parser.add_argument("--hold", action="store_true", help="keep the server up after deploying, until Ctrl-C")

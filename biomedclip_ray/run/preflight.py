@@ -13,7 +13,8 @@ from pathlib import Path
 import ray
 from ray.exceptions import NodeDiedError, TaskUnschedulableError, WorkerCrashedError
 
-from biomedclip_ray.config import Config, ConfigError
+from biomedclip_ray.config import Config, ConfigError, PartResources
+from biomedclip_ray.run.capacity import Capacity
 from biomedclip_ray.sources.bucket import SourceError
 from biomedclip_ray.sources.inventory import Inventory, find_inventory
 from biomedclip_ray.sources.open import open_bucket
@@ -108,15 +109,10 @@ def _space(root: str) -> list[str]:
     return [f"root={root}: only {free / 1e9:.1f} GB are free; at least {MIN_FREE_BYTES / 1e9:.0f} GB are needed"]
 
 
-def check_cluster(config: Config, stages: tuple[str, ...], towers: bool = True) -> list[str]:
-    """What the connected Ray cluster lacks, nodes that do not see the root, and towers that cannot be built or trained there.
-
-    `towers`: try those too; a run that goes on has its towers already and asks nobody for weights.
-    """
-    have = _most_resources()
-    cpus, gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
+def check_capacity(config: Config, stages: tuple[str, ...], capacity: Capacity) -> list[str]:
+    """What the nodes that may come cannot give these stages; needs no cluster."""
     problems = []
-    demands = {
+    demands: dict[str, PartResources] = {
         "catalog": config.catalog.resources,
         "ingest": config.ingest.resources,
         "preprocess": config.preprocess.resources,
@@ -124,45 +120,51 @@ def check_cluster(config: Config, stages: tuple[str, ...], towers: bool = True) 
         "embed": config.embed.resources,
     }
     if config.own.uri is not None and "preprocess" in stages:
-        problems += _fits("own.resources.num_cpus", config.own.resources.num_cpus, "CPU", have)
+        problems += _fits("own.resources", config.own.resources, capacity)
     for name, need in demands.items():
         if name in stages:
-            problems += _fits(f"{name}.resources.num_cpus", need.num_cpus, "CPU", have)
-            problems += _fits(f"{name}.resources.num_gpus", need.num_gpus, "GPU", have)
-    if "train" in stages:
+            problems += _fits(f"{name}.resources", need, capacity)
+    if "train" in stages and capacity.sized:
         from biomedclip_ray.train.check import check as check_train
 
-        problems += check_train(config, cpus, gpus, _nodes(have))
-    if "deploy" in stages:
-        serve = config.serve.resources
+        problems += check_train(config, capacity.total("CPU"), capacity.total("GPU"), capacity.nodes())
+    if "deploy" in stages and capacity.sized:
+        serve, cpus = config.serve.resources, capacity.total("CPU")
         if serve.replicas * serve.cpus_per_replica > cpus:
             problems.append(
-                f"serve.resources.replicas={serve.replicas} x cpus_per_replica={serve.cpus_per_replica:g}, but the cluster "
-                f"has {cpus:g} CPUs; lower one of them"
+                f"serve.resources.replicas={serve.replicas} x cpus_per_replica={serve.cpus_per_replica:g}, but "
+                f"{capacity.found} has {cpus:g} CPUs; lower one of them"
             )
-    problems += _check_nodes(config.root)
+    return problems
+
+
+def check_cluster(config: Config, stages: tuple[str, ...], capacity: Capacity, towers: bool = True) -> list[str]:
+    """What the connected Ray cluster lacks, nodes that do not see the root, and towers that cannot be built or trained there.
+
+    `towers`: try those too; a run that goes on has its towers already and asks nobody for weights.
+    """
+    problems = check_capacity(config, stages, capacity) + _check_nodes(config.root)
     if "train" in stages and towers and not problems:  # it takes seconds, so only where nothing else is wrong
         problems += _try_towers(config)
     return problems
 
 
-def _fits(key: str, need: float, unit: str, have: dict[str, float]) -> list[str]:
+def _fits(key: str, need: PartResources, capacity: Capacity) -> list[str]:
     """A task runs on one node, whatever the others have: what none of them can give waits for ever, without a word."""
-    total = have.get(unit, 0.0)
-    if need > total:
-        return [f"{key}={need:g}, but the cluster has {total:g} {unit}s; lower it"]
-    if nodes := _nodes(have):
-        largest = max(node.get(unit, 0.0) for node in nodes)
-        if need > largest:
-            return [f"{key}={need:g}, but no node has more than {largest:g} {unit}s; lower it"]
-    return []
-
-
-def _nodes(have: dict[str, float]) -> list[dict[str, float]]:
-    """What each node has, where the nodes that are there are all there will be; empty: the cluster grows with its work."""
-    if have != ray.cluster_resources():
+    if capacity.fits(need.num_cpus, need.num_gpus):
         return []
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    problems = []
+    for name, unit, wanted in (("num_cpus", "CPU", need.num_cpus), ("num_gpus", "GPU", need.num_gpus)):
+        total, largest = capacity.total(unit), capacity.largest(unit)
+        if wanted > total:
+            problems.append(f"{key}.{name}={wanted:g}, but {capacity.found} has {total:g} {unit}s; lower it")
+        elif wanted > largest:
+            problems.append(
+                f"{key}.{name}={wanted:g}, but no node of {capacity.found} has more than {largest:g} {unit}s; lower it"
+            )
+    return problems or [
+        f"{key}: no node of {capacity.found} has num_cpus={need.num_cpus:g} and num_gpus={need.num_gpus:g} together; lower one"
+    ]
 
 
 def _try_towers(config: Config) -> list[str]:
@@ -179,13 +181,6 @@ def _try_towers(config: Config) -> list[str]:
 
     problem = ray.get(ray.remote(num_cpus=0)(attempt).remote())
     return [problem] if problem else []
-
-
-def _most_resources() -> dict[str, float]:
-    """What the cluster can have: an autoscaling one starts with no worker, and its configuration says how far it goes."""
-    now: dict[str, float] = ray.cluster_resources()
-    most = ray._private.state.state.get_max_resources_from_cluster_config() or {}
-    return {name: max(now.get(name, 0.0), float(most.get(name, 0.0))) for name in {*now, *most}}
 
 
 def _check_nodes(root: str) -> list[str]:

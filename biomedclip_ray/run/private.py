@@ -1,0 +1,200 @@
+"""Every private name of Ray that this program leans on about nodes and scheduling, each with why: one file to read when Ray changes.
+
+Public Ray says which nodes are up, not which may come, and lets nobody say what a dataset will still need. A test asks for each
+name in NAMES, so that another version of Ray tells in one line what is gone; pyproject.toml holds Ray to the version they
+were read in.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+NAMES = {
+    "ray.autoscaler.v2.sdk:get_cluster_status": "v2: nodes that are on their way, and why others failed",
+    "ray._private.ray_constants:DEBUG_AUTOSCALING_STATUS": "v1: the same, as JSON in the control store",
+    "ray.experimental.internal_kv:_internal_kv_get": "reads it",
+    "ray.autoscaler._private.kuberay.autoscaling_config:_generate_available_node_types_from_ray_cr_spec": (
+        "a RayCluster's groups as the autoscaler counts them"
+    ),
+    "ray.autoscaler._private.kuberay.node_provider:KubernetesHttpApiClient": "asks Kubernetes for the RayCluster",
+    "ray.autoscaler.v2.utils:is_autoscaler_v2": "which of the two runs beside KubeRay's head",
+    "ray.data._internal.execution.execution_callback:ExecutionCallback": "is told of each round of a dataset",
+    "ray.data._internal.cluster_autoscaler.rate_based_cluster_autoscaler:RateBasedClusterAutoscaler.try_trigger_scaling": (
+        "asks for nodes by CPUs alone, so for any kind of node: replaced by `ask`"
+    ),
+    "ray.data._internal.cluster_autoscaler:DefaultAutoscalingCoordinator.request_resources": "where a dataset asks",
+    "ray.data._internal.cluster_autoscaler:get_or_create_autoscaling_coordinator": "where everybody else asks",
+    "ray.data._internal.cluster_autoscaler.base_autoscaling_coordinator:STANDARD_RESOURCE_TYPES": (
+        "the share of what is left that a dataset asks for, which may not change while it runs"
+    ),
+}
+
+Autoscaler = Literal["v1", "v2"]
+
+_MONITORS: dict[str, Autoscaler] = {"autoscaler/v2/monitor.py": "v2", "autoscaler/_private/monitor.py": "v1"}
+_KUBERNETES = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_EXPIRE_S = 180
+
+log = logging.getLogger(__name__)
+
+
+def missing_names() -> list[str]:
+    """Those of NAMES that this Ray does not have, each with what it was needed for."""
+    gone = []
+    for name, why in NAMES.items():
+        module, _, path = name.partition(":")
+        try:
+            found = import_module(module)
+            for step in path.split("."):
+                found = getattr(found, step)
+        except (ImportError, AttributeError):
+            gone.append(f"{name}: {why}")
+    return gone
+
+
+def autoscaler_config(gcs_address: str) -> tuple[Autoscaler, dict[str, Any], str] | None:
+    """What the autoscaler of this cluster works by: version, its configuration, where that was read; None: there is none.
+
+    To be called on the head. `ray start --autoscaling-config` names a file to a process of the head, which reads it anew at each
+    round, as this does; KubeRay's sidecar asks Kubernetes for the RayCluster, as this does with the same account.
+
+    Raises:
+        LookupError: there is one, but its configuration cannot be read; says why.
+    """
+    for command in _commands():
+        version = next((v for script, v in _MONITORS.items() if any(word.endswith(script) for word in command)), None)
+        if version is None or f"--gcs-address={gcs_address}" not in command:
+            continue
+        option = next((word for word in command if word.startswith("--autoscaling-config=")), None)
+        if option is None:  # a cluster of machines that are there: this process only counts them
+            return None
+        path = Path(option.partition("=")[2]).expanduser()
+        try:
+            return version, yaml.safe_load(path.read_text()), str(path)
+        except (OSError, yaml.YAMLError) as error:
+            raise LookupError(f"{path}: {error}") from error
+    name = os.environ.get("RAY_CLUSTER_NAME")
+    if name is None or not (_KUBERNETES / "namespace").exists():
+        return None
+    return _of_kubernetes(name, (_KUBERNETES / "namespace").read_text())
+
+
+def _commands() -> list[list[str]]:
+    """The command lines of all processes that run here."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found.append(path.read_bytes().decode(errors="replace").split("\0"))
+        except OSError:  # it has ended
+            continue
+    return found
+
+
+def _of_kubernetes(name: str, namespace: str) -> tuple[Autoscaler, dict[str, Any], str] | None:
+    import requests
+    from ray.autoscaler._private.kuberay.node_provider import KubernetesHttpApiClient
+    from ray.autoscaler.v2.utils import is_autoscaler_v2
+
+    try:
+        cluster = KubernetesHttpApiClient(namespace=namespace).get(f"rayclusters/{name}")
+    except (requests.RequestException, OSError) as error:
+        raise LookupError(f"RayCluster {name} in namespace {namespace}: {error}") from error
+    if not cluster["spec"].get("enableInTreeAutoscaling"):
+        return None
+    version: Autoscaler = "v2" if is_autoscaler_v2(fetch_from_server=True) else "v1"
+    return version, cluster, f"RayCluster {name}"
+
+
+def kuberay_node_types(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A RayCluster's groups as the launcher's `available_node_types`; the head's is called `headgroup`.
+
+    Raises:
+        ValueError: a group does not say how many CPUs its pods have.
+    """
+    from ray.autoscaler._private.kuberay.autoscaling_config import _generate_available_node_types_from_ray_cr_spec
+
+    types: dict[str, Any] = _generate_available_node_types_from_ray_cr_spec(dict(spec))
+    return types
+
+
+def coming(version: str, gcs_address: str) -> tuple[dict[str, int], dict[str, str]]:
+    """Node kinds that are on their way (how many), and those that could not be had lately (why)."""
+    if version == "v2":
+        from ray.autoscaler.v2.sdk import get_cluster_status
+
+        status = get_cluster_status(gcs_address)
+        pending: dict[str, int] = {}
+        for launch in status.pending_launches:
+            pending[launch.ray_node_type_name] = pending.get(launch.ray_node_type_name, 0) + launch.count
+        for node in status.pending_nodes:
+            pending[node.ray_node_type_name] = pending.get(node.ray_node_type_name, 0) + 1
+        failed = {launch.ray_node_type_name: launch.details or "no reason given" for launch in status.failed_launches}
+        return pending, failed
+    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    told = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
+    report = (json.loads(told) if told else {}).get("autoscaler_report") or {}
+    pending = dict(report.get("pending_launches", {}))
+    for _, kind, _ in report.get("pending_nodes", []):
+        pending[kind] = pending.get(kind, 0) + 1
+    records = report.get("node_availability_summary", {}).get("node_availabilities", {})
+    failed = {
+        record["node_type"]: (record.get("unavailable_node_information") or {}).get("description") or "no reason given"
+        for record in records.values()
+        if not record["is_available"]
+    }
+    return pending, failed
+
+
+Bundles = Sequence[tuple[dict[str, float], dict[str, str]]]
+"""Tasks or actors that are to fit at once: resources and label selector of each."""
+
+
+def ask(executor: Any, bundles: Bundles) -> None:
+    """Ask for nodes in the name of a running dataset, in place of what Ray Data would ask for it (see `silence`)."""
+    from ray.data._internal.cluster_autoscaler.base_autoscaling_coordinator import STANDARD_RESOURCE_TYPES
+
+    executor._cluster_autoscaler._autoscaling_coordinator.request_resources(
+        resources=[dict(resources) for resources, _ in bundles],
+        label_selectors=[dict(selector) for _, selector in bundles],
+        expire_after_s=_EXPIRE_S,
+        request_remaining=STANDARD_RESOURCE_TYPES,
+    )
+
+
+def silence(executor: Any) -> None:
+    """Ray Data asks for nodes of a running dataset no more."""
+    executor._cluster_autoscaler.try_trigger_scaling = lambda: None
+
+
+def operators(executor: Any) -> list[Any]:
+    """The physical operators of a running dataset, from the first to the last."""
+    return list(executor._topology)
+
+
+def ask_for(name: str, bundles: Bundles | None) -> None:
+    """Ask for nodes in a name of one's own, before there is any task; None: no more."""
+    import ray
+    from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
+
+    coordinator = get_or_create_autoscaling_coordinator()
+    if bundles is None:
+        ray.get(coordinator.cancel_request.remote(name))
+        return
+    ray.get(
+        coordinator.request_resources.remote(
+            requester_id=name,
+            resources=[dict(resources) for resources, _ in bundles],
+            label_selectors=[dict(selector) for _, selector in bundles],
+            expire_after_s=_EXPIRE_S,
+        )
+    )
