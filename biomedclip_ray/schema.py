@@ -228,6 +228,8 @@ class Reason(StrEnum):
     BLANK = "blank"
     # own data: picture
     BROKEN_FILE = "broken_file"
+    TOO_LARGE = "too_large"
+    MASK = "mask"
     BAD_SPLIT = "bad_split"
     # curate: pair
     DUPLICATE = "duplicate"
@@ -289,6 +291,8 @@ _SENTENCES = {
     Reason.BAD_ASPECT: "the sides' ratio is above preprocess.max_aspect",
     Reason.BLANK: "the picture is one colour",
     Reason.BROKEN_FILE: "the file that holds the pair cannot be read to its end",
+    Reason.TOO_LARGE: "the image's file is larger than a task can hold",
+    Reason.MASK: "a mask or segmentation that lies beside its image",
     Reason.BAD_SPLIT: "the split is none of train, validation (val, valid, dev) and test",
     Reason.DUPLICATE: "the same picture with the same text is kept once already",
     Reason.SPLIT_CONFLICT: "the same picture is in a higher split (test > validation > train)",

@@ -318,7 +318,11 @@ SHARD = {f"{n:03}.{ending}": f"{n} {ending}".encode() * 20 for n in range(6) for
 
 
 def _own_files_are_read_or_refused(form: str, rng: random.Random, folder: Path) -> bool:
-    if form == "tar":
+    if form == "jsonl":
+        lines = [json.dumps({"image": f"{n}.png", "text": f"µ {n}", "id": rng.choice(STRANGE)}) for n in range(20)]
+        data = "\n".join(lines).encode()
+        data = _damaged(rng, data) if rng.random() < 0.7 else data
+    elif form == "tar":
         data = _tar(rng, SHARD | {"6.jpg": b"j", "6.json": json.dumps(rng.choice(STRANGE)).encode()})
     else:
         data = PARQUET if form == "parquet" else CSV
@@ -334,9 +338,8 @@ def _own_files_are_read_or_refused(form: str, rng: random.Random, folder: Path) 
         return False
     whole = True
     for record in (record for piece in files.pieces for record in records(files, piece)):
-        whole &= record.broken is None
-        assert record.broken is None or record.broken[0] is Reason.BROKEN_FILE
-        assert not isinstance(record.image, str) or not record.image.startswith(("/", ".."))
+        whole &= record.fault is None
+        assert record.fault is None or record.fault[0] in (Reason.BROKEN_FILE, Reason.MISSING_OBJECT, Reason.TOO_LARGE)
         assert isinstance(record.text, str)
     return whole
 
@@ -349,6 +352,7 @@ KINDS = {
     "package": _package_is_read_or_refused,
     "own_parquet": partial(_own_files_are_read_or_refused, "parquet"),
     "own_csv": partial(_own_files_are_read_or_refused, "csv"),
+    "own_jsonl": partial(_own_files_are_read_or_refused, "jsonl"),
     "own_shard": partial(_own_files_are_read_or_refused, "tar"),
 }
 

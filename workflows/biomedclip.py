@@ -186,7 +186,7 @@ def main(arguments: list[str]) -> int:
 def _run(config: Config, options: argparse.Namespace) -> int:
     first, last = _range(config, options)
     inventory = None if config.own.alone else resolve_inventory(config, options.sync)
-    own = find_files(config.own.uri, config.own.pairs_per_part) if config.own.uri else None
+    own = find_files(config.own.uri, config.own.pairs_per_part, config.own.columns) if config.own.uri else None
     run = Run(config, inventory, first, last, options.dry_run or options.prune, own)
     if options.prune:
         story(run, config)

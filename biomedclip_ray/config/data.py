@@ -182,8 +182,10 @@ class Own(StageSection):
     """Image-caption pairs of a hospital or laboratory, taken in at curate like PMC's."""
 
     uri: str | None = None
-    """A folder (or one file) of Parquet, WebDataset shards or CSV with pictures beside it; `sources/own_files.py` names the
-    columns. null: PubMed Central only."""
+    """A folder (or one file) of Parquet, WebDataset shards, CSV or JSON lines with images beside it; `sources/own_files.py` names
+    the forms and the columns. null: PubMed Central only."""
+    columns: dict[Literal["image", "text", "id", "group", "split", "license"], str] = Field(default_factory=dict)
+    """What a column (or key) is where its name is not one of the usual: own.columns.text=befund."""
     alone: bool = False
     """Train on these pairs only; PubMed Central is not read."""
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")] = "own"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from biomedclip_ray.config import LICENSES, Config, Own, Preprocess
+from biomedclip_ray.config import LICENSES, Config, ConfigError, Own, Preprocess
 from biomedclip_ray.figures.captions import language, text_sha256, training_text
 from biomedclip_ray.figures.clip_kinds import bundle_id, name_kinds
 from biomedclip_ray.figures.kinds import figure_kind
@@ -27,11 +28,12 @@ from biomedclip_ray.jats.licenses import license_code
 from biomedclip_ray.run.ahead import fetch_ahead
 from biomedclip_ray.run.parts import run_parts
 from biomedclip_ray.schema import PAIRS, Reason, hash64, pair_id
-from biomedclip_ray.sources.own_files import OwnFiles, Record, records
-from biomedclip_ray.store.place import Place
+from biomedclip_ray.sources.own.images import read_image
+from biomedclip_ray.sources.own.record import OwnFiles, Record
+from biomedclip_ray.sources.own_files import records
 from biomedclip_ray.store.product import Count, Ledger, PartResult, Product, data_name, ledger_name
 
-VERSION = 4
+VERSION = 5
 UNIT = "picture"
 _SPLITS = {"train": "train", "training": "train", "test": "test"}
 _SPLITS |= dict.fromkeys(("validation", "val", "valid", "dev"), "validation")
@@ -41,7 +43,7 @@ _AHEAD = 32  # pictures in memory at once
 
 def plan(config: Config, files: OwnFiles) -> Product:
     """The pairs that one's own files lead to. Raises ConfigError where preprocess.kinds.bundle cannot be read."""
-    content = config.own.model_dump(mode="json", include={"name", "license", "pairs_per_part"})
+    content = config.own.model_dump(mode="json", include={"name", "license", "pairs_per_part", "columns"})
     content |= {"files": files.checksum, "pictures": _checks(config.preprocess)}
     content["kinds"] = bundle_id(config.preprocess.kinds)
     return Product.plan(config.root, "preprocess", VERSION, {"own": content}, [])
@@ -52,6 +54,7 @@ def take_in(config: Config, files: OwnFiles) -> Product:
 
     Raises:
         UnfinishedError: too many pictures were lost to the network.
+        ConfigError: not one became a pair.
     """
     product = plan(config, files)
     if product.finished:
@@ -61,6 +64,7 @@ def take_in(config: Config, files: OwnFiles) -> Product:
         args = (product, files, config.own, config.preprocess, config.source.resources.threads)
         run_parts(product, _part, config.own.resources, args)
         _drop_repeated(product)
+        _refuse_nothing(product, config.own)
         product.finish_parts(config.own.transient_limit)
     return product
 
@@ -101,7 +105,7 @@ def _part(part: int, product: Product, files: OwnFiles, own: Own, config: Prepro
     came_in = 0
     with ThreadPoolExecutor(threads) as pool:
         found = records(files, files.pieces[part])
-        for record, image in fetch_ahead(pool, lambda r: _picture(files.place, r), found, ahead=_AHEAD):
+        for record, image in fetch_ahead(pool, lambda r: _picture(files, r), found, ahead=_AHEAD):
             came_in += 1
             try:
                 row = _pair(record, image, part, own, config)
@@ -138,6 +142,22 @@ def _drop_repeated(product: Product) -> None:
             _write_without(product, part, rows.filter(fresh), repeated)
 
 
+def _refuse_nothing(product: Product, own: Own) -> None:
+    """Stop where no pair was kept: what comes behind would fail far from the cause. Raises ConfigError with the commonest reasons."""
+    if any(product.read(part, ["pair_id"]).num_rows for part in range(product.parts)):
+        return
+    ledger = product.ledger()
+    if pc.sum(ledger["transient"]).as_py():
+        return  # to be tried again
+    counts = Counter(ledger["reason"].to_pylist()).most_common(3)
+    first = dict(zip(reversed(ledger["reason"].to_pylist()), reversed(ledger.to_pylist()), strict=True))
+    reasons = "; ".join(
+        f"{n:,} {reason} ({Reason(reason).sentence}), as {first[reason]['id']}: {first[reason]['detail'] or 'no more is known'}"
+        for reason, n in counts
+    )
+    raise ConfigError(f"own.uri={own.uri}: none of {ledger.num_rows:,} images became a pair: {reasons}")
+
+
 def _write_without(product: Product, part: int, rows: pa.Table, repeated: list[dict[str, Any]]) -> None:
     ledger = Ledger("preprocess")
     ledger.rows = product.read_ledger(part).to_pylist()
@@ -148,20 +168,12 @@ def _write_without(product: Product, part: int, rows: pa.Table, repeated: list[d
     product.write_part(part, rows, ledger.table(), ledger.counts)
 
 
-def _picture(place: Place, record: Record) -> bytes | ImageError:
-    """The picture's bytes, or why there are none."""
-    if record.broken is not None:
-        return ImageError(*record.broken)
-    if isinstance(record.image, bytes):
-        return record.image
-    if record.image is None:
-        return ImageError(Reason.MISSING_OBJECT, "the record has no picture, or names one outside own.uri")
+def _picture(files: OwnFiles, record: Record) -> bytes | ImageError:
+    """The image's bytes, or why there are none."""
     try:
-        return place.read(record.image)
-    except (FileNotFoundError, IsADirectoryError):
-        return ImageError(Reason.MISSING_OBJECT, record.image)
-    except OSError as error:
-        return ImageError(Reason.FETCH_FAILED, f"{record.image}: {error}")
+        return read_image(files, record)
+    except ImageError as error:
+        return error
 
 
 def _pair(record: Record, image: bytes | ImageError, part: int, own: Own, config: Preprocess) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from rich.table import Table
 from biomedclip_ray.config import STAGES, Config, ConfigError
 from biomedclip_ray.sources.inventory import Inventory, find_inventory
 from biomedclip_ray.sources.open import open_bucket
-from biomedclip_ray.sources.own_files import OwnFiles
+from biomedclip_ray.sources.own.record import OwnFiles
 from biomedclip_ray.store.place import Place, StorageError
 from biomedclip_ray.store.product import Product
 

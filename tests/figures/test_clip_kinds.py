@@ -28,7 +28,8 @@ from biomedclip_ray.pmc.ingest import ingest
 from biomedclip_ray.run.record import resolve_inventory
 from biomedclip_ray.sample import make_bucket
 from biomedclip_ray.schema import KINDS
-from biomedclip_ray.sources.own_files import OwnFiles, find_files
+from biomedclip_ray.sources.own.record import OwnFiles
+from biomedclip_ray.sources.own_files import find_files
 from biomedclip_ray.store.product import PartResult, Product
 
 PROMPTS = [[template.format(name) for name in NAMES[kind] for template in TEMPLATES] for kind in KINDS]

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from biomedclip_ray.config import Config, parse
+from biomedclip_ray.config import Config, ConfigError, parse
 from biomedclip_ray.corpus.curate import curate
 from biomedclip_ray.corpus.own import plan, put_beside, take_in
 from biomedclip_ray.figures.preprocess import preprocess
@@ -141,6 +141,33 @@ def test_a_record_that_stands_in_two_files_is_kept_once(tmp_path: Path) -> None:
         f"b.parquet:{n}" for n in range(8) if n not in (3, 5)
     }
     assert {row["detail"] for row in ledger if row["reason"] == "duplicate"} < set(rows["pair_id"])
+
+
+def test_several_images_of_a_sample_are_pairs_of_one_group_and_add_up(tmp_path: Path) -> None:
+    images = [[_png(0), _png(1), b"no picture"], [_png(2)], []]
+    _write(tmp_path / "in" / "a.parquet", {"images": images, "caption": ["Three views", "One view", "None at all"]})
+    pairs = _take(_config(tmp_path / "root", tmp_path / "in"))
+    rows = _rows(pairs)
+    assert sorted(rows["caption"]) == ["One view", "Three views", "Three views"]
+    assert rows.groupby("caption")["article_id"].nunique().tolist() == [1, 1]
+    assert pairs.manifest["counts"] == [
+        {"unit": "picture", "in": 5, "kept": 3, "dropped": {"missing_object": 1, "unknown_format": 1}}
+    ]
+
+
+def test_a_run_that_keeps_no_pair_stops_and_names_the_commonest_reasons(tmp_path: Path) -> None:
+    lines = ["filepath,title", *(f"/mnt/disk/{n}.png,Scan {n}" for n in range(9)), "here.png,A scan", "text.png,"]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "list.csv").write_text("\n".join(lines))
+    (tmp_path / "in" / "here.png").write_bytes(b"no picture")
+    (tmp_path / "in" / "text.png").write_bytes(_png(0))
+    for _ in range(2):  # the same command says the same again
+        with pytest.raises(ConfigError) as error:
+            _take(_config(tmp_path / "root", tmp_path / "in"))
+        text = str(error.value)
+        assert f"own.uri={tmp_path}/in: none of 11 images became a pair: 9 missing_object (the object is listed" in text
+        assert "as list.csv:0: /mnt/disk/0.png lies outside own.uri=" in text
+        assert "1 unknown_format" in text and "1 no_caption" in text
 
 
 def test_splits_are_by_patient_and_a_split_that_is_said_is_kept(tmp_path: Path) -> None:

@@ -1,0 +1,91 @@
+"""The bytes of a record's image: by its name as it stands, or by what people leave out of names.
+
+A list made elsewhere names images by absolute paths, with backslashes, without folder (ROCOv2: train/ and valid/ beside the lists) or
+without ending, in other capitals, or with letters composed otherwise (a Mac's umlauts). Where the name as it stands leads to
+nothing, the folder is listed, once per process, and the one file that fits is taken; where two fit, none is.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from functools import lru_cache
+from urllib.parse import unquote
+
+from biomedclip_ray.images.formats import ImageError
+from biomedclip_ray.schema import Reason
+from biomedclip_ray.sources.own.record import IMAGE_ENDINGS, OwnFiles, Record
+from biomedclip_ray.store.place import Place
+
+
+def read_image(files: OwnFiles, record: Record) -> bytes:
+    """The image's bytes. Raises ImageError that says why there are none."""
+    if record.fault is not None:
+        raise ImageError(*record.fault)
+    if isinstance(record.image, bytes):
+        return record.image
+    assert record.image is not None  # a record without image has a fault
+    name = _below(files.place, record.image, record.named)
+    try:
+        try:
+            return files.place.read(name)
+        except (FileNotFoundError, IsADirectoryError):
+            return files.place.read(_fitting(files, name, record.named))
+    except FileNotFoundError as error:
+        raise ImageError(Reason.MISSING_OBJECT, name) from error
+    except OSError as error:
+        raise ImageError(Reason.FETCH_FAILED, f"{name}: {error}") from error
+
+
+def without_ending(name: str) -> str:
+    """`a/b.1.JPG` -> `a/b.1`; what is no ending of images stays."""
+    lower = name.lower()
+    ending = max((e for e in IMAGE_ENDINGS if lower.endswith(e)), key=len, default="")
+    return name[: len(name) - len(ending)]
+
+
+def _below(place: Place, name: str, named: str) -> str:
+    """The name relative to the place. Raises ImageError for a file outside it: a list must not fetch what is not the pairs'."""
+    for base in (place.uri, str(place.local.resolve()) if place.local is not None else place.uri):
+        if named.startswith(f"{base}/") and "/../" not in named:
+            return named.removeprefix(f"{base}/")
+    if name.startswith(("../", "/")) or name == ".." or "://" in named or named[1:3] == ":/":
+        detail = (
+            f"{named} lies outside own.uri={place.uri}: give the folder above the images, or names relative to the list"
+        )
+        raise ImageError(Reason.MISSING_OBJECT, detail)
+    return name
+
+
+def _fitting(files: OwnFiles, name: str, named: str) -> str:
+    """The one file whose path ends as the name does. Raises ImageError where there is none, or more than one."""
+    index = _index(files.place, files.checksum)
+    for wanted in dict.fromkeys(map(_same, (named.removeprefix("./"), unquote(named)))):
+        bare = without_ending(wanted)
+        same = index.get(bare.rpartition("/")[2], ())
+        if bare != wanted:
+            fits = [path for path in same if f"/{_same(path)}".endswith(f"/{wanted}")]
+        else:
+            fits = [path for path in same if f"/{without_ending(_same(path))}".endswith(f"/{wanted}")]
+        folder = _same(name.rpartition("/")[0])
+        fits = [path for path in fits if _same(path).rpartition("/")[0] == folder] or fits
+        if len(fits) > 1:
+            raise ImageError(Reason.MISSING_OBJECT, f"{named} may be any of {', '.join(fits[:3])}")
+        if fits:
+            return fits[0]
+    raise ImageError(Reason.MISSING_OBJECT, name)
+
+
+@lru_cache(maxsize=2)
+def _index(place: Place, checksum: str) -> dict[str, tuple[str, ...]]:
+    """Last part of a path without its ending -> the images' paths that end so."""
+    found: dict[str, tuple[str, ...]] = {}
+    for path in place.list():
+        bare = without_ending(path)
+        if bare != path:
+            last = _same(bare).rpartition("/")[2]
+            found[last] = (*found.get(last, ()), path)
+    return found
+
+
+def _same(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
