@@ -122,6 +122,12 @@ def test_a_config_file_that_is_not_there_is_named_with_those_beside_it(cli: Cli,
     assert answer.errors == [f"error: config file {config.with_name('confg.yaml')} does not exist; beside it: {config}"]
 
 
+def test_a_refusal_may_be_final_for_what_starts_failed_jobs_again(cli: Cli) -> None:
+    answer = cli("train.lr=0", "--refusal-is-final")
+    assert answer.code == 0
+    assert len(answer.errors) == 1
+
+
 def test_a_range_that_ends_before_it_begins_is_refused(refused: Callable[..., str]) -> None:
     assert refused("--from", "train", "--until", "ingest") == "error: --from train comes after --until ingest"
 

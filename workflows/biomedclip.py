@@ -174,7 +174,7 @@ def main(arguments: list[str]) -> int:
     except (ConfigError, SourceError, StorageError, PreflightError, HeldError) as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
-        return 2
+        return 0 if options.refusal_is_final else 2
     except StageError as error:
         print("\n".join((f"error: {error}", *getattr(error, "__notes__", ()))), file=sys.stderr)
         return 1

@@ -48,6 +48,12 @@ def parse(arguments: list[str], description: str | None) -> argparse.Namespace:
         "--prune", action="store_true", help="show the products that nothing refers to, and remove them if told so"
     )
     parser.add_argument("--yes", action="store_true", help="with --prune: remove without asking")
+    parser.add_argument(
+        "--refusal-is-final",
+        action="store_true",
+        help="end with 0 instead of 2 where configuration or surroundings are wrong, for what starts a failed job again "
+        "(KubeRay); the run's record says that it was refused",
+    )
     options = parser.parse_intermixed_args(arguments)
     if bool(options.out) != bool(options.export or options.only == MIRROR):
         parser.error("--export and --out go together, and --only mirror and --out")
