@@ -47,20 +47,21 @@ def run_parts(
     if not missing:
         return
     compute: dict[str, Any] = {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus}
-    write_cpus = resources.num_cpus  # equal demands let Ray Data fuse tasks and writing into one step
+    write = dict(compute)  # equal demands let Ray Data fuse tasks and writing into one step
     apply: Any
     if isinstance(worker, type):
         apply = _actor(worker, args)
         compute["compute"] = ActorPoolStrategy(min_size=1, max_size=_actors(resources, len(missing)))
-        write_cpus = 0.25
+        write = {"num_cpus": 0.25}
     else:
         apply = _part_task
         compute["fn_args"] = (worker, args)
         compute["concurrency"] = resources.concurrency
     with DataContext.current(_context(resources)), Progress(product, len(missing)):
         parts = ray.data.from_items([{"part": part} for part in missing], override_num_blocks=len(missing))
-        blocks = parts.map_batches(apply, batch_size=None, batch_format="pyarrow", **compute)
-        blocks.write_datasink(_PartSink(product), ray_remote_args={"num_cpus": write_cpus})
+        # one row a block, so a batch of one row is a whole block; None would say the same, and is refused beside GPUs
+        blocks = parts.map_batches(apply, batch_size=1, batch_format="pyarrow", **compute)
+        blocks.write_datasink(_PartSink(product), ray_remote_args=write)
 
 
 def _context(resources: PartResources) -> DataContext:

@@ -1,4 +1,4 @@
-"""One local Ray cluster of two CPUs for all tests of this folder."""
+"""One local Ray cluster of two CPUs and a GPU that only Ray believes in, for all tests of this folder."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ def ray_cluster(s3_server: S3) -> Iterator[None]:
     os.environ.pop("RAY_ADDRESS", None)
     import ray
 
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    ray.init(
+        "local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING
+    )
     yield
     ray.shutdown()

@@ -147,8 +147,10 @@ def made(tmp_path_factory) -> Made:
     folder = tmp_path_factory.mktemp("bundle")
     save_bundle(folder, built.model, built.model_cfg, built.preprocess_cfg, tokenizer, {})
     bundle = trained_on(root, pairs, corpus, folder)
-    evaluation = {"bootstraps": 50, "sets": [labelled_set(tmp_path_factory.mktemp("set"))]}
-    config = parse({"root": root, "embed": {"batch": 7, "thumbnail": 40}, "evaluate": evaluation}, "test")
+    resources = {"num_gpus": 1}  # as every recipe for GPUs has it; without one the encoder takes the CPU
+    evaluation = {"bootstraps": 50, "sets": [labelled_set(tmp_path_factory.mktemp("set"))], "resources": resources}
+    embedding = {"batch": 7, "thumbnail": 40, "resources": resources}
+    config = parse({"root": root, "embed": embedding, "evaluate": evaluation}, "test")
     return Made(config, pairs, corpus, bundle, folder, rows)
 
 

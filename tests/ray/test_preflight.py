@@ -1,4 +1,4 @@
-"""What a cluster of two CPUs cannot give is one line each, with the key and what to do."""
+"""What a cluster of two CPUs and a GPU cannot give is one line each, with the key and what to do."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_config_that_fits_is_not_complained_about(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("key", "unit"), [("num_cpus", "CPUs"), ("num_gpus", "GPUs")])
 def test_more_than_there_is_names_the_key(tmp_path: Path, stage: str, key: str, unit: str) -> None:
     config = _config(tmp_path, **{stage: {"resources": {key: 8}}})
-    have = 2 if unit == "CPUs" else 0
+    have = 2 if unit == "CPUs" else 1
     assert check_cluster(config, STAGES, connected()) == [
         f"{stage}.resources.{key}=8, but the cluster has {have} {unit}; lower it"
     ]
