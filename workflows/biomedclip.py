@@ -40,6 +40,7 @@ from biomedclip_ray.run.preflight import (
 )
 from biomedclip_ray.run.prune import prune
 from biomedclip_ray.run.record import Run, list_products, resolve_inventory
+from biomedclip_ray.run.runs import RunRecord
 from biomedclip_ray.sources.bucket import SourceError
 from biomedclip_ray.sources.own_files import find_files
 from biomedclip_ray.store.lease import HeldError
@@ -161,29 +162,36 @@ def main(arguments: list[str]) -> int:
     for chatty in ("botocore", "boto3", "urllib3", "httpx", "matplotlib"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "lance is not fork-safe")  # Ray forks to start other programs, which is safe
+    record: RunRecord | None = None
+    code, said = 1, list[str]()
     try:
         config = load(options.config, options.overrides)
         check_root(config)
         if options.list:
             list_products(config.root, console)
             return 0
-        return _run(config, options)
+        record = RunRecord(config.root, arguments)
+        code = _run(config, options, record)
     except KeyboardInterrupt:
-        print("interrupted: what is done is kept; the same command goes on from there", file=sys.stderr)
-        return 130
+        code, said = 130, ["interrupted: what is done is kept; the same command goes on from there"]
     except (ConfigError, SourceError, StorageError, PreflightError, HeldError) as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        return 0 if options.refusal_is_final else 2
+        code, said = 2, [f"error: {line}" for line in str(error).splitlines()]
     except StageError as error:
-        print("\n".join((f"error: {error}", *getattr(error, "__notes__", ()))), file=sys.stderr)
-        return 1
+        said = [f"error: {error}", *getattr(error, "__notes__", ())]
     except UnfinishedError as error:
-        print(f"unfinished: {error}", file=sys.stderr)
-        return 3
+        code, said = 3, [f"unfinished: {error}"]
+    except Exception as error:
+        said = [f"error: {error!r}"]
+        raise
+    finally:
+        if record is not None:
+            record.end(code, said)
+    for line in said:
+        print(line, file=sys.stderr)
+    return 0 if code == 2 and options.refusal_is_final else code
 
 
-def _run(config: Config, options: argparse.Namespace) -> int:
+def _run(config: Config, options: argparse.Namespace, record: RunRecord) -> int:
     first, last = _range(config, options)
     inventory = None if config.own.alone else resolve_inventory(config, options.sync)
     own = find_files(config.own.uri, config.own.pairs_per_part, config.own.columns) if config.own.uri else None
@@ -216,6 +224,8 @@ def _run(config: Config, options: argparse.Namespace) -> int:
         remember(capacity := connected(options.cluster))
         _refuse(check_cluster(config, waiting, capacity, towers=not begun))
         run.begin()
+        record.stages = run.stages
+        record.begin()
         try:
             pairs, corpus = _tell(run, config)
         except HeldError:  # the root is another driver's, its report too
