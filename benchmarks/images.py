@@ -26,7 +26,8 @@ from articles import add_data_option
 from numpy.typing import NDArray
 from PIL import Image
 
-from biomedclip_ray.images.image import ImageError, decode, perceptual_hash, prepare
+from biomedclip_ray.images.errors import ImageError
+from biomedclip_ray.images.image import decode, perceptual_hash, prepare
 from biomedclip_ray.schema import Reason
 
 BOUNDS = {224: 1.6, 384: 1.4}

@@ -22,7 +22,8 @@ from biomedclip_ray.config import Kinds
 from biomedclip_ray.figures.captions import training_text
 from biomedclip_ray.figures.clip_kinds import bundle_id, name_kinds
 from biomedclip_ray.figures.kinds import figure_kind
-from biomedclip_ray.images.image import ImageError, decode, prepare
+from biomedclip_ray.images.errors import ImageError
+from biomedclip_ray.images.image import decode, prepare
 from biomedclip_ray.jats import article as jats
 from biomedclip_ray.sample import plots
 

@@ -99,6 +99,7 @@ PAIRS = pa.schema(
         "original_width": pa.int32(),
         "original_height": pa.int32(),
         "original_format": pa.string(),
+        "image_note": pa.string(),  # how the image was taken from its file where that is not plain: page, window, channels
         "media_name": pa.string(),
         "media_md5": pa.string(),
         "sha256": pa.string(),
@@ -220,6 +221,7 @@ class Reason(StrEnum):
     TEXT_FILTER = "text_filter"
     TEXT_CLASSIFIER = "text_classifier"
     UNKNOWN_FORMAT = "unknown_format"
+    NOT_SUPPORTED = "not_supported"
     TRUNCATED_IMAGE = "truncated_image"
     BROKEN_IMAGE = "broken_image"
     TOO_MANY_PIXELS = "too_many_pixels"
@@ -283,7 +285,8 @@ _SENTENCES = {
     Reason.DEADLINE: "the object did not arrive before source.resources.deadline_s",
     Reason.TEXT_FILTER: "neither caption nor mentions match preprocess.select.text",
     Reason.TEXT_CLASSIFIER: "the text's probability is below preprocess.select.classifier.threshold",
-    Reason.UNKNOWN_FORMAT: "the bytes are no JPEG, PNG, GIF, TIFF or WebP",
+    Reason.UNKNOWN_FORMAT: "the bytes are no image of a known format",
+    Reason.NOT_SUPPORTED: "an image of a form that is not read; the detail says the way out",
     Reason.TRUNCATED_IMAGE: "the picture ends early",
     Reason.BROKEN_IMAGE: "the picture cannot be decoded",
     Reason.TOO_MANY_PIXELS: "the picture claims more than preprocess.max_pixels",

@@ -26,7 +26,8 @@ import pytest
 from lxml import etree
 
 from biomedclip_ray.config import ConfigError, Ingest, SourceSelect
-from biomedclip_ray.images.image import ImageError, decode, prepare
+from biomedclip_ray.images.errors import ImageError
+from biomedclip_ray.images.image import decode, prepare
 from biomedclip_ray.pmc.catalog import judge, parse_metadata
 from biomedclip_ray.pmc.ingest import read_article
 from biomedclip_ray.schema import ARTICLES, CATALOG, Reason

@@ -7,7 +7,6 @@ the whole transform. Vectors come in the order of the inputs, whatever the batch
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,8 @@ from PIL import Image, ImageOps
 
 from biomedclip_ray.clip.bundle import Bundle, load_bundle
 from biomedclip_ray.clip.tokenizer import Tokenizer
-from biomedclip_ray.images.formats import rgb_pixels
+from biomedclip_ray.images.image import as_pillow
+from biomedclip_ray.images.pillow import rgb_pixels
 
 Picture = bytes | Image.Image | np.ndarray
 """An encoded file's bytes, a PIL image, or uint8 (h, w) or (h, w, 3)."""
@@ -131,7 +131,7 @@ def usual_device() -> str:
 def _opened(picture: Picture) -> Image.Image:
     """A picture upright, and where it is more than colours as training saw it: alpha on white, 16 bits by their range."""
     if isinstance(picture, bytes):
-        picture = Image.open(io.BytesIO(picture))
+        picture = as_pillow(picture)
     if isinstance(picture, Image.Image):
         if picture.mode in ("RGB", "L", "P", "CMYK") and not picture.has_transparency_data:
             return ImageOps.exif_transpose(picture)

@@ -23,7 +23,8 @@ from biomedclip_ray.config import LICENSES, Config, ConfigError, Own, Preprocess
 from biomedclip_ray.figures.captions import language, text_sha256, training_text
 from biomedclip_ray.figures.clip_kinds import bundle_id, name_kinds
 from biomedclip_ray.figures.kinds import figure_kind
-from biomedclip_ray.images.image import ImageError, Picture, decode, prepare
+from biomedclip_ray.images.errors import ImageError
+from biomedclip_ray.images.image import Picture, decode, prepare
 from biomedclip_ray.jats.licenses import license_code
 from biomedclip_ray.run.ahead import fetch_ahead
 from biomedclip_ray.run.parts import run_parts
@@ -206,6 +207,7 @@ def _pair(record: Record, image: bytes | ImageError, part: int, own: Own, config
         "original_width": picture.original_width,
         "original_height": picture.original_height,
         "original_format": picture.original_format,
+        "image_note": picture.note or None,
         "media_name": record.image if isinstance(record.image, str) else record.where,
         "sha256": picture.sha256,
         "text_sha256": text_hash,

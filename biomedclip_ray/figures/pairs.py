@@ -10,8 +10,8 @@ from biomedclip_ray.figures.captions import language, text_sha256, training_text
 from biomedclip_ray.figures.kinds import figure_kind
 from biomedclip_ray.figures.panels import Panel, split_panels
 from biomedclip_ray.figures.subcaptions import subcaptions
-from biomedclip_ray.images.formats import ImageError, Limits
-from biomedclip_ray.images.image import Picture, decode, prepare_crop, read_pixels
+from biomedclip_ray.images.errors import ImageError, Limits
+from biomedclip_ray.images.image import Picture, decode, prepare_crop, read
 
 Row = dict[str, Any]
 
@@ -76,17 +76,17 @@ def panel_pairs(whole: Row, figure: Row, data: bytes, config: Preprocess) -> Ite
         return
     limits = Limits(config.min_side, config.max_pixels, config.max_aspect)
     try:
-        pixels, _, _, original_format = read_pixels(data, limits)
+        full = read(data, limits)
     except ImageError as error:
         yield whole["pair_id"], error
         return
-    panels = split_panels(pixels, tuple(texts))
+    panels = split_panels(full.pixels, tuple(texts))
     if len(panels) < 2:
         return
     for number, panel in enumerate(panels, start=1):
         panel_id = f"{whole['pair_id'].removesuffix('#0')}#{number}"
         try:
-            picture = prepare_crop(pixels, panel.box, original_format, limits, config.short_side, config.quality)
+            picture = prepare_crop(full, panel.box, limits, config.short_side, config.quality)
         except ImageError as error:
             yield panel_id, error
         else:
@@ -118,6 +118,7 @@ def _facts(picture: Picture, text: str) -> Row:
         "original_width": picture.original_width,
         "original_height": picture.original_height,
         "original_format": picture.original_format,
+        "image_note": picture.note or None,
         "sha256": picture.sha256,
         "text_sha256": text_sha256(text),
         "phash": picture.phash,

@@ -17,7 +17,8 @@ from biomedclip_ray.config import Config, Preprocess, Source
 from biomedclip_ray.figures.clip_kinds import bundle_id, name_kinds
 from biomedclip_ray.figures.pairs import may_be_cut, panel_pairs, whole_pair
 from biomedclip_ray.figures.select import Classifier, classifier_sha256, left_out, load_classifier
-from biomedclip_ray.images.image import ImageError, Picture, prepare
+from biomedclip_ray.images.errors import ImageError
+from biomedclip_ray.images.image import Picture, prepare
 from biomedclip_ray.jats.media import media_name, stem
 from biomedclip_ray.run.ahead import fetch_ahead
 from biomedclip_ray.run.parts import run_parts
@@ -29,6 +30,8 @@ from biomedclip_ray.store.product import Ledger, PartResult, Product
 
 VERSION = 7
 UNIT, PANEL = "picture", "panel"
+_THUMBNAIL_SIDE = 200
+"""Pixels of a short side below which the image of an alternative may be a thumbnail."""
 
 
 def plan(config: Config, articles: Product) -> Product:
@@ -181,11 +184,13 @@ def _fetch(bucket: Bucket, media: dict[str, Any]) -> bytes | ObjectError:
 def _first_that_decodes(
     bucket: Bucket, graphic: _Graphic, fetched: bytes | ObjectError, config: Preprocess
 ) -> tuple[bytes, Picture, dict[str, Any]]:
-    """File, picture and media of the first alternative that can be had. Raises the first alternative's error where none can.
+    """File, image and media of the first alternative that can be had. Raises the first alternative's error where none can.
 
-    An outage raises at once: a rerun would find the thumbnail taken and never ask for the picture again.
+    Where the best one failed, a small image may be a thumbnail: the others are looked at, and the largest is taken. An
+    outage raises at once: a rerun would find the thumbnail taken and never ask for the image again.
     """
     errors: list[ObjectError | ImageError] = []
+    small: list[tuple[bytes, Picture, dict[str, Any]]] = []
     for media in graphic.media:
         data = fetched if media is graphic.media[0] else _fetch(bucket, media)
         if isinstance(data, ObjectError):
@@ -205,5 +210,9 @@ def _first_that_decodes(
         except ImageError as error:
             errors.append(error)
             continue
-        return data, picture, media
+        if not errors or min(picture.original_width, picture.original_height) >= _THUMBNAIL_SIDE:
+            return data, picture, media
+        small.append((data, picture, media))
+    if small:
+        return max(small, key=lambda found: found[1].original_width * found[1].original_height)
     raise errors[0]

@@ -1,175 +1,182 @@
-"""What is in a publisher's file: its format by its bytes, and its pixels by Pillow, upright and on white. Pure.
+"""The image formats, each in one row: how it is told, how its files end, who decodes it, where it is taken.
 
-`image.prepare` asks here for every picture that the fast path does not know for sure. Metadata is never read further than the
-orientation: a huge profile or text chunk costs nothing and loses nothing.
+Everything that lists formats reads this table: media names in articles, own files, decoding, serving and the page's file
+picker. A new format is a row here and a function in `image.py`'s table of decoders. Pure, and cheap to import.
 """
 
 from __future__ import annotations
 
-import io
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum, auto
 
-import cv2
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
-
-from biomedclip_ray.images.resample import Pixels
+from biomedclip_ray.images.errors import ImageError
 from biomedclip_ray.schema import Reason
 
-ORIENTATION = 0x0112
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PNG_NEEDED = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"})
-_TIFF_PHOTOMETRIC = 262
-_TIFF_BITS_PER_SAMPLE = 258
 
+class Decoder(Enum):
+    """The module that decodes a format."""
 
-class ImageError(ValueError):
-    """A picture that is not kept: `reason` for the ledger, `detail` for the reader."""
-
-    def __init__(self, reason: Reason, detail: str = "") -> None:
-        super().__init__(f"{reason.sentence}: {detail}" if detail else reason.sentence)
-        self.reason = reason
-        self.detail = detail
-
-    def __reduce__(self) -> tuple[type[ImageError], tuple[Reason, str]]:
-        return ImageError, (self.reason, self.detail)
+    JPEG = auto()  # jpeg.py: libjpeg-turbo, straight to the stored size
+    PILLOW = auto()  # pillow.py
+    TIFF = auto()  # tiff.py: tifffile
+    CODEC = auto()  # codecs.py: imagecodecs
+    DICOM = auto()  # medical/dicom.py: pydicom, with the extra
+    NIFTI = auto()  # medical/nifti.py: nibabel, with the extra
+    SLIDE = auto()  # medical/slides.py: OpenSlide, with the extra
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """What a picture's header may claim; see `image.prepare`."""
+class Format:
+    """One row of the table."""
 
-    min_side: int
-    max_pixels: int
-    max_aspect: float
+    name: str
+    """What `original_format` says."""
+    extensions: tuple[str, ...]
+    decoder: Decoder
+    magic: Callable[[bytes], bool]
+    media_type: str | None = None
+    """IANA's name, for the page's file picker and data URIs."""
+    in_articles: bool = True
+    """A graphic in an article may be one; files of one stem are preferred in the order of the rows."""
+    online: bool = True
+    """The server takes it."""
 
-    def check(self, width: int, height: int) -> None:
-        """Judge what a header claims. Raises ImageError."""
-        claim = f"{width} x {height} pixels"
-        if width * height > self.max_pixels:
-            raise ImageError(Reason.TOO_MANY_PIXELS, claim)
-        if min(width, height) < self.min_side:
-            raise ImageError(Reason.TOO_SMALL, claim)
-        if max(width, height) > self.max_aspect * min(width, height):
-            raise ImageError(Reason.BAD_ASPECT, claim)
+    @property
+    def is_medical(self) -> bool:
+        """Whether its decoder comes with the extra."""
+        return self.decoder in (Decoder.DICOM, Decoder.NIFTI, Decoder.SLIDE)
 
 
-def image_format(data: bytes) -> str:
-    """JPEG, PNG, GIF, TIFF or WEBP, by the first bytes. Raises ImageError (UNKNOWN_FORMAT)."""
-    if data.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if data.startswith(_PNG_SIGNATURE):
-        return "PNG"
-    if data.startswith((b"GIF87a", b"GIF89a")):
-        return "GIF"
-    if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
-        return "TIFF"
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return "WEBP"
+def _begins(*starts: bytes) -> Callable[[bytes], bool]:
+    return lambda data: data.startswith(starts)
+
+
+def _is_nifti(data: bytes) -> bool:
+    if data.startswith(b"\x1f\x8b"):
+        try:
+            data = zlib.decompressobj(31).decompress(data[:2048], 352)
+        except zlib.error:
+            return False
+    return data[344:348] in (b"n+1\0", b"ni1\0") or data[4:12] == b"n+2\0\r\n\x1a\n"
+
+
+def _is_jpeg_ls(data: bytes) -> bool:
+    """Its frame marker, first or behind the SPIFF header that CharLS writes."""
+    return data.startswith(b"\xff\xd8\xff\xf7") or (
+        data.startswith(b"\xff\xd8\xff\xe8") and data[6:11] == b"SPIFF" and b"\xff\xf7" in data[:256]
+    )
+
+
+_JP2_BOX, _JXL_BOX = b"\0\0\0\x0cjP  \r\n\x87\n", b"\0\0\0\x0cJXL \r\n\x87\n"
+_BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
+
+# In the order of preference among files of one stem in an article: a GIF beside a JPEG is its thumbnail.
+FORMATS = (
+    # before JPEG, whose first bytes it shares
+    Format("JPEG-LS", ("jls",), Decoder.CODEC, _is_jpeg_ls, "image/jls", False),
+    Format("JPEG", ("jpg", "jpeg", "jpe", "jfif"), Decoder.JPEG, _begins(b"\xff\xd8\xff"), "image/jpeg"),
+    Format("PNG", ("png",), Decoder.PILLOW, _begins(b"\x89PNG\r\n\x1a\n"), "image/png"),
+    Format(
+        "TIFF",
+        ("tif", "tiff", "btf", "ome.tif", "ome.tiff"),
+        Decoder.TIFF,
+        _begins(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+        "image/tiff",
+    ),
+    Format("WEBP", ("webp",), Decoder.PILLOW, lambda d: d.startswith(b"RIFF") and d[8:12] == b"WEBP", "image/webp"),
+    Format(
+        "JPEG 2000", ("jp2", "j2k", "jpx", "j2c"), Decoder.CODEC, _begins(_JP2_BOX, b"\xff\x4f\xff\x51"), "image/jp2"
+    ),
+    Format("JPEG XL", ("jxl",), Decoder.CODEC, _begins(_JXL_BOX, b"\xff\x0a"), "image/jxl"),
+    Format(
+        "BMP",
+        ("bmp", "dib"),
+        Decoder.PILLOW,
+        lambda d: d.startswith(b"BM") and int.from_bytes(d[14:18], "little") in _BMP_HEADERS,
+        "image/bmp",
+    ),
+    Format("GIF", ("gif",), Decoder.PILLOW, _begins(b"GIF87a", b"GIF89a"), "image/gif"),
+    Format(
+        "DICOM",
+        ("dcm", "dicom"),
+        Decoder.DICOM,
+        lambda d: d[128:132] == b"DICM",
+        "application/dicom",
+        in_articles=False,
+    ),
+    Format("NIfTI", ("nii", "nii.gz"), Decoder.NIFTI, _is_nifti, None, in_articles=False),
+    # a TIFF by its bytes: tiff.py hands it over
+    Format(
+        "whole slide",
+        ("svs", "ndpi", "scn", "bif"),
+        Decoder.SLIDE,
+        lambda data: False,
+        None,
+        in_articles=False,
+        online=False,
+    ),
+)
+
+# What is met in scientists' folders and is not read: told by name, so that the ledger can say the way out.
+_UNREAD: tuple[tuple[str, str, Callable[[bytes], bool]], ...] = (
+    ("HEIF or AVIF", "save it as PNG or TIFF", lambda d: d[4:8] == b"ftyp"),
+    ("Zeiss CZI", "save it as OME-TIFF, e.g. with bfconvert", _begins(b"ZISRAWFILE")),
+    ("Leica LIF", "save it as OME-TIFF, e.g. with bfconvert", _begins(b"\x70\0\0\0")),
+    ("Nikon ND2", "save it as OME-TIFF, e.g. with bfconvert", _begins(b"\xda\xce\xbe\n")),
+    ("HDF5 (MINC 2, Imaris)", "save it as NIfTI or OME-TIFF", _begins(b"\x89HDF\r\n\x1a\n")),
+    ("MINC 1", "save it as NIfTI: nibabel.save(nibabel.load(FILE), 'FILE.nii.gz')", _begins(b"CDF\x01", b"CDF\x02")),
+    ("ECAT", "save it as NIfTI: nibabel.save(nibabel.ecat.load(FILE), 'FILE.nii.gz')", _begins(b"MATRIX")),
+    ("PAR/REC", "save it as NIfTI: parrec2nii FILE.PAR", _begins(b"# === DATA DESCRIPTION FILE")),
+    (
+        "Analyze 7.5",
+        "save it as NIfTI: nibabel.save(nibabel.load(FILE), 'FILE.nii.gz')",
+        lambda d: d[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c") and len(d) >= 348,
+    ),
+    (
+        "MGH",
+        "save it as NIfTI: mri_convert FILE.mgz FILE.nii.gz",
+        lambda d: d[:4] == b"\0\0\0\x01" and len(d) > 284 and 0 < int.from_bytes(d[20:24], "big") < 20,
+    ),
+)
+
+ARTICLE_EXTENSIONS = tuple(
+    extension
+    for row in sorted(FORMATS, key=lambda row: row.name == "JPEG-LS")
+    if row.in_articles
+    for extension in row.extensions
+)
+"""Of images in articles, the preferred first."""
+EXTENSIONS = tuple(extension for row in FORMATS for extension in row.extensions)
+"""Of all images; without a dot, in lower case."""
+IMAGE_ENDINGS = tuple(
+    f".{extension}" for extension in (*EXTENSIONS, *"avif heic heif mrxs czi lif nd2 mnc mgh mgz par ecat".split())
+)
+"""What an image's file among own pairs may end in, the formats that are known and not read among them."""
+ONLINE_NAMES = ", ".join(row.name for row in FORMATS if row.online)
+PICKER = ",".join(
+    [row.media_type for row in FORMATS if row.online and row.media_type]
+    + [f".{extension}" for row in FORMATS if row.online for extension in row.extensions]
+)
+"""What a browser's file picker offers: browsers know the media types of few."""
+
+
+def identify(data: bytes) -> Format:
+    """The row that the first bytes belong to, whatever the file is called.
+
+    Raises:
+        ImageError: NOT_SUPPORTED with the way out for a format that is known by name, else UNKNOWN_FORMAT.
+    """
+    for row in FORMATS:
+        if row.magic(data):
+            return row
+    for name, way_out, magic in _UNREAD:
+        if magic(data):
+            raise ImageError(Reason.NOT_SUPPORTED, f"{name}: {way_out}")
     raise ImageError(Reason.UNKNOWN_FORMAT, f"{len(data)} bytes that begin with {data[:8].hex(' ') or 'nothing'}")
 
 
-def upright(pixels: Pixels, orientation: int) -> Pixels:
-    """Turn as EXIF says (1 upright, 3 upside down, 6 and 8 on a side; even and 5, 7 mirrored too)."""
-    if orientation in (5, 6, 7, 8):
-        pixels = pixels.transpose(1, 0, 2)
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    return np.ascontiguousarray(pixels)
-
-
-def pillow_pixels(data: bytes, original_format: str, limits: Limits) -> Pixels:
-    """Decode with Pillow to upright RGB, alpha on white. Raises ImageError."""
-    try:
-        if original_format == "PNG":
-            data = _png_without_metadata(data)
-        with Image.open(io.BytesIO(data), formats=[original_format]) as image:
-            limits.check(*image.size)
-            if _is_deep_colour(image, data):
-                return _deep_colour_pixels(data, image.getexif().get(ORIENTATION, 1))
-            image.load()
-            limits.check(*image.size)
-            return rgb_pixels(image)
-    except ImageError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise ImageError(Reason.TOO_MANY_PIXELS, str(error)) from error
-    except Exception as error:  # Pillow's plug-ins raise a dozen types on broken bytes; each becomes one ledger row
-        detail = f"{type(error).__name__}: {error}".partition(" <_io.BytesIO")[0]
-        cut = "truncated" in str(error).lower() or isinstance(error, EOFError) or _ends_early(data, original_format)
-        raise ImageError(Reason.TRUNCATED_IMAGE if cut else Reason.BROKEN_IMAGE, detail) from error
-
-
-def _ends_early(data: bytes, original_format: str) -> bool:
-    """Whether a file that could not be read is shorter than it says it is."""
-    if original_format == "WEBP":
-        return int.from_bytes(data[4:8], "little") + 8 > len(data)
-    if original_format == "TIFF":
-        return int.from_bytes(data[4:8], "little" if data.startswith(b"II") else "big") >= len(data)
-    return len(data) < 48  # shorter than the header and one pixel
-
-
-def _png_without_metadata(data: bytes) -> bytes:
-    """The PNG without text, profile and other chunks, for whose size Pillow would refuse the picture."""
-    kept, position = [_PNG_SIGNATURE], len(_PNG_SIGNATURE)
-    while position + 8 <= len(data):
-        size = int.from_bytes(data[position : position + 4], "big") + 12
-        if data[position + 4 : position + 8] in _PNG_NEEDED:
-            kept.append(data[position : position + size])
-        position += size
-    return b"".join(kept)
-
-
-def _is_deep_colour(image: Image.Image, data: bytes) -> bool:
-    """Whether there are 16 bits in each of several channels, of which Pillow would keep the upper 8 whatever their range."""
-    if image.format == "PNG":
-        return data[24] == 16 and data[25] in (2, 4, 6)
-    if image.format != "TIFF" or image.mode not in ("RGB", "RGBA", "RGBX"):
-        return False
-    bits = image.tag_v2.get(_TIFF_BITS_PER_SAMPLE, 8)  # type: ignore[attr-defined]
-    return 16 in (bits if isinstance(bits, tuple) else (bits,))
-
-
-def _deep_colour_pixels(data: bytes, orientation: int) -> Pixels:
-    """16-bit colour scaled by its range to (h, w, 3) uint8 RGB. Raises ImageError."""
-    deep = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if deep is None or deep.ndim != 3 or deep.shape[2] not in (3, 4):
-        raise ImageError(Reason.BROKEN_IMAGE, "16-bit colour that OpenCV cannot decode")
-    colour = _by_range(deep[:, :, 2::-1]).astype(np.float32)
-    if deep.shape[2] == 4:
-        alpha = deep[:, :, 3:].astype(np.float32) / np.iinfo(deep.dtype).max
-        colour = 255 + (colour - 255) * alpha
-    return upright(np.rint(colour).astype(np.uint8), orientation if orientation in range(1, 9) else 1)
-
-
-def rgb_pixels(image: Image.Image) -> Pixels:
-    """(h, w, 3) uint8, upright: alpha on white, numbers of more than 8 bits by their range."""
-    # Pillow inverts such a picture of 8 bits, and leaves one of 16 as it is: film that was scanned
-    white_is_0 = image.mode.startswith("I") and getattr(image, "tag_v2", {}).get(_TIFF_PHOTOMETRIC) == 0
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image)
-        seen = values != image.info.get("transparency")  # a 16-bit PNG may name one grey that is none
-        grey = np.full(values.shape, 255, np.uint8)
-        scaled = _by_range(values[seen])
-        grey[seen] = 255 - scaled if white_is_0 else scaled
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        paper = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(paper, image)
-    return np.array(image.convert("RGB"))
-
-
-def _by_range(values: NDArray[np.generic]) -> Pixels:
-    """Numbers of any range, spread over 0..255; a detector of 12 bits in 16 would else be black."""
-    numbers = values.astype(np.float32)
-    finite = np.isfinite(numbers)
-    if not finite.any():
-        return np.zeros(values.shape, np.uint8)
-    low, high = float(numbers[finite].min()), float(numbers[finite].max())
-    scaled = (np.nan_to_num(numbers, nan=low, posinf=high, neginf=low) - low) * (255.0 / max(high - low, 1e-12))
-    return np.rint(scaled).astype(np.uint8)
+def has_extension(name: str, extensions: tuple[str, ...] = EXTENSIONS) -> bool:
+    """Whether a file's name ends as images of these formats do, in whatever case."""
+    return name.lower().endswith(tuple(f".{extension}" for extension in extensions))

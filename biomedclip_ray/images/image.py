@@ -1,16 +1,15 @@
-"""Any publisher's picture file -> one upright, checked, shrunken RGB JPEG with its hashes.
+"""Any publisher's, hospital's or laboratory's image file -> one upright, checked, shrunken RGB JPEG with its hashes.
 
 The format is what the bytes say; size, shape and decompression bombs are judged from the header before anything is decoded.
 JPEGs (nearly all of PubMed Central) take libjpeg-turbo and `resample.shrink`, about three times as fast as Pillow's decode and
-bicubic resize; whatever that path does not know for sure (CMYK, odd markers) and all other formats go through Pillow. Metadata
-is never read further than the orientation: a huge profile or text chunk costs nothing.
+bicubic resize; every other format has the decoder that its row in `formats.FORMATS` names.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
-import struct
+import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,36 +19,53 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from biomedclip_ray.images.formats import ORIENTATION, ImageError, Limits, image_format, pillow_pixels, upright
-from biomedclip_ray.images.resample import Pixels, shrink
+from biomedclip_ray.images import codecs, jpeg, pillow, tiff
+from biomedclip_ray.images.depth import Decoded
+from biomedclip_ray.images.errors import ImageError, Limits
+from biomedclip_ray.images.formats import Decoder, identify
+from biomedclip_ray.images.resample import Pixels, shrink, stored_size
 from biomedclip_ray.schema import Reason
 
-# From this ratio on the decoder halves (its 4x4 inverse DCT): the worst figure of the corpus stays 36 dB near the full decode's
-# pixels, and a large picture costs a third less. Quarter scale, or half at 2, would blur line art (20 to 30 dB).
-_HALF_DECODE_FROM = 3.2
-# A picture whose channels differ by no more than JPEG's rounding holds nothing.
-_XMP_ORIENTATION = re.compile(rb'tiff:Orientation\s*(?:=\s*"|>)\s*([1-8])')
+# An image whose channels differ by no more than JPEG's rounding holds nothing.
 _BLANK_RANGE = 4
+# Twice what Pillow takes without a warning, and its own limit.
+_AS_PILLOW_PIXELS = 357_913_940
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """An image as its file shows it, before it is checked and stored."""
+
+    pixels: Pixels
+    """(h, w, 3) uint8 RGB, upright."""
+    width: int
+    """Pixels of the original, upright."""
+    height: int
+    format: str
+    note: str = ""
+    """How it was taken from its file where that is not plain: page, window, channels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture as it is stored."""
+    """An image as it is stored."""
 
     jpeg: bytes
     """Baseline RGB JPEG, 4:2:0, upright, without metadata."""
     width: int
-    """Pixels of the stored picture."""
+    """Pixels of the stored image."""
     height: int
     original_width: int
     """Pixels of the original, upright."""
     original_height: int
     original_format: str
-    """JPEG, PNG, GIF, TIFF or WEBP."""
+    """A name of `formats.FORMATS`."""
     sha256: str
     """Hex digest of the original file's bytes."""
     phash: int
     """64-bit perceptual hash, see `perceptual_hash`."""
+    note: str = ""
+    """See `Read`."""
 
 
 def prepare(
@@ -58,8 +74,8 @@ def prepare(
     """Decode, check, shrink and encode one file.
 
     Args:
-        data: JPEG, PNG, GIF, TIFF or WebP; of several pages or frames the first counts.
-        short_side: pixels of the stored picture's short side; a smaller picture keeps its size.
+        data: a file of any format in `formats.FORMATS`.
+        short_side: pixels of the stored image's short side; a smaller image keeps its size.
         quality: JPEG quality, 1 to 100.
         min_side: pixels; shorter sides are refused.
         max_pixels: width x height that the header may claim.
@@ -69,17 +85,19 @@ def prepare(
         ImageError: with the ledger's reason. Nothing else is raised for bad bytes.
     """
     limits = Limits(max(min_side, 1), max_pixels, max_aspect)
-    pixels, width, height, original_format = read_pixels(data, limits, short_side)
-    jpeg = _checked_jpeg(pixels, quality)
-    digest = hashlib.sha256(data).hexdigest()
-    phash = perceptual_hash(pixels)
-    return Picture(jpeg, pixels.shape[1], pixels.shape[0], width, height, original_format, digest, phash)
+    return _stored(read(data, limits, short_side), quality, hashlib.sha256(data).hexdigest())
+
+
+def _stored(image: Read, quality: int, sha256: str) -> Picture:
+    encoded = _checked_jpeg(image.pixels, quality)
+    height, width = image.pixels.shape[:2]
+    phash = perceptual_hash(image.pixels)
+    return Picture(encoded, width, height, image.width, image.height, image.format, sha256, phash, image.note)
 
 
 def prepare_crop(
-    whole: Pixels,
+    whole: Read,
     box: tuple[float, float, float, float],
-    original_format: str,
     limits: Limits,
     short_side: int,
     quality: int,
@@ -87,7 +105,7 @@ def prepare_crop(
     """Check, shrink and encode a part of a picture: `prepare` for a panel.
 
     Args:
-        whole: (h, w, 3) uint8 RGB, from `read_pixels`.
+        whole: from `read`, at its full size.
         box: (x0, y0, x1, y1) in fractions of the picture's sides.
 
     Returns:
@@ -96,40 +114,89 @@ def prepare_crop(
     Raises:
         ImageError: the part is too small, too narrow or blank.
     """
-    rows, columns = whole.shape[:2]
-    part = whole[round(box[1] * rows) : round(box[3] * rows), round(box[0] * columns) : round(box[2] * columns)]
+    rows, columns = whole.pixels.shape[:2]
+    part = whole.pixels[round(box[1] * rows) : round(box[3] * rows), round(box[0] * columns) : round(box[2] * columns)]
     height, width = part.shape[:2]
     limits.check(width, height)
-    pixels = shrink(np.ascontiguousarray(part), *_stored_size(width, height, short_side))
-    jpeg = _checked_jpeg(pixels, quality)
-    digest = hashlib.sha256(jpeg).hexdigest()
-    return Picture(
-        jpeg, pixels.shape[1], pixels.shape[0], width, height, original_format, digest, perceptual_hash(pixels)
-    )
+    pixels = shrink(np.ascontiguousarray(part), *stored_size(width, height, short_side))
+    encoded = _checked_jpeg(pixels, quality)
+    digest = hashlib.sha256(encoded).hexdigest()
+    phash = perceptual_hash(pixels)
+    return Picture(encoded, pixels.shape[1], pixels.shape[0], width, height, whole.format, digest, phash, whole.note)
 
 
-def read_pixels(data: bytes, limits: Limits, short_side: int | None = None) -> tuple[Pixels, int, int, str]:
-    """(upright RGB pixels, upright width and height of the original, format); shrunken to a short side if one is given.
+def read(data: bytes, limits: Limits, short_side: int | None = None) -> Read:
+    """The one image that a file stands for, shrunken to a short side if one is given.
 
     Raises:
-        ImageError: unknown format, beyond the limits, cut or broken.
+        ImageError: unknown format, not supported, beyond the limits, cut or broken.
     """
     # One task has one core; OpenCV's own threads would take the neighbours'. The setting is one per process.
     if cv2.getNumThreads() != 1:
         cv2.setNumThreads(1)
-    original_format = image_format(data)
-    fast = _jpeg_shrunken(data, short_side, limits) if original_format == "JPEG" else None
-    if fast is not None:
-        return *fast, original_format
-    whole = pillow_pixels(data, original_format, limits)
-    height, width = whole.shape[:2]
-    return shrink(whole, *_stored_size(width, height, short_side)), width, height, original_format
+    row = identify(data)
+    if row.decoder is Decoder.JPEG:
+        head = jpeg.header(data)
+        limits.check(head.width, head.height)
+        fast = jpeg.shrunken(data, head, short_side)
+        if fast is not None:
+            return Read(*fast, row.name)
+    decoded = _DECODERS[row.decoder](data, row.name, limits)
+    height, width = decoded.pixels.shape[:2]
+    pixels = shrink(decoded.pixels, *stored_size(width, height, short_side))
+    return Read(pixels, width, height, row.name, decoded.note)
 
 
-def decode(jpeg: bytes) -> Pixels:
+def as_pillow(data: bytes) -> Image.Image:
+    """A file as a PIL image for a model's own transform: Pillow's where its pixels are those of `read`, else `read`'s.
+
+    Raises:
+        ImageError: as `read` does. PIL.UnidentifiedImageError: no image that Pillow knows either.
+    """
+    try:
+        row = identify(data)
+    except ImageError as error:
+        if error.reason is Reason.UNKNOWN_FORMAT:
+            return Image.open(io.BytesIO(data))
+        raise
+    plain = jpeg.header(data).is_eight_bits if row.decoder is Decoder.JPEG else row.decoder is Decoder.PILLOW
+    if plain and not pillow.is_deep(data, row.name):
+        return Image.open(io.BytesIO(data), formats=[row.name])
+    return Image.fromarray(read(data, Limits(1, _AS_PILLOW_PIXELS, float("inf"))).pixels)
+
+
+def size(data: bytes) -> tuple[int, int]:
+    """(width, height) that a file's header claims, upright or not. Raises ImageError as `read` does."""
+    row = identify(data)
+    if row.decoder is Decoder.JPEG:
+        head = jpeg.header(data)
+        return head.width, head.height
+    return _SIZES[row.decoder](data, row.name)
+
+
+def _uncommon_jpeg(data: bytes, name: str, limits: Limits) -> Decoded:
+    """What the fast path does not know for sure."""
+    is_eight_bits = jpeg.header(data).is_eight_bits
+    return pillow.read(data, name, limits) if is_eight_bits else codecs.read(data, name, limits)
+
+
+_DECODERS: dict[Decoder, Callable[[bytes, str, Limits], Decoded]] = {
+    Decoder.JPEG: _uncommon_jpeg,
+    Decoder.PILLOW: pillow.read,
+    Decoder.TIFF: tiff.read,
+    Decoder.CODEC: codecs.read,
+}
+_SIZES: dict[Decoder, Callable[[bytes, str], tuple[int, int]]] = {
+    Decoder.PILLOW: pillow.size,
+    Decoder.TIFF: tiff.size,
+    Decoder.CODEC: codecs.size,
+}
+
+
+def decode(encoded: bytes) -> Pixels:
     """A stored JPEG as (h, w, 3) uint8 RGB. Raises ImageError for bytes that are no whole JPEG."""
     try:
-        pixels: Pixels = simplejpeg.decode_jpeg(jpeg, colorspace="RGB")
+        pixels: Pixels = simplejpeg.decode_jpeg(encoded, colorspace="RGB")
     except ValueError as error:
         raise ImageError(Reason.BROKEN_IMAGE, str(error)) from error
     return pixels
@@ -156,92 +223,12 @@ def _checked_jpeg(pixels: Pixels, quality: int) -> bytes:
     # A coarse look settles all but blank pictures, which then get a full one.
     if np.ptp(pixels[::8, ::8, 1]) <= _BLANK_RANGE and _is_flat(pixels):
         raise ImageError(Reason.BLANK, f"{pixels.shape[1]} x {pixels.shape[0]} pixels of one colour")
-    jpeg: bytes = simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB", colorsubsampling="420")
-    return jpeg
+    encoded: bytes = simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB", colorsubsampling="420")
+    return encoded
 
 
 def _is_flat(pixels: Pixels) -> bool:
     return int((pixels.max(axis=(0, 1)).astype(np.int16) - pixels.min(axis=(0, 1))).max()) <= _BLANK_RANGE
-
-
-def _stored_size(width: int, height: int, short_side: int | None) -> tuple[int, int]:
-    ratio = 1.0 if short_side is None else min(1.0, short_side / min(width, height))
-    return max(1, round(width * ratio)), max(1, round(height * ratio))
-
-
-def _jpeg_shrunken(data: bytes, short_side: int | None, limits: Limits) -> tuple[Pixels, int, int] | None:
-    """(shrunken pixels, upright width, upright height), or None where Pillow has to decide."""
-    width, height, components, orientation = _jpeg_header(data)
-    limits.check(width, height)
-    plain = components in (1, 3)
-    small = _stored_size(width, height, short_side)
-    halve = min(width / small[0], height / small[1]) >= _HALF_DECODE_FROM
-    half = {"min_factor": 2.0, "min_width": (width + 1) // 2, "min_height": (height + 1) // 2} if halve else {}
-    try:
-        pixels = simplejpeg.decode_jpeg(data, colorspace="RGB" if plain else "CMYK", **half)
-    except ValueError as error:
-        message = str(error)
-        if "remature end" in message:  # of the file, or of its data before an end marker that somebody added
-            raise ImageError(Reason.TRUNCATED_IMAGE, message) from error
-        if "Huffman" in message:
-            raise ImageError(Reason.BROKEN_IMAGE, message) from error
-        return None  # extra bytes between markers and the like
-    if not plain:
-        return None  # CMYK and YCCK: whole, and inverted or not by the Adobe marker, as Pillow sees it
-    pixels = upright(shrink(pixels, *small, source=(width, height) if halve else None), orientation)
-    return (pixels, height, width) if orientation >= 5 else (pixels, width, height)
-
-
-def _jpeg_header(data: bytes) -> tuple[int, int, int, int]:
-    """(width, height, components, orientation) from the segments before the first scan. Raises ImageError.
-
-    The orientation is that of the first EXIF block, and where it says none that of XMP: Pillow's rule.
-    """
-    frame: tuple[int, int, int] | None = None
-    exif: bytes | None = None
-    in_xmp: re.Match[bytes] | None = None
-    position, end = 2, len(data)
-    while True:
-        position = data.find(b"\xff", position)
-        while position >= 0 and data[position : position + 1] == b"\xff":
-            position += 1
-        if position < 0 or position + 3 > end:
-            raise ImageError(Reason.TRUNCATED_IMAGE, "the JPEG ends in its header")
-        marker = data[position]
-        if marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:
-            position += 1
-            continue
-        if marker in (0xDA, 0xD9):  # the scan, or the end
-            break
-        length = int.from_bytes(data[position + 1 : position + 3], "big")
-        segment = data[position + 3 : position + 1 + length]
-        if length < 2 or len(segment) < length - 2:
-            raise ImageError(Reason.TRUNCATED_IMAGE, "the JPEG ends in its header")
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and len(segment) >= 6:
-            height, width = struct.unpack_from(">HH", segment, 1)
-            frame = width, height, segment[5]
-        elif marker == 0xE1 and segment.startswith(b"Exif\0\0"):
-            exif = segment if exif is None else exif
-        elif marker == 0xE1 and segment.startswith(b"http://ns.adobe.com/xap/"):
-            in_xmp = in_xmp or _XMP_ORIENTATION.search(segment)
-        position += 1 + length
-    if frame is None or 0 in frame:
-        raise ImageError(Reason.BROKEN_IMAGE, "the JPEG has no frame header with a size")
-    orientation = _exif_orientation(exif) if exif is not None else None
-    if orientation is None:
-        orientation = int(in_xmp[1]) if in_xmp else 1
-    return (*frame, orientation if orientation in range(1, 9) else 1)
-
-
-def _exif_orientation(segment: bytes) -> int | None:
-    """None where there is none, or the block cannot be read: bad metadata is no reason to lose a picture."""
-    exif = Image.Exif()
-    try:
-        exif.load(segment)
-        value: int | None = exif.get(ORIENTATION)
-    except (SyntaxError, ValueError, struct.error, TypeError, KeyError, OSError):
-        return None
-    return value
 
 
 @lru_cache(maxsize=1)

@@ -67,6 +67,23 @@ def shrink(pixels: Pixels, width: int, height: int, *, source: tuple[int, int] |
     return np.ascontiguousarray(small[:height, :width], dtype=np.uint8)
 
 
+def stored_size(width: int, height: int, short_side: int | None) -> tuple[int, int]:
+    """(width, height) of an image whose short side is at most so many pixels; null: as it is."""
+    ratio = 1.0 if short_side is None else min(1.0, short_side / min(width, height))
+    return max(1, round(width * ratio)), max(1, round(height * ratio))
+
+
+def upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Turn as EXIF says (1 upright, 3 upside down, 6 and 8 on a side; even and 5, 7 mirrored too)."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
+
+
 def _cubic(x: NDArray[np.float64], a: float) -> NDArray[np.float64]:
     """Keys' cubic convolution kernel (1981)."""
     x = np.abs(x)

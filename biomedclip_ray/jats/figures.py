@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from lxml import etree
 
+from biomedclip_ray.images.formats import ARTICLE_EXTENSIONS, has_extension
 from biomedclip_ray.jats.legends import GRAPHIC, LANGUAGE, has_caption, legend, lenders
 from biomedclip_ray.jats.licenses import stated_license
-from biomedclip_ray.jats.media import media_name
+from biomedclip_ray.jats.media import VECTOR_EXTENSIONS, media_name
 from biomedclip_ray.jats.text import text_of
 
 _HREF = "{http://www.w3.org/1999/xlink}href"
@@ -64,7 +65,10 @@ _ADAPTED_WORDS = (
     "permission",
     "courtesy",
 )
-_PICTURE_MEDIA = re.compile(r"\.(?:jpe?g|png|gif|tiff?|webp|bmp)$", re.IGNORECASE)
+# Of SciELO's and others' alternatives: "scielo-267x140" is a thumbnail, "scielo-web" a full image.
+_STATED_SIZE = re.compile(r"(\d{2,5})\s*x\s*(\d{2,5})")
+_THUMBNAIL_SIDE = 320
+_THUMBNAIL_WORDS = re.compile(r"thumb|\bicon\b|\bpreview\b|\bsmall\b|\btiny\b")
 # What stands in these is no image of the figure: glyphs in a caption, logos of a licence, icons in a table's cells.
 _APART = frozenset(
     "fig fig-group table-wrap table-wrap-group table supplementary-material disp-formula inline-formula label caption"
@@ -212,19 +216,21 @@ def _add_image(forms: list[etree._Element], graphics: list[tuple[str, ...]], per
 def _image(element: etree._Element) -> str | None:
     """The file name of a graphic; of a media element only where it is an image, not a film or a spreadsheet."""
     href = element.get(_HREF) or ""
-    if element.tag == "media" and element.get("mimetype") != "image" and not _PICTURE_MEDIA.search(href):
+    if element.tag == "media" and element.get("mimetype") != "image" and not has_extension(href, ARTICLE_EXTENSIONS):
         return None
     return media_name(href) or None
 
 
-def _rank(form: etree._Element, name: str) -> int:
-    """Among alternatives: full images, then vector forms (not decoded here), then thumbnails."""
-    about = f"{form.get('content-type')} {form.get('specific-use')} {name}".lower()
-    if "thumb" in about or "scielo-" in about:
-        return 3
-    if name.lower().endswith(".gif"):
-        return 2
-    return 1 if name.lower().endswith((".svg", ".eps", ".pdf", ".ai")) else 0
+def _rank(form: etree._Element, name: str) -> tuple[int, int]:
+    """Among alternatives: full images, then vector forms (not decoded here), then GIFs, then thumbnails, the largest first."""
+    about = f"{form.get('content-type') or ''} {form.get('specific-use') or ''}".lower()
+    stated = _STATED_SIZE.search(about)
+    side = max(int(stated[1]), int(stated[2])) if stated else 0
+    if 0 < side <= _THUMBNAIL_SIDE or _THUMBNAIL_WORDS.search(about) or "thumb" in name.lower():
+        return 3, -side
+    if has_extension(name, ("gif",)):
+        return 2, 0
+    return (1 if has_extension(name, VECTOR_EXTENSIONS) else 0), 0
 
 
 def _own_license(permissions: list[etree._Element]) -> str | None:

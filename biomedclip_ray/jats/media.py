@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from urllib.parse import unquote
 
-# In the order of preference among files of one stem: a GIF beside a JPEG is its thumbnail.
-PICTURES = ("jpg", "jpeg", "png", "tif", "tiff", "webp", "bmp", "gif")
+from biomedclip_ray.images.formats import ARTICLE_EXTENSIONS
 
-_EXTENSION = re.compile(r"\.(jpe?g|png|tiff?|webp|bmp|gif|eps|svg|pdf)$", re.IGNORECASE)
+VECTOR_EXTENSIONS = ("svg", "eps", "pdf", "ai")
+"""Drawings, which are not decoded here."""
+
+_EXTENSION = re.compile(rf"\.({'|'.join(map(re.escape, (*ARTICLE_EXTENSIONS, 'svg', 'eps', 'pdf')))})$", re.IGNORECASE)
 
 
 def media_name(href: str) -> str:
@@ -27,27 +30,39 @@ def media_name(href: str) -> str:
 
 
 def stem(name: str) -> str:
-    """The name without a picture's extension: "pone.0012255.g001" has none, so its dots stay."""
+    """The name without an image's extension: "pone.0012255.g001" has none, so its dots stay."""
     return _EXTENSION.sub("", name)
 
 
-def match_media(name: str, files: Sequence[str]) -> str | None:
-    """The one of `files` (names or keys) that a graphic's name means, or None.
+def matching_media(name: str, files: Sequence[str]) -> list[str]:
+    """Those of `files` (names or keys) that a graphic's name means, the best first; none where there is none.
 
-    The exact name wins; then the stem, among pictures and files without an extension, JPEG, PNG and TIFF before GIF.
+    The exact name comes first, percent signs decoded if need be ("my%20fig.jpg"); then the stem, among images and files
+    without an extension, in the order of the table of formats. A GIF beside another is its thumbnail and no match.
     """
     name = media_name(name)
     if not name:
-        return None
-    wanted = stem(name)
-    best: tuple[int, str] | None = None
+        return []
+    names = {name, media_name(unquote(name))}
+    stems = {stem(each) for each in names}
+    found: list[tuple[int, str]] = []
     for file in files:
         base = media_name(file)
+        forms = {base, media_name(unquote(base))}
         if base == name:
-            return file
-        if stem(base) == wanted:
-            extension = base[len(wanted) + 1 :].lower()
-            rank = PICTURES.index(extension) if extension in PICTURES else len(PICTURES)
-            if best is None or rank < best[0]:
-                best = rank, file
-    return best[1] if best else None
+            found.append((-2, file))
+        elif forms & names:
+            found.append((-1, file))
+        elif wanted := next((stem(form) for form in forms if stem(form) in stems), None):
+            extension = media_name(unquote(base))[len(wanted) + 1 :].lower()
+            if extension in ARTICLE_EXTENSIONS or not extension:
+                rank = ARTICLE_EXTENSIONS.index(extension) if extension else len(ARTICLE_EXTENSIONS)
+                found.append((rank, file))
+    found.sort()
+    best = [file for _, file in found]
+    return [file for file in best if file is best[0] or not file.lower().endswith(".gif")]
+
+
+def match_media(name: str, files: Sequence[str]) -> str | None:
+    """The best of `matching_media`, or None."""
+    return next(iter(matching_media(name, files)), None)

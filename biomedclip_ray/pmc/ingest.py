@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from biomedclip_ray.config import Config, Ingest, IngestSelect, Source
 from biomedclip_ray.jats.article import Article, Figure, JatsError, parse_article
-from biomedclip_ray.jats.media import match_media
+from biomedclip_ray.jats.media import matching_media
 from biomedclip_ray.run.ahead import fetch_ahead
 from biomedclip_ray.run.parts import run_parts
 from biomedclip_ray.schema import ARTICLES, Reason, figure_ids
@@ -187,13 +187,20 @@ def _figure_row(figure_id: str, figure: Figure, media: list[dict[str, Any]], lic
 
 
 def _media(figure: Figure, files: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """The files that a figure names, matched among the article's own; alternatives share a `graphic` number."""
+    """The files that a figure names, matched among the article's own; alternatives share a `graphic` number.
+
+    Files of the same stem are alternatives too: where the JPEG is cut, the TIFF beside it is whole.
+    """
     media = []
     for graphic, names in enumerate(figure.graphics):
+        taken: set[str] = set()
         for name in names:
-            match = match_media(name, list(files))
-            found = files[match] if match is not None else {"key": None, "md5": None}
-            media.append({"name": name, **found, "found": match is not None, "graphic": graphic})
+            matches = [match for match in matching_media(name, list(files)) if match not in taken]
+            taken.update(matches)
+            for match in matches:
+                media.append({"name": name, **files[match], "found": True, "graphic": graphic})
+            if not matches:
+                media.append({"name": name, "key": None, "md5": None, "found": False, "graphic": graphic})
     return media
 
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from biomedclip_ray.config import Serve
+from biomedclip_ray.images.formats import PICKER
 from biomedclip_ray.serve.answers import Classified, Embedded, Facts, Found, Problem
 from biomedclip_ray.serve.errors import add_error_handlers
 from biomedclip_ray.serve.inputs import Item, Refusal, read_item, read_items
@@ -293,6 +294,7 @@ def _page(app: FastAPI) -> None:
     """The page and its three files, read once; no other path is ever looked up."""
     folder = resources.files("biomedclip_ray.serve") / "page"
     files = {name: (folder / name).read_bytes() for name in PAGE}
+    files["index.html"] = files["index.html"].replace(b"{formats}", PICKER.encode())
     headers = {
         "Content-Security-Policy": CONTENT_SECURITY_POLICY,
         "X-Content-Type-Options": "nosniff",

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 import struct
-import warnings
 import zlib
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from biomedclip_ray.config import Serve
-
-FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP")
+from biomedclip_ray.images.errors import ImageError
+from biomedclip_ray.images.formats import ONLINE_NAMES
+from biomedclip_ray.images.image import size
+from biomedclip_ray.schema import Reason
 
 TEXT_CHARS = 20_000
 """Characters of a text that are tokenized; a context of 512 tokens is full long before. The rest counts as truncated,
@@ -127,11 +127,13 @@ def read_picture(uri: str, param: str, limits: Serve) -> bytes:
 
 def check_picture(data: bytes, param: str, max_pixels: int) -> None:
     """Read format and size from the header; raises Refusal for another format or too many pixels."""
-    if data.startswith(_PNG) and data[12:16] == b"IHDR":
-        # Pillow reads a PNG's text chunks as well before it tells the size, and refuses the picture for a long one.
-        width, height = struct.unpack_from(">II", data.ljust(24, b"\0"), 16)
-    else:
-        width, height = _size(data, param, max_pixels)
+    try:
+        width, height = size(data)
+    except ImageError as error:
+        code = _CODES.get(error.reason, "broken_image")
+        if code == "unknown_format":
+            raise Refusal(f"{param}: the bytes are no {ONLINE_NAMES}", param=param, code=code) from error
+        raise Refusal(f"{param}: {error}", param=param, code=code) from error
     if not width * height:
         raise Refusal(f"{param}: the picture's header is broken (no pixels)", param=param, code="broken_image")
     if width * height > max_pixels:
@@ -142,22 +144,8 @@ def check_picture(data: bytes, param: str, max_pixels: int) -> None:
         )
 
 
-def _size(data: bytes, param: str, max_pixels: int) -> tuple[int, int]:
-    """Width and height as Pillow reads them from the header; raises Refusal."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a stranger's odd tags; what counts is judged below
-            with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-                return picture.size
-    except UnidentifiedImageError as error:
-        raise Refusal(
-            f"{param}: the bytes are no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}", param=param, code="unknown_format"
-        ) from error
-    except Image.DecompressionBombError as error:
-        raise Refusal(
-            f"{param}: the picture claims far more than {max_pixels:,} pixels (serve.max_pixels)",
-            param=param,
-            code="too_many_pixels",
-        ) from error
-    except PICTURE_ERRORS as error:
-        raise Refusal(f"{param}: the picture's header is broken ({error})", param=param, code="broken_image") from error
+_CODES = {
+    Reason.UNKNOWN_FORMAT: "unknown_format",
+    Reason.NOT_SUPPORTED: "not_supported",
+    Reason.TOO_MANY_PIXELS: "too_many_pixels",
+}

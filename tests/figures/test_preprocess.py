@@ -15,9 +15,9 @@ from biomedclip_ray.sources.bucket import ObjectError
 from biomedclip_ray.store.product import Ledger
 
 
-def _picture(seed: int) -> bytes:
+def _picture(seed: int, size: tuple[int, int] = (280, 210)) -> bytes:
     sink = io.BytesIO()
-    Image.effect_noise((80, 60), 40 + seed).convert("RGB").save(sink, "PNG")
+    Image.effect_noise(size, 40 + seed).convert("RGB").save(sink, "PNG")
     return sink.getvalue()
 
 
@@ -88,6 +88,16 @@ def test_the_first_alternative_that_decodes_is_taken_and_no_later_one_asked_for(
     assert _taken({"a.png": good, "b.png": _picture(1)}) == ("a.png", [], ["a.png"])
     assert _taken({"a.jpg": good[:700], "b.png": good, "c.png": good}) == ("b.png", [], ["a.jpg", "b.png"])
     assert _taken({"a.svg": b"<svg/>", "b.gif": Reason.MISSING_OBJECT, "c.png": good})[0] == "c.png"
+
+
+def test_behind_a_broken_file_the_thumbnail_is_the_last_that_is_taken() -> None:
+    good, thumbnail = _picture(0), _picture(0, (80, 60))
+    cut = good[:700]
+    assert _taken({"a.tif": cut, "a-small.jpg": thumbnail, "a.png": good})[0] == "a.png"
+    assert _taken({"a.tif": cut, "b.jpg": thumbnail, "c.gif": _picture(0, (120, 90))})[0] == "c.gif"
+    assert _taken({"a.tif": cut, "b.jpg": thumbnail})[0] == "b.jpg"
+    # a small image that nothing stands before is what the article has
+    assert _taken({"a.png": thumbnail, "b.png": good}) == ("a.png", [], ["a.png"])
 
 
 def test_where_none_decodes_the_first_ones_reason_is_told() -> None:

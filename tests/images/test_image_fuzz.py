@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from biomedclip_ray.images.image import ImageError, decode, prepare
+from biomedclip_ray.images.errors import ImageError
+from biomedclip_ray.images.image import decode, prepare
 
 SEEDS = ("JPEG", "JPEG CMYK", "JPEG EXIF", "PNG", "PNG 16", "GIF", "TIFF", "TIFF LZW", "TIFF 16", "WEBP")
 

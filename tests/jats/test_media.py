@@ -2,7 +2,7 @@
 
 import pytest
 
-from biomedclip_ray.jats.media import match_media, media_name, stem
+from biomedclip_ray.jats.media import match_media, matching_media, media_name, stem
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,12 @@ from biomedclip_ray.jats.media import match_media, media_name, stem
         ("", ["gr1.jpg"], None),
         ("..", ["..", "gr1.jpg"], None),
         ("gr1", [], None),
+        ("my%20fig.jpg", ["my fig.jpg", "fig.jpg"], "my fig.jpg"),
+        ("my fig.jpg", ["my%20fig.jpg"], "my%20fig.jpg"),
+        ("my%20fig", ["my fig.tif", "my.tif"], "my fig.tif"),
+        ("100%.jpg", ["100%.jpg", "100.jpg"], "100%.jpg"),
+        ("..%2F..%2Fgr1.jpg", ["gr1.jpg"], "gr1.jpg"),
+        ("fig1", ["fig1.gif", "fig1.bmp"], "fig1.bmp"),
     ],
 )
 def test_names_match_exactly_then_by_stem_and_never_by_substring(name, files, expected):
@@ -43,3 +49,11 @@ def test_names_are_reduced_to_their_last_component():
 
 def test_a_stem_loses_picture_extensions_only():
     assert [stem(name) for name in ("a.jpg", "a.TIFF", "pone.01.g001", "a.zip")] == ["a", "a", "pone.01.g001", "a.zip"]
+
+
+def test_files_of_one_stem_are_alternatives_but_for_a_gif_beside_another():
+    files = ["a.gif", "a.tif", "a.jpg", "ab.tif", "a.pdf"]
+    assert matching_media("a.jpg", files) == ["a.jpg", "a.tif"]
+    assert matching_media("a.eps", files) == ["a.jpg", "a.tif"]
+    assert matching_media("a.gif", files) == ["a.gif", "a.jpg", "a.tif"]
+    assert matching_media("a", ["a.gif"]) == ["a.gif"]

@@ -6,7 +6,7 @@ import io
 import tarfile
 from pathlib import Path
 
-from biomedclip_ray.images.formats import ImageError
+from biomedclip_ray.images.errors import ImageError
 from biomedclip_ray.sources.own.images import read_image
 from biomedclip_ray.sources.own.record import OwnFiles, Record
 from biomedclip_ray.sources.own_files import find_files, records

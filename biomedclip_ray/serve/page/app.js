@@ -212,9 +212,11 @@ function unpick() {
 
 function read(file) {
   if (!file) return;
-  if (!file.type.startsWith("image/")) return note("That is no picture", `${file.name} is of the type ${file.type || "unknown"}. JPEG, PNG, GIF, TIFF, WebP and BMP are understood.`, "bad");
+  const known = $("file").accept.split(","), name = file.name.toLowerCase();
+  const fits = (form) => (form.startsWith(".") ? name.endsWith(form) : file.type === form);
+  if (!file.type.startsWith("image/") && !known.some(fits)) return note("That is no picture", `${file.name} is of the type ${file.type || "unknown"}. Understood are ${known.filter((form) => form.startsWith(".")).join(" ")}`, "bad");
   const reader = new FileReader();
-  reader.addEventListener("load", () => { pick(reader.result); search(); });
+  reader.addEventListener("load", () => { pick("data:image/any" + reader.result.slice(reader.result.indexOf(";"))); search(); });
   reader.addEventListener("error", () => note("That did not work", `${file.name} cannot be read.`, "bad"));
   reader.readAsDataURL(file);
 }

@@ -11,9 +11,10 @@ import unicodedata
 from functools import lru_cache
 from urllib.parse import unquote
 
-from biomedclip_ray.images.formats import ImageError
+from biomedclip_ray.images.errors import ImageError
+from biomedclip_ray.images.formats import IMAGE_ENDINGS
 from biomedclip_ray.schema import Reason
-from biomedclip_ray.sources.own.record import IMAGE_ENDINGS, OwnFiles, Record
+from biomedclip_ray.sources.own.record import OwnFiles, Record
 from biomedclip_ray.store.place import Place
 
 

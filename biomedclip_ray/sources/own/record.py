@@ -16,12 +16,6 @@ from biomedclip_ray.config import ConfigError
 from biomedclip_ray.schema import Reason
 from biomedclip_ray.store.place import Place
 
-IMAGE_ENDINGS = tuple(
-    """.jpg .jpeg .jpe .jfif .png .gif .tif .tiff .webp .bmp .dib .dcm .dicom .nii .nii.gz .jp2 .j2k .jpx .jxl .jls .avif .heic
-    .svs .ndpi .mrxs .scn .bif .czi .lif .nd2 .ome.tif .ome.tiff""".split()
-)
-"""What an image's file may end in; what is in it the decoder says."""
-
 FIELDS = ("image", "text", "id", "group", "split", "license")
 # best first; as `_plain` writes them
 _NAMES = {

@@ -17,8 +17,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from biomedclip_ray.images.formats import IMAGE_ENDINGS
 from biomedclip_ray.schema import Reason
-from biomedclip_ray.sources.own.record import FIELDS, IMAGE_ENDINGS, OwnFiles, Piece, Record, facts_of, pairs_of, said
+from biomedclip_ray.sources.own.record import FIELDS, OwnFiles, Piece, Record, facts_of, pairs_of, said
 from biomedclip_ray.store.place import Place
 
 _MAX_MEMBER_BYTES = 512 << 20

@@ -1,0 +1,115 @@
+"""The table of formats, and the places that read it."""
+
+import io
+import struct
+
+import imagecodecs
+import numpy as np
+import pytest
+from PIL import Image
+
+from biomedclip_ray.images.errors import ImageError, Limits
+from biomedclip_ray.images.formats import ARTICLE_EXTENSIONS, FORMATS, ONLINE_NAMES, PICKER, has_extension, identify
+from biomedclip_ray.images.image import read, size
+from biomedclip_ray.schema import Reason
+
+ANY = Limits(1, 10**9, 1e9)
+
+
+def scene(width: int = 120, height: int = 80) -> np.ndarray:
+    x, y = np.linspace(0, 1, width)[None, :], np.linspace(0, 1, height)[:, None]
+    planes = (40 + 120 * (x + 0 * y), 60 + 100 * (y + 0 * x), 200 - 120 * x * y)
+    return np.stack(planes, axis=2).round().astype(np.uint8)
+
+
+def saved(pixels: np.ndarray, kind: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, kind, **options)
+    return out.getvalue()
+
+
+ENCODED = {
+    "JPEG": lambda: saved(scene(), "JPEG", quality=100, subsampling=0),
+    "PNG": lambda: saved(scene(), "PNG"),
+    "TIFF": lambda: saved(scene(), "TIFF"),
+    "WEBP": lambda: saved(scene(), "WEBP", lossless=True),
+    "BMP": lambda: saved(scene(), "BMP"),
+    "GIF": lambda: saved(scene()[:, :, 0], "GIF"),
+    "JPEG 2000": lambda: imagecodecs.jpeg2k_encode(scene(), level=0),
+    "JPEG XL": lambda: imagecodecs.jpegxl_encode(scene(), lossless=True),
+    "JPEG-LS": lambda: imagecodecs.jpegls_encode(np.tile(scene(), (4, 4, 1))),
+}
+
+
+@pytest.mark.parametrize("name", ENCODED)
+def test_each_format_is_told_by_its_bytes_measured_and_decoded(name: str) -> None:
+    data = ENCODED[name]()
+    assert identify(data).name == name
+    found = read(data, ANY)
+    assert found.format == name
+    assert size(data) == (found.width, found.height)
+    expected = np.tile(scene(), (4, 4, 1)) if name == "JPEG-LS" else scene()
+    if name == "GIF":
+        expected = np.repeat(scene()[:, :, :1], 3, axis=2)
+    assert np.abs(found.pixels.astype(int) - expected).max() <= (6 if name == "JPEG" else 0)
+
+
+def test_bitmaps_whose_fourth_byte_is_nothing_are_no_white_images() -> None:
+    """BI_RGB of 32 bits, and a V5 header with an alpha mask whose alpha is 0 everywhere: ultrasound machines write both."""
+    rows = np.dstack([scene()[::-1, :, ::-1], np.zeros((80, 120), np.uint8)]).tobytes()
+    plain = struct.pack("<IiiHHIIiiII", 40, 120, 80, 1, 32, 0, len(rows), 0, 0, 0, 0)
+    masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    fifth = struct.pack("<IiiHHIIiiII", 124, 120, 80, 1, 32, 3, len(rows), 0, 0, 0, 0) + masks + bytes(124 - 56)
+    for header in (plain, fifth):
+        data = b"BM" + struct.pack("<IHHI", 14 + len(header) + len(rows), 0, 0, 14 + len(header)) + header + rows
+        assert np.array_equal(read(data, ANY).pixels, scene())
+    opaque = np.dstack([scene()[::-1, :, ::-1], np.full((80, 120), 128, np.uint8)]).tobytes()
+    data = b"BM" + struct.pack("<IHHI", 14 + 124 + len(opaque), 0, 0, 14 + 124) + fifth + opaque
+    assert read(data, ANY).pixels.min() > scene().min() + 60  # half transparent on white
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+@pytest.mark.parametrize("process", ["lossless", "extended"])
+def test_hospitals_jpegs_are_read(bits: int, process: str) -> None:
+    if process == "extended" and bits != 12:
+        pytest.skip("the extended process has 12 bits")
+    top = (1 << bits) - 1
+    grey = np.tile(np.linspace(0, top, 120).astype(np.uint16 if bits > 8 else np.uint8), (80, 1))
+    colour = np.repeat(grey[:, :, None], 3, axis=2)
+    data = imagecodecs.jpeg8_encode(colour, bitspersample=bits, lossless=process == "lossless", level=100)
+    found = read(data, ANY)
+    assert found.format == "JPEG"
+    assert np.abs(found.pixels[:, :, 1].astype(int) - np.rint(grey * (255 / top))).max() <= 3
+
+
+def test_twelve_bits_in_jpeg_2000_xl_and_ls_are_shown_by_their_range() -> None:
+    grey = np.tile(np.linspace(100, 4000, 120).astype(np.uint16), (80, 1))
+    for data in (
+        imagecodecs.jpeg2k_encode(grey, level=0, bitspersample=12),
+        imagecodecs.jpegxl_encode(grey, lossless=True),
+        imagecodecs.jpegls_encode(grey),
+    ):
+        found = read(data, ANY)
+        assert np.abs(found.pixels[:, :, 0].astype(int) - np.rint((grey - 100) * (255 / 3900))).max() <= 1
+        assert found.note == "100 to 4000 shown as black to white"
+
+
+@pytest.mark.parametrize(
+    ("start", "name"),
+    [(b"ZISRAWFILE", "Zeiss CZI"), (b"MATRIX72v", "ECAT"), (b"\0\0\0\x18ftypheic", "HEIF"), (b"CDF\x01", "MINC 1")],
+)
+def test_what_is_known_and_not_read_names_the_way_out(start: bytes, name: str) -> None:
+    with pytest.raises(ImageError) as caught:
+        identify(start + bytes(400))
+    assert caught.value.reason is Reason.NOT_SUPPORTED
+    assert caught.value.detail.startswith(name) and ": save it as" in caught.value.detail
+
+
+def test_every_place_reads_the_one_table() -> None:
+    assert len({row.name for row in FORMATS}) == len(FORMATS)
+    assert has_extension("a/B.TIFF") and has_extension("x.nii.gz") and not has_extension("x.gz")
+    assert ARTICLE_EXTENSIONS[:2] == ("jpg", "jpeg") and ARTICLE_EXTENSIONS.index("bmp") < ARTICLE_EXTENSIONS.index(
+        "gif"
+    )
+    assert "dcm" not in ARTICLE_EXTENSIONS and ".dcm" in PICKER.split(",") and "image/bmp" in PICKER
+    assert "DICOM" in ONLINE_NAMES and "whole slide" not in ONLINE_NAMES
