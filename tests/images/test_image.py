@@ -3,6 +3,7 @@
 import hashlib
 import io
 import pickle
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -340,6 +341,40 @@ def test_a_cut_file_is_dropped_as_truncated(kind: str, share: float) -> None:
 def test_a_cut_jpeg_with_an_end_marker_put_on_is_truncated(mode: str, progressive: bool) -> None:
     data = saved(scene().convert(mode), "JPEG", progressive=progressive)
     assert refused(data[: len(data) // 2] + b"\xff\xd9").reason is Reason.TRUNCATED_IMAGE
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("where", ["in a segment", "at a marker", "behind a marker"])
+@pytest.mark.parametrize("end", [b"", b"\xff\xd9"])
+def test_a_cut_jpeg_with_restart_markers_is_truncated(mode: str, progressive: bool, where: str, end: bytes) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3)).astype(np.uint8)).resize((400, 300))
+    data = saved(noise.convert(mode), "JPEG", progressive=progressive, restart_marker_blocks=7)
+    markers = [found.start() for found in re.finditer(rb"\xff[\xd0-\xd7]", data)]
+    at = markers[len(markers) // 2] + {"in a segment": 12, "at a marker": 0, "behind a marker": 2}[where]
+    assert refused(data[:at] + end).reason is Reason.TRUNCATED_IMAGE
+    assert prepared(data).width == 400
+
+
+def _named_as_transparent(values: np.ndarray, colour: tuple[int, ...]) -> bytes:
+    """A PNG of 16 bits with a tRNS chunk."""
+    import imagecodecs
+
+    png = bytes(imagecodecs.png_encode(values))
+    named = b"tRNS" + struct.pack(f">{len(colour)}H", *colour)
+    chunk = struct.pack(">I", len(named) - 4) + named + struct.pack(">I", zlib.crc32(named))
+    first = png.index(b"IDAT") - 4
+    return png[:first] + chunk + png[first:]
+
+
+@pytest.mark.parametrize("paper", [(65535, 65535, 65535), (0, 0, 0), (258, 3, 60000)])
+def test_any_colour_that_a_deep_png_names_as_transparent_is_paper(paper: tuple[int, ...]) -> None:
+    values = np.empty((100, 100, 3), np.uint16)
+    values[:] = paper
+    values[:50, :, 0], values[:50, :, 1:] = np.linspace(1000, 3000, 100), 1000
+    pixels = decode(prepared(_named_as_transparent(values, paper)).jpeg)
+    assert pixels[60:].min() > 247
+    assert np.abs(pixels[20, 97].astype(int) - (250, 0, 0)).max() < 16 and pixels[20, 2].max() < 16
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF"])
