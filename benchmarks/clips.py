@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,18 @@ from transformers import BertConfig
 
 from biomedclip_ray.clip.model import Built, build_model
 from biomedclip_ray.clip.tokenizer import Tokenizer
-from biomedclip_ray.config import Model, PartResources, parse
-from biomedclip_ray.cost.measure import without_ray
+from biomedclip_ray.config import Model, parse
 from biomedclip_ray.figures.captions import training_text
 from biomedclip_ray.figures.preprocess import preprocess
 from biomedclip_ray.jats.article import parse_figures
 from biomedclip_ray.pmc.catalog import catalog
 from biomedclip_ray.pmc.ingest import ingest
-from biomedclip_ray.run.record import resolve_inventory
+from biomedclip_ray.run.parts import in_process
 from biomedclip_ray.schema import CORPUS, LEDGER, PAIRS
-from biomedclip_ray.store.product import PartResult, Product, conform
+from biomedclip_ray.sources.inventory import resolve_inventory
+from biomedclip_ray.store.attempt import attempt
+from biomedclip_ray.store.parquet import conform
+from biomedclip_ray.store.product import Product
 
 sys.path.insert(0, str(Path(__file__).parent))
 from jats import real_articles
@@ -50,17 +51,12 @@ def verdict(ratios: dict[str, float], bounds: dict[str, float]) -> int:
 def real_pairs(data: Path) -> list[Pair]:
     """(JPEG, text) of every figure in the corpus' bucket that has a picture, through the stages themselves: short side 384."""
 
-    def run(
-        product: Product, worker: Callable[..., PartResult], resources: PartResources, args: tuple[Any, ...]
-    ) -> None:
-        for part in product.missing_parts():
-            result = worker(part, *args)
-            product.write_part(part, result.data, result.ledger.table(), result.ledger.counts)
-
-    with tempfile.TemporaryDirectory(prefix="biomedclip-bench-") as root, without_ray(run):
+    with tempfile.TemporaryDirectory(prefix="biomedclip-bench-") as root:
         source = {"uri": str(data / "corpus" / "bucket"), "select": {"licenses": "all"}}
         config = parse({"root": root, "source": source, "preprocess": {"short_side": 384}}, "benchmark")
-        pairs = preprocess(config, ingest(config, catalog(config, resolve_inventory(config))))
+        versions = catalog.run(config, resolve_inventory(config), runner=in_process).product
+        articles = ingest.run(config, versions, runner=in_process).product
+        pairs = preprocess.run(config, articles, runner=in_process).product
         return [(row["image"], row["text"]) for table in pairs.scan(["image", "text"]) for row in table.to_pylist()]
 
 
@@ -76,15 +72,15 @@ def products(rows: list[Pair], root: str) -> tuple[Product, Product]:
     pairs = Product.plan(root, "preprocess", 1, {}, [])
     corpus = Product.plan(root, "curate", 1, {}, [pairs])
     for product, schema in ((pairs, PAIRS), (corpus, CORPUS)):
-        with product.running(parts=PARTS):
+        with attempt(product, PARTS) as current:
             for part in range(PARTS):
                 chosen = [
                     {"pair_id": f"PMC{n}.1/F1#0", "image": image, "text": text, "split": "train", "kept": True}
                     for n, (image, text) in list(enumerate(rows))[part::PARTS]
                 ]
                 table = conform(pa.Table.from_pylist(chosen, schema=schema), schema)
-                product.write_part(part, table, LEDGER.empty_table(), {"pair": (len(chosen), len(chosen))})
-            product.finish_parts(0.0)
+                current.write_part(part, table, LEDGER.empty_table(), {"pair": (len(chosen), len(chosen))})
+            current.finish_parts(0.0)
     return pairs, corpus
 
 

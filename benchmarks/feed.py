@@ -97,7 +97,7 @@ def wait_share(root: str, pairs: Product, corpus: Product, steps: int) -> float:
     recipe = {"epochs": epochs, "batch": batch, "micro_batches": 2, "log_steps": 1, "window": WINDOW}
     model = {"config": "cpu_128", "init": "random", "vocab_size": 8192}
     config = parse({"root": root, "model": model, "train": {**recipe, "resources": resources}}, "benchmark")
-    lines = read(train(config, pairs, corpus).place)
+    lines = read(train.run(config, pairs, corpus).product.place)
     return statistics.mean(line["data_wait_share"] for line in lines[len(lines) // 3 :])
 
 

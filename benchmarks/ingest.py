@@ -33,12 +33,14 @@ from pathlib import Path
 from typing import Any
 
 from biomedclip_ray.config import Config, PartResources, parse
-from biomedclip_ray.cost.measure import without_ray
 from biomedclip_ray.figures.preprocess import preprocess
 from biomedclip_ray.pmc.catalog import catalog
 from biomedclip_ray.pmc.ingest import ingest
-from biomedclip_ray.run.record import resolve_inventory
-from biomedclip_ray.store.product import PartResult, Product
+from biomedclip_ray.run.parts import Runner, on_ray
+from biomedclip_ray.sources.inventory import resolve_inventory
+from biomedclip_ray.store.attempt import Attempt
+from biomedclip_ray.store.ledger import PartResult
+from biomedclip_ray.store.product import Product
 
 sys.path.insert(0, str(Path(__file__).parent))
 from articles import add_skip_option, compares_with, multiply, origin, peak_mb
@@ -57,56 +59,56 @@ def config_of(bucket: Path, root: Path) -> Config:
     return parse({"root": str(root), "source": source, "preprocess": {"short_side": 384}}, "benchmark")
 
 
-def data_stages(bucket: Path) -> tuple[float, Product]:
+def data_stages(bucket: Path, runner: Runner = on_ray) -> tuple[float, Product]:
     """(seconds, pairs) of catalog, ingest and preprocess into a fresh root."""
     with tempfile.TemporaryDirectory(prefix="biomedclip-bench-", ignore_cleanup_errors=True) as root:
         config = config_of(bucket, Path(root))
         started = time.perf_counter()
-        pairs = preprocess(config, ingest(config, catalog(config, resolve_inventory(config))))
+        versions = catalog.run(config, resolve_inventory(config), runner=runner).product
+        articles = ingest.run(config, versions, runner=runner).product
+        pairs = preprocess.run(config, articles, runner=runner).product
         seconds = time.perf_counter() - started
         pairs.manifest  # noqa: B018 - read before the folder goes
         return seconds, pairs
 
 
-def one_part(product: Product, worker: Callable[..., PartResult], args: tuple[Any, ...], part: int) -> int:
+def one_part(attempt: Attempt, worker: Callable[..., PartResult], args: tuple[Any, ...], part: int) -> int:
     """One part in whatever process: what a task of the pipeline does."""
     result = worker(part, *args)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    product.write_part(part, result.data, result.ledger.table(), result.ledger.counts, peak)
+    attempt.write_part(part, result.data, result.ledger.table(), result.ledger.counts, peak)
     return part
 
 
 def plainly(pool: Any, bucket: Path) -> tuple[float, Product]:
     def run(
-        product: Product, worker: Callable[..., PartResult], resources: PartResources, args: tuple[Any, ...]
+        attempt: Attempt, worker: Callable[..., PartResult], resources: PartResources, args: tuple[Any, ...] = ()
     ) -> None:
-        tasks = [pool.apply_async(one_part, (product, worker, args, part)) for part in product.missing_parts()]
+        tasks = [pool.apply_async(one_part, (attempt, worker, args, part)) for part in attempt.missing_parts()]
         for task in tasks:
             task.get()
 
-    with without_ray(run):
-        return data_stages(bucket)
+    return data_stages(bucket, run)
 
 
 def by_daft(bucket: Path) -> tuple[float, Product]:
     import daft  # type: ignore[import-not-found]
 
     def run(
-        product: Product, worker: Callable[..., PartResult], resources: PartResources, args: tuple[Any, ...]
+        attempt: Attempt, worker: Callable[..., PartResult], resources: PartResources, args: tuple[Any, ...] = ()
     ) -> None:
         @daft.cls(max_concurrency=CPUS, use_process=True)
         class Part:
             @daft.method(return_dtype=daft.DataType.int64())
             def run(self, part: int) -> int:
-                return one_part(product, worker, args, part)
+                return one_part(attempt, worker, args, part)
 
-        missing = product.missing_parts()
+        missing = attempt.missing_parts()
         frame = daft.from_pydict({"part": missing}).into_batches(1)
         done = frame.with_column("done", Part().run(daft.col("part"))).to_pydict()["done"]
         assert sorted(done) == missing
 
-    with without_ray(run):
-        return data_stages(bucket)
+    return data_stages(bucket, run)
 
 
 def start_ray() -> None:

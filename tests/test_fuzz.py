@@ -30,12 +30,13 @@ from biomedclip_ray.images.errors import ImageError
 from biomedclip_ray.images.image import decode, prepare
 from biomedclip_ray.pmc.catalog import judge, parse_metadata
 from biomedclip_ray.pmc.ingest import read_article
+from biomedclip_ray.run.record import Inventory
 from biomedclip_ray.schema import ARTICLES, CATALOG, Reason
 from biomedclip_ray.sources.bucket import ObjectError, SourceError
-from biomedclip_ray.sources.inventory import ENTRIES, Inventory, entries
+from biomedclip_ray.sources.inventory import ENTRIES, entries
 from biomedclip_ray.sources.oa_package import PackageBucket
 from biomedclip_ray.sources.own_files import find_files, records
-from biomedclip_ray.store.product import Ledger
+from biomedclip_ray.store.ledger import Ledger
 from tests.images.test_image_fuzz import SEEDS, sound
 from tests.jats.test_xml import ARTICLE, mutated
 

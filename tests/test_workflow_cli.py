@@ -13,14 +13,17 @@ from types import ModuleType
 import pytest
 
 from biomedclip_ray.config import Config, load
-from biomedclip_ray.pmc.catalog import plan as plan_catalog
-from biomedclip_ray.pmc.ingest import plan as plan_articles
+from biomedclip_ray.pmc.catalog import catalog
+from biomedclip_ray.pmc.ingest import ingest
 from biomedclip_ray.run import preflight
-from biomedclip_ray.run.record import Run, resolve_inventory
+from biomedclip_ray.run.record import Run
 from biomedclip_ray.sample import make_bucket
 from biomedclip_ray.schema import ARTICLES, CATALOG
 from biomedclip_ray.sources.bucket import INVENTORIES
-from biomedclip_ray.store.product import Ledger, Product
+from biomedclip_ray.sources.inventory import resolve_inventory
+from biomedclip_ray.store.attempt import attempt
+from biomedclip_ray.store.ledger import Ledger
+from biomedclip_ray.store.product import Product
 from tests.conftest import S3
 
 REPO = Path(__file__).resolve().parents[1]
@@ -269,24 +272,24 @@ def _finish(product: Product, schema: object, row: dict[str, object], parts: int
     """Write `parts` of the `of` parts of a product, and its manifest where that is all of them."""
     import pyarrow as pa
 
-    with product.running(parts=of):
+    with attempt(product, of) as current:
         for part in range(parts):
             ledger = Ledger(product.stage)
             ledger.count("article", 1, 1)
-            product.write_part(part, pa.Table.from_pylist([row], schema=schema), ledger.table(), ledger.counts)
+            current.write_part(part, pa.Table.from_pylist([row], schema=schema), ledger.table(), ledger.counts)
         if parts == of:
-            product.finish_parts(transient_limit=0)
+            current.finish_parts(transient_limit=0)
 
 
 @pytest.fixture
 def begun(config: Path) -> tuple[Product, Product]:
     """A finished catalog, and two of three parts of ingest."""
     loaded = load(config)
-    catalog = plan_catalog(loaded, resolve_inventory(loaded))
-    articles = plan_articles(loaded, catalog)
-    _finish(catalog, CATALOG, {"article_id": "PMC1.1"}, 3, of=3)
+    versions = catalog.plan(loaded, resolve_inventory(loaded))
+    articles = ingest.plan(loaded, versions)
+    _finish(versions, CATALOG, {"article_id": "PMC1.1"}, 3, of=3)
     _finish(articles, ARTICLES, {"article_id": "PMC1.1"}, 2, of=3)
-    return catalog, articles
+    return versions, articles
 
 
 def _table(out: str) -> dict[str, list[str]]:

@@ -31,6 +31,7 @@ from biomedclip_ray.run.interrupt import listen
 from biomedclip_ray.run.options import MIRROR, parse
 from biomedclip_ray.run.preflight import (
     PreflightError,
+    Step,
     check_address,
     check_capacity,
     check_cluster,
@@ -39,43 +40,46 @@ from biomedclip_ray.run.preflight import (
     check_root,
 )
 from biomedclip_ray.run.prune import prune
-from biomedclip_ray.run.record import Run, list_products, resolve_inventory
+from biomedclip_ray.run.record import Run, list_products
 from biomedclip_ray.run.runs import RunRecord
 from biomedclip_ray.sources.bucket import SourceError
-from biomedclip_ray.sources.own_files import find_files
+from biomedclip_ray.sources.inventory import resolve_inventory
+from biomedclip_ray.sources.own_files import OwnFiles, find_files
+from biomedclip_ray.store.attempt import UnfinishedError
 from biomedclip_ray.store.lease import HeldError
 from biomedclip_ray.store.place import Place, StorageError
-from biomedclip_ray.store.product import Product, StageError, UnfinishedError
+from biomedclip_ray.store.product import Product, StageError
 
 log = logging.getLogger("biomedclip")
 
 
-def story(run: Run, config: Config) -> tuple[Product, Product]:
-    """The stages in order; each reads products and leaves one. Returns the pairs and the corpus, which others may want."""
+def story(run: Run, config: Config, own: OwnFiles | None) -> tuple[Product, Product]:
+    """The stages in order; each reads products and leaves one. Returns the pairs and the corpus, which others may want.
+
+    Args:
+        own: one's own files, where there are any.
+    """
     from biomedclip_ray.corpus.curate import curate
-    from biomedclip_ray.corpus.curate import plan as plan_corpus
+    from biomedclip_ray.corpus.own import own_pairs, side_by_side
     from biomedclip_ray.evaluate.evaluate import evaluate
-    from biomedclip_ray.evaluate.evaluate import plan as plan_evaluation
     from biomedclip_ray.search.embed import embed
-    from biomedclip_ray.search.embed import plan as plan_index
-    from biomedclip_ray.train.train import plan as plan_bundle
     from biomedclip_ray.train.train import train
 
-    # Pictures with their texts: out of articles, out of one's own files, or both side by side.
-    if run.own is None:
+    # Images with their texts: out of articles, out of one's own files, or both side by side.
+    if own is None:
         pairs = pairs_of_pmc(run)
     elif config.own.alone:
-        pairs = own_pairs(run)
+        pairs = run.stage(own_pairs, own)
     else:
-        pairs = side_by_side(run, pairs_of_pmc(run), own_pairs(run))
+        pairs = run.stage(side_by_side, pairs_of_pmc(run), run.stage(own_pairs, own))
     # What is trained on: duplicates out, groups never on both sides of a split.
-    corpus = run.stage(plan_corpus, curate, pairs)
-    # Two towers that learn which picture belongs to which caption.
-    bundle = run.stage(plan_bundle, train, pairs, corpus)
+    corpus = run.stage(curate, pairs)
+    # Two towers that learn which image belongs to which caption.
+    bundle = run.stage(train, pairs, corpus)
     # How well they do on articles they never saw.
-    run.stage(plan_evaluation, evaluate, bundle, pairs, corpus)
+    run.stage(evaluate, bundle, pairs, corpus)
     # Every kept pair as two vectors, in an index that searches them.
-    index = run.stage(plan_index, embed, bundle, pairs, corpus)
+    index = run.stage(embed, bundle, pairs, corpus)
     # The encoder and the index behind HTTP.
     if run.wants("deploy"):
         go_live(run, config, bundle, index)
@@ -84,33 +88,16 @@ def story(run: Run, config: Config) -> tuple[Product, Product]:
 
 def pairs_of_pmc(run: Run) -> Product:
     """PubMed Central's figures."""
-    from biomedclip_ray.figures.preprocess import plan as plan_pairs
     from biomedclip_ray.figures.preprocess import preprocess
     from biomedclip_ray.pmc.catalog import catalog
-    from biomedclip_ray.pmc.catalog import plan as plan_catalog
     from biomedclip_ray.pmc.ingest import ingest
-    from biomedclip_ray.pmc.ingest import plan as plan_articles
 
     # Which articles there are, and which of them may be used: the newest version of each, judged by its metadata.
-    versions = run.stage(plan_catalog, catalog, run.inventory)
-    # What their figures say: labels, captions, mentions. No picture yet.
-    articles = run.stage(plan_articles, ingest, versions)
-    # What they show: each picture fetched once, checked, resized, and put beside its text.
-    return run.stage(plan_pairs, preprocess, articles)
-
-
-def own_pairs(run: Run) -> Product:
-    """What own.uri holds, checked and shrunk like PMC's figures."""
-    from biomedclip_ray.corpus.own import plan, take_in
-
-    return run.stage(plan, take_in, run.own)
-
-
-def side_by_side(run: Run, pairs: Product, own: Product) -> Product:
-    """Both as one product; nothing is copied."""
-    from biomedclip_ray.corpus.own import plan_beside, put_beside
-
-    return run.stage(plan_beside, put_beside, pairs, own)
+    versions = run.stage(catalog, run.inventory)
+    # What their figures say: labels, captions, mentions. No image yet.
+    articles = run.stage(ingest, versions)
+    # What they show: each image fetched once, checked, resized, and put beside its text.
+    return run.stage(preprocess, articles)
 
 
 def hand_over(config: Config, pairs: Product, corpus: Product, options: argparse.Namespace) -> None:
@@ -124,15 +111,15 @@ def hand_over(config: Config, pairs: Product, corpus: Product, options: argparse
 
 def copy_source(run: Run, config: Config, options: argparse.Namespace) -> None:
     """What this run reads, as a bucket of one's own."""
-    from biomedclip_ray.pmc.catalog import plan as plan_catalog
-    from biomedclip_ray.pmc.ingest import plan as plan_articles
+    from biomedclip_ray.pmc.catalog import catalog
+    from biomedclip_ray.pmc.ingest import ingest
     from biomedclip_ray.pmc.mirror import mirror
 
     assert run.inventory is not None  # own.alone was refused
-    versions = plan_catalog(config, run.inventory)
-    articles = plan_articles(config, versions) if options.media == "figures" else None
+    versions = catalog.plan(config, run.inventory)
+    articles = ingest.plan(config, versions) if options.media == "figures" else None
     copy = mirror(config, run.inventory, versions, articles, options.out)
-    objects = copy.manifest["counts"][0]
+    objects = copy.product.manifest["counts"][0]
     lost = ", ".join(f"{reason} {n:,}" for reason, n in objects["dropped"].items()) or "none"
     console.print(
         f"Mirrored to {options.out} ({copy.state}): {objects['kept']:,} objects; lost: {lost}", soft_wrap=True
@@ -142,7 +129,10 @@ def copy_source(run: Run, config: Config, options: argparse.Namespace) -> None:
 def go_live(run: Run, config: Config, bundle: Product, index: Product) -> None:
     """Deploy, unless the same bundle and index are running already, and ask the live endpoint real questions."""
     if run.dry:
+        from biomedclip_ray.serve import needs
+
         run.build_on("deploy", bundle, index)
+        run.unfinished.append((needs, (bundle, index)))
         run.stages.append({"name": "deploy", "state": "run", "why": "asked for", "product": ""})
         return
     from biomedclip_ray.serve.deploy import ask, deploy
@@ -195,26 +185,22 @@ def _run(config: Config, options: argparse.Namespace, record: RunRecord) -> int:
     first, last = _range(config, options)
     inventory = None if config.own.alone else resolve_inventory(config, options.sync)
     own = find_files(config.own.uri, config.own.pairs_per_part, config.own.columns) if config.own.uri else None
-    run = Run(config, inventory, first, last, options.dry_run or options.prune, own)
+    run = Run(config, inventory, first, last, options.dry_run or options.prune)
     if options.prune:
-        story(run, config)
+        story(run, config, own)
         planned = [stage["product"] for stage in run.stages if stage["product"]]
         prune(config.root, planned, None if options.dry_run else options.yes, console)
         return 0
     if options.dry_run:
-        story(run, config)
+        story(run, config, own)
         run.show(console)
         run.check_range()
-        _foresee(config, _waiting(run), options.cluster)
+        _foresee(config, run.unfinished, options.cluster)
         return 0
     if options.out:
         check_out(options.out)
-    places = unfinished_stages(config, run)
-    waiting = tuple(places)
-    from biomedclip_ray.train.check import STARTED
-
-    begun = "train" in places and Place(places["train"]).exists(STARTED)
-    _refuse(check_places(config, inventory, waiting, towers=not begun))
+    steps = unfinished(config, run, own)
+    _refuse(check_places(config, steps))
     _connect()
     import ray
 
@@ -222,12 +208,12 @@ def _run(config: Config, options: argparse.Namespace, record: RunRecord) -> int:
 
     try:
         remember(capacity := connected(options.cluster))
-        _refuse(check_cluster(config, waiting, capacity, towers=not begun))
+        _refuse(check_cluster(config, steps, capacity))
         run.begin()
         record.stages = run.stages
         record.begin()
         try:
-            pairs, corpus = _tell(run, config)
+            pairs, corpus = _tell(run, config, own)
         except HeldError:  # the root is another driver's, its report too
             raise
         except Exception:
@@ -259,10 +245,10 @@ def _range(config: Config, options: argparse.Namespace) -> tuple[str, str]:
     return first, last
 
 
-def _tell(run: Run, config: Config) -> tuple[Product, Product]:
+def _tell(run: Run, config: Config, own: OwnFiles | None) -> tuple[Product, Product]:
     """The story, with the stage's name beside whatever stops it."""
     try:
-        return story(run, config)
+        return story(run, config, own)
     except Exception as error:
         error.add_note(f"{run.working_on} failed; what it has done is kept, and the same command goes on from there.")
         raise
@@ -282,33 +268,30 @@ def _sum_up(run: Run, config: Config) -> None:
         log.warning("the report could not be written: %s", error)
 
 
-def unfinished_stages(config: Config, run: Run) -> dict[str, str]:
-    """The chosen stages that have work to do, and where; preflight asks only for what they need."""
-    foresight = Run(config, run.inventory, run.chosen[0], run.chosen[-1], dry=True, own=run.own)
-    story(foresight, config)
+def unfinished(config: Config, run: Run, own: OwnFiles | None) -> list[Step]:
+    """The chosen stages that have work to do, with what they read: preflight asks only for what they need."""
+    foresight = Run(config, run.inventory, run.chosen[0], run.chosen[-1], dry=True)
+    story(foresight, config, own)
     foresight.check_range()
-    return _waiting(foresight)
+    return foresight.unfinished
 
 
-def _waiting(run: Run) -> dict[str, str]:
-    return {stage["name"]: stage["product"] for stage in run.stages if stage["state"] in ("run", "resume")}
-
-
-def _foresee(config: Config, waiting: dict[str, str], cluster: str | None) -> None:
+def _foresee(config: Config, steps: list[Step], cluster: str | None) -> None:
     """Whether the cluster that a file describes, or that is there, can take the stages; nothing is started on it."""
-    if cluster is None and os.environ.get("RAY_ADDRESS", "local") == "local":
+    there = os.environ.get("RAY_ADDRESS", "local") != "local"
+    if cluster is None and not there:
         return
     import ray
 
     from biomedclip_ray.run.capacity import connected, of_file
 
-    if os.environ.get("RAY_ADDRESS", "local") == "local":
+    if not there:
         assert cluster is not None
-        _refuse(check_capacity(config, tuple(waiting), of_file(cluster)))
+        _refuse(check_capacity(config, steps, of_file(cluster)))
         return
     _connect()
     try:
-        _refuse(check_capacity(config, tuple(waiting), connected(cluster)))
+        _refuse(check_capacity(config, steps, connected(cluster)))
     finally:
         ray.shutdown()
 

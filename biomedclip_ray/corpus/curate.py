@@ -31,8 +31,11 @@ from biomedclip_ray.corpus.groups import (
 from biomedclip_ray.corpus.near import SHAPE_LIMIT, SIGNATURE_SIDE, look_alike, near_pairs, signature
 from biomedclip_ray.images.image import decode
 from biomedclip_ray.run.memory import peak_rss
+from biomedclip_ray.run.stage import Made, RunParts, Stage
 from biomedclip_ray.schema import CORPUS, Reason, hash64
-from biomedclip_ray.store.product import Ledger, Product
+from biomedclip_ray.store.attempt import Attempt
+from biomedclip_ray.store.ledger import Ledger
+from biomedclip_ray.store.product import Product
 
 log = logging.getLogger(__name__)
 
@@ -43,45 +46,38 @@ _THREADS = 8  # reading; decoding leaves the interpreter's lock alone too
 _PAIRS_AT_ONCE = 1 << 13  # in the second look: 0.4 GB at its peak
 
 
-def plan(config: Config, pairs: Product) -> Product:
-    """The corpus that a set of pairs leads to."""
-    return Product.plan(config.root, "curate", VERSION, config.curate.model_dump(mode="json"), [pairs])
+def _content(config: Config, pairs: Product) -> dict[str, Any]:
+    return config.curate.model_dump(mode="json")
 
 
-def curate(config: Config, pairs: Product) -> Product:
-    """Decide on every pair, or find that done. Each corpus file has the rows of the pairs file of the same name.
-
-    The manifest's `near` says how many near pairs were looked at and confirmed, `leakage` what spans splits among the kept,
+def _work(attempt: Attempt, run_parts: RunParts, config: Config, pairs: Product) -> Made:
+    """The manifest's `near` says how many near pairs were looked at and confirmed, `leakage` what spans splits among the kept,
     `shared_texts` how many texts do so under different pictures.
 
     Raises:
         RuntimeError: something spans splits, which no data can bring about.
     """
-    product = plan(config, pairs)
-    if product.finished:
-        product.state = "skipped"
-        return product
-    with product.running(parts=pairs.parts):
-        with ThreadPoolExecutor(_THREADS) as threads:
-            parts = list(
-                threads.map(lambda part: _facts(pairs.read(part, _COLUMNS), config.curate), range(pairs.parts))
-            )
-        facts = Facts.join(parts)
-        near, search = _near(pairs, facts, [len(part.pair) for part in parts], config.curate.near_bits)
-        verdict = decide(facts, config.curate, near)
-        leakage = leaks(facts, verdict, near)
-        if any(leakage.values()):
-            raise RuntimeError(f"curate: kept in more than one split: {leakage}")
-        peak = peak_rss()
-        first = 0
-        for part in range(pairs.parts):
-            ids = pairs.read(part, ["pair_id"])["pair_id"]
-            rows, ledger = _corpus_rows(ids, verdict.slice(first, first + len(ids)))
-            product.write_part(part, rows, ledger.table(), ledger.counts, peak)
-            first += len(ids)
-        found = {"near": search, "leakage": leakage, "shared_texts": shared_texts(facts, verdict)}
-        product.finish_parts(transient_limit=0.0, extra=found)
-    return product
+    attempt.parts = pairs.parts
+    with ThreadPoolExecutor(_THREADS) as threads:
+        parts = list(threads.map(lambda part: _facts(pairs.read(part, _COLUMNS), config.curate), range(pairs.parts)))
+    facts = Facts.join(parts)
+    near, search = _near(pairs, facts, [len(part.pair) for part in parts], config.curate.near_bits)
+    verdict = decide(facts, config.curate, near)
+    leakage = leaks(facts, verdict, near)
+    if any(leakage.values()):
+        raise RuntimeError(f"curate: kept in more than one split: {leakage}")
+    peak = peak_rss()
+    first = 0
+    for part in range(pairs.parts):
+        ids = pairs.read(part, ["pair_id"])["pair_id"]
+        rows, ledger = _corpus_rows(ids, verdict.slice(first, first + len(ids)))
+        attempt.write_part(part, rows, ledger.table(), ledger.counts, peak)
+        first += len(ids)
+    return Made({"near": search, "leakage": leakage, "shared_texts": shared_texts(facts, verdict)})
+
+
+curate = Stage("curate", VERSION, _content, _work)
+"""Reads the pairs, without their images. Each file of the corpus has the rows of the pairs file of the same name."""
 
 
 def _facts(table: pa.Table, config: Curate) -> Facts:

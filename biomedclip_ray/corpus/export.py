@@ -27,8 +27,9 @@ from biomedclip_ray.config import Config, ConfigError
 from biomedclip_ray.corpus.card import FACTS, croissant, readme, sources
 from biomedclip_ray.corpus.curate import SPLITS
 from biomedclip_ray.schema import hash64
+from biomedclip_ray.store.parquet import parquet_bytes
 from biomedclip_ray.store.place import Place
-from biomedclip_ray.store.product import Product, parquet_bytes
+from biomedclip_ray.store.product import Product
 
 log = logging.getLogger(__name__)
 

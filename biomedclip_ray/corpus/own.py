@@ -27,12 +27,15 @@ from biomedclip_ray.images.errors import ImageError
 from biomedclip_ray.images.image import Picture, decode, prepare
 from biomedclip_ray.jats.licenses import license_code
 from biomedclip_ray.run.ahead import fetch_ahead
-from biomedclip_ray.run.parts import run_parts
+from biomedclip_ray.run.capacity import Capacity
+from biomedclip_ray.run.stage import Made, RunParts, Stage
 from biomedclip_ray.schema import PAIRS, Reason, hash64, pair_id
 from biomedclip_ray.sources.own.images import read_image
 from biomedclip_ray.sources.own.record import OwnFiles, Record
 from biomedclip_ray.sources.own_files import records
-from biomedclip_ray.store.product import Count, Ledger, PartResult, Product, data_name, ledger_name
+from biomedclip_ray.store.attempt import Attempt
+from biomedclip_ray.store.ledger import Count, Ledger, PartResult
+from biomedclip_ray.store.product import Product, data_name, ledger_name
 
 VERSION = 5
 UNIT = "picture"
@@ -42,57 +45,51 @@ _PLAIN_ID = re.compile(r"[A-Za-z0-9._-]{1,80}")
 _AHEAD = 32  # pictures in memory at once
 
 
-def plan(config: Config, files: OwnFiles) -> Product:
-    """The pairs that one's own files lead to. Raises ConfigError where preprocess.kinds.bundle cannot be read."""
+def _content(config: Config, files: OwnFiles) -> dict[str, Any]:
+    """Raises ConfigError where preprocess.kinds.bundle cannot be read."""
     content = config.own.model_dump(mode="json", include={"name", "license", "pairs_per_part", "columns"})
     content |= {"files": files.checksum, "pictures": _checks(config.preprocess)}
-    content["kinds"] = bundle_id(config.preprocess.kinds)
-    return Product.plan(config.root, "preprocess", VERSION, {"own": content}, [])
+    return {"own": content | {"kinds": bundle_id(config.preprocess.kinds)}}
 
 
-def take_in(config: Config, files: OwnFiles) -> Product:
-    """Make the pairs of one's own files, or find that done.
-
-    Raises:
-        UnfinishedError: too many pictures were lost to the network.
-        ConfigError: not one became a pair.
-    """
-    product = plan(config, files)
-    if product.finished:
-        product.state = "skipped"
-        return product
-    with product.running(parts=len(files.pieces)):
-        args = (product, files, config.own, config.preprocess, config.source.resources.threads)
-        run_parts(product, _part, config.own.resources, args)
-        _drop_repeated(product)
-        _refuse_nothing(product, config.own)
-        product.finish_parts(config.own.transient_limit)
-    return product
+def _work(attempt: Attempt, run_parts: RunParts, config: Config, files: OwnFiles) -> Made:
+    """Raises ConfigError where not one image became a pair."""
+    attempt.parts = len(files.pieces)
+    args = (attempt.product, files, config.own, config.preprocess, config.source.resources.threads)
+    run_parts(_part, config.own.resources, args)
+    _drop_repeated(attempt)
+    _refuse_nothing(attempt, config.own)
+    return Made(transient_limit=config.own.transient_limit)
 
 
-def plan_beside(config: Config, pairs: Product, own: Product) -> Product:
-    """PMC's pairs and one's own as one product."""
-    return Product.plan(config.root, "preprocess", VERSION, {"beside": config.own.name}, [pairs, own])
+def _fit(config: Config, capacity: Capacity, *_: Any) -> list[str]:
+    return capacity.lacks("own.resources", config.own.resources)
 
 
-def put_beside(config: Config, pairs: Product, own: Product) -> Product:
-    """Refer to the files of both, PMC's parts first, or find that done."""
-    product = plan_beside(config, pairs, own)
-    if product.finished:
-        product.state = "skipped"
-        return product
-    with product.running():
-        files: list[dict[str, Any]] = []
-        for source in (pairs, own):
-            first = len(files) // 2
-            there = {file["name"]: file for file in source.manifest["files"]}
-            for part in range(source.parts):
-                for named in (data_name, ledger_name):
-                    at = f"{source.stage}/{source.fingerprint}/{named(part)}"
-                    files.append(there[named(part)] | {"name": named(first + part), "at": at})
-        rows = sum(file["rows"] for file in files if file["name"].startswith("data/"))
-        product.finish([Count("pair", rows, rows)], {"parts": len(files) // 2, "files": files})
-    return product
+own_pairs = Stage("preprocess", VERSION, _content, _work, fit=_fit)
+"""Reads one's own files; the pairs they lead to."""
+
+
+def _beside_content(config: Config, pairs: Product, own: Product) -> dict[str, Any]:
+    return {"beside": config.own.name}
+
+
+def _put_beside(attempt: Attempt, run_parts: RunParts, config: Config, pairs: Product, own: Product) -> Made:
+    """Refer to the files of both, PMC's parts first."""
+    files: list[dict[str, Any]] = []
+    for source in (pairs, own):
+        first = len(files) // 2
+        there = {file["name"]: file for file in source.manifest["files"]}
+        for part in range(source.parts):
+            for named in (data_name, ledger_name):
+                at = f"{source.stage}/{source.fingerprint}/{named(part)}"
+                files.append(there[named(part)] | {"name": named(first + part), "at": at})
+    rows = sum(file["rows"] for file in files if file["name"].startswith("data/"))
+    return Made({"parts": len(files) // 2, "files": files}, counts=(Count("pair", rows, rows),))
+
+
+side_by_side = Stage("preprocess", VERSION, _beside_content, _put_beside)
+"""Reads PMC's pairs and one's own: both as one product, nothing copied."""
 
 
 def _checks(config: Preprocess) -> dict[str, Any]:
@@ -121,33 +118,38 @@ def _part(part: int, product: Product, files: OwnFiles, own: Own, config: Prepro
     return PartResult(pa.Table.from_pylist([rows[name] for name in sorted(rows)], schema=PAIRS), ledger)
 
 
-def _drop_repeated(product: Product) -> None:
+def _drop_repeated(attempt: Attempt) -> None:
     """Send to the ledger what an earlier part has too: parts are made without knowing of each other.
 
     Eight bytes a pair are held; only parts whose hashes meet are read whole.
     """
-    ids = (product.read(part, ["pair_id"])["pair_id"].to_pylist() for part in range(product.parts))
+    ids = (attempt.read(part, ["pair_id"])["pair_id"].to_pylist() for part in range(attempt.parts or 0))
     hashes = [np.fromiter(map(hash64, names), np.uint64, len(names)) for names in ids]
     values, times = np.unique(np.concatenate(hashes), return_counts=True)
     meeting = values[times > 1]
     seen: set[str] = set()
-    for part in range(product.parts):
+    for part in range(attempt.parts or 0):
         if not np.isin(hashes[part], meeting).any():
             continue
-        rows = product.read(part)
+        rows = attempt.read(part)
         names = rows["pair_id"].to_pylist()
         fresh = pa.array([name not in seen for name in names], pa.bool_())
         seen.update(names)
         repeated = rows.filter(pc.invert(fresh)).select(["media_name", "pair_id"]).to_pylist()
         if repeated:
-            _write_without(product, part, rows.filter(fresh), repeated)
+            _write_without(attempt, part, rows.filter(fresh), repeated)
 
 
-def _refuse_nothing(product: Product, own: Own) -> None:
-    """Stop where no pair was kept: what comes behind would fail far from the cause. Raises ConfigError with the commonest reasons."""
-    if any(product.read(part, ["pair_id"]).num_rows for part in range(product.parts)):
+def _refuse_nothing(attempt: Attempt, own: Own) -> None:
+    """Stop where no pair was kept: what comes behind would fail far from the cause.
+
+    Raises:
+        ConfigError: with the commonest reasons.
+    """
+    parts = range(attempt.parts or 0)
+    if any(attempt.read(part, ["pair_id"]).num_rows for part in parts):
         return
-    ledger = product.ledger()
+    ledger = pa.concat_tables(map(attempt.read_ledger, parts))
     if pc.sum(ledger["transient"]).as_py():
         return  # to be tried again
     counts = Counter(ledger["reason"].to_pylist()).most_common(3)
@@ -159,14 +161,14 @@ def _refuse_nothing(product: Product, own: Own) -> None:
     raise ConfigError(f"own.uri={own.uri}: none of {ledger.num_rows:,} images became a pair: {reasons}")
 
 
-def _write_without(product: Product, part: int, rows: pa.Table, repeated: list[dict[str, Any]]) -> None:
+def _write_without(attempt: Attempt, part: int, rows: pa.Table, repeated: list[dict[str, Any]]) -> None:
     ledger = Ledger("preprocess")
-    ledger.rows = product.read_ledger(part).to_pylist()
+    ledger.rows = attempt.read_ledger(part).to_pylist()
     for row in repeated:
         ledger.drop(UNIT, row["media_name"], Reason.DUPLICATE, row["pair_id"])
     ledger.count(UNIT, rows.num_rows + len(ledger.rows), rows.num_rows)
-    product.place.delete(ledger_name(part))  # until both files are new, the part is not done
-    product.write_part(part, rows, ledger.table(), ledger.counts)
+    attempt.place.delete(ledger_name(part))  # until both files are new, the part is not done
+    attempt.write_part(part, rows, ledger.table(), ledger.counts)
 
 
 def _picture(files: OwnFiles, record: Record) -> bytes | ImageError:

@@ -11,9 +11,8 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.connection import Connection
 from typing import Any
@@ -21,33 +20,21 @@ from unittest.mock import patch
 
 from biomedclip_ray.config import Config, PartResources, SourceResources
 from biomedclip_ray.cost.estimate import Rates
-from biomedclip_ray.figures import preprocess as pictures_stage
 from biomedclip_ray.figures.preprocess import PANEL, preprocess
-from biomedclip_ray.pmc import catalog as catalog_stage
-from biomedclip_ray.pmc import ingest as ingest_stage
 from biomedclip_ray.pmc.catalog import catalog
 from biomedclip_ray.pmc.ingest import ingest
+from biomedclip_ray.run.parts import Worker, in_process
 from biomedclip_ray.schema import Reason
 from biomedclip_ray.sources.bucket import Bucket, ObjectError, SourceError
 from biomedclip_ray.sources.inventory import find_inventory
 from biomedclip_ray.sources.open import open_bucket
 from biomedclip_ray.sources.s3 import S3Bucket
-from biomedclip_ray.store.product import PartResult, Product
+from biomedclip_ray.store.attempt import Attempt
+from biomedclip_ray.store.product import Product
 
 _REQUESTS, _REQUEST_BYTES = 400, 100_000
 _BY_ARTICLE = (Reason.YEAR, Reason.JOURNAL, Reason.ARTICLE_TYPE)
 _BY_TEXT = (Reason.TEXT_FILTER, Reason.TEXT_CLASSIFIER)
-
-
-@contextmanager
-def without_ray(run: Callable[..., None]) -> Iterator[None]:
-    """The stages that are made of parts call `run(product, worker, resources, args)` in place of Ray's pipeline."""
-    with (
-        patch.object(catalog_stage, "run_parts", run),
-        patch.object(ingest_stage, "run_parts", run),
-        patch.object(pictures_stage, "run_parts", run),
-    ):
-        yield
 
 
 def measure(config: Config, articles: int) -> tuple[Rates, dict[str, float]]:
@@ -65,29 +52,26 @@ def measure(config: Config, articles: int) -> tuple[Rates, dict[str, float]]:
         )
     seconds: dict[str, float] = {}
 
-    def loop(
-        product: Product, worker: Callable[..., PartResult], resources: PartResources, args: tuple[Any, ...]
-    ) -> None:
+    def timed(attempt: Attempt, worker: Worker, resources: PartResources, args: tuple[Any, ...] = ()) -> None:
         started = time.process_time()
-        for part in product.missing_parts():
-            result = worker(part, *args)
-            product.write_part(part, result.data, result.ledger.table(), result.ledger.counts)
-        seconds[product.stage] = seconds.get(product.stage, 0) + time.process_time() - started
+        in_process(attempt, worker, resources, args)
+        stage = attempt.product.stage
+        seconds[stage] = seconds.get(stage, 0) + time.process_time() - started
 
-    with tempfile.TemporaryDirectory(prefix="biomedclip-measure-") as root, without_ray(loop):
+    with tempfile.TemporaryDirectory(prefix="biomedclip-measure-") as root:
         config = _reduced(config, root, articles)
         bucket = open_bucket(config.source.uri, config.source.resources)
         inventory = find_inventory(bucket, config.source.inventory)
-        versions = catalog(config, inventory)
-        texts = ingest(config, versions)
-        pairs = preprocess(config, texts)
+        versions = catalog.run(config, inventory, runner=timed).product
+        texts = ingest.run(config, versions, runner=timed).product
+        pairs = preprocess.run(config, texts, runner=timed).product
         counts = {c["unit"]: c for product in (versions, texts, pairs) for c in product.manifest["counts"]}
         kept = counts["picture"]["kept"] if "picture" in counts else 0
         if not kept:
             raise SourceError(f"source.uri={config.source.uri}: no picture among {articles} articles to measure with")
         passed = _passed(counts["picture"], _BY_TEXT)
         plain = seconds.pop("preprocess")
-        cut = preprocess(_with_panels(config), texts)
+        cut = preprocess.run(_with_panels(config), texts, runner=timed).product
         panels = sum(c["kept"] for c in cut.manifest["counts"] if c["unit"] == PANEL)
         rows = [row for table in versions.scan(["json_key", "xml_key"]) for row in table.to_pylist()]
         rates = Rates(

@@ -24,45 +24,46 @@ from biomedclip_ray.evaluate import plots
 from biomedclip_ray.evaluate.leakage import check_leakage, near_copies
 from biomedclip_ray.evaluate.retrieval import by_kind, retrieval
 from biomedclip_ray.evaluate.sets import LabelledSet, load_set
-from biomedclip_ray.run.parts import run_parts
+from biomedclip_ray.run.capacity import Capacity
+from biomedclip_ray.run.stage import Made, RunParts, Stage
 from biomedclip_ray.schema import Reason
-from biomedclip_ray.store.product import Ledger, PartResult, Product, conform
+from biomedclip_ray.store.attempt import Attempt
+from biomedclip_ray.store.ledger import Ledger, PartResult
+from biomedclip_ray.store.parquet import conform
+from biomedclip_ray.store.product import Product
 
 VERSION = 1
 
 
-def plan(config: Config, bundle: Product, pairs: Product, corpus: Product) -> Product:
-    """The product that `evaluate` would make; `bundle` is the train stage's product."""
-    section = config.evaluate.model_dump(mode="json")
-    return Product.plan(config.root, "evaluate", VERSION, section, [bundle, pairs, corpus])
+def _content(config: Config, bundle: Product, pairs: Product, corpus: Product) -> dict[str, Any]:
+    return config.evaluate.model_dump(mode="json")
 
 
-def evaluate(config: Config, bundle: Product, pairs: Product, corpus: Product) -> Product:
-    """Measure a bundle on the held-out split.
-
-    Raises:
-        LeakageError: the bundle's own corpus trained on an article or a picture of today's held-out split.
-        ConfigError: no pair is held out, or a labelled set cannot be read.
-        HeldError: another driver evaluates here.
-    """
-    product = plan(config, bundle, pairs, corpus)
-    if product.finished:
-        product.state = "skipped"
-        return product
+def _work(
+    attempt: Attempt, run_parts: RunParts, config: Config, bundle: Product, pairs: Product, corpus: Product
+) -> Made:
+    """Raises LeakageError where the bundle's own corpus trained on an article or a picture of today's held-out split."""
     section = config.evaluate
     labelled = [load_set(uri) for uri in section.sets]
     check_leakage(bundle, pairs, corpus, section.split)
-    with product.running(parts=pairs.parts):
-        run_parts(product, _HeldOut, section.resources, args=(bundle.place.at("bundle").uri, pairs, corpus, section))
-        pool = pa.concat_tables(product.scan())
-        result = measure(pool, section.split, section.bootstraps, section.seed)
-        result["bundle_product"] = bundle.fingerprint
-        result["sets"] = _on_sets(labelled, bundle, section)
-        for name, picture in plots.draw(result).items():
-            product.place.write(name, picture)
-        product.place.write("evaluation.json", json.dumps(result, indent=1).encode())
-        product.finish_parts(transient_limit=0.0)
-    return product
+    attempt.parts = pairs.parts
+    run_parts(_HeldOut, section.resources, (bundle.place.at("bundle").uri, pairs, corpus, section))
+    pool = pa.concat_tables(attempt.scan())
+    result = measure(pool, section.split, section.bootstraps, section.seed)
+    result["bundle_product"] = bundle.fingerprint
+    result["sets"] = _on_sets(labelled, bundle, section)
+    for name, picture in plots.draw(result).items():
+        attempt.place.write(name, picture)
+    attempt.place.write("evaluation.json", json.dumps(result, indent=1).encode())
+    return Made()
+
+
+def _fit(config: Config, capacity: Capacity, *_: Any) -> list[str]:
+    return capacity.lacks("evaluate.resources", config.evaluate.resources)
+
+
+evaluate = Stage("evaluate", VERSION, _content, _work, fit=_fit)
+"""Reads the bundle, the pairs and the corpus."""
 
 
 def held_out(corpus: pa.Table, pairs: pa.Table, split: str) -> tuple[np.ndarray, Ledger]:

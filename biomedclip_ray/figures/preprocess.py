@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from biomedclip_ray.config import Config, Preprocess, Source
+from biomedclip_ray.config import Config, ConfigError, Preprocess, Source
 from biomedclip_ray.figures.clip_kinds import bundle_id, name_kinds
 from biomedclip_ray.figures.pairs import may_be_cut, panel_pairs, whole_pair
 from biomedclip_ray.figures.select import Classifier, classifier_sha256, left_out, load_classifier
@@ -21,12 +21,15 @@ from biomedclip_ray.images.errors import ImageError
 from biomedclip_ray.images.image import Picture, prepare
 from biomedclip_ray.jats.media import media_name, stem
 from biomedclip_ray.run.ahead import fetch_ahead
-from biomedclip_ray.run.parts import run_parts
+from biomedclip_ray.run.capacity import Capacity
+from biomedclip_ray.run.stage import Made, RunParts, Stage
 from biomedclip_ray.schema import PAIRS, Reason, pair_id
 from biomedclip_ray.sources.bucket import Bucket, ObjectError
-from biomedclip_ray.sources.open import open_bucket
+from biomedclip_ray.sources.open import open_bucket, unreachable
+from biomedclip_ray.store.attempt import Attempt
 from biomedclip_ray.store.delta import Previous, finished_before
-from biomedclip_ray.store.product import Ledger, PartResult, Product
+from biomedclip_ray.store.ledger import Ledger, PartResult
+from biomedclip_ray.store.product import Product
 
 VERSION = 7
 UNIT, PANEL = "picture", "panel"
@@ -34,32 +37,39 @@ _THUMBNAIL_SIDE = 200
 """Pixels of a short side below which the image of an alternative may be a thumbnail."""
 
 
-def plan(config: Config, articles: Product) -> Product:
-    """The pairs that a set of articles leads to. Raises ConfigError where a configured classifier or bundle cannot be read."""
+def _content(config: Config, articles: Product) -> dict[str, Any]:
+    """Raises ConfigError where a configured classifier or bundle cannot be read."""
     content = config.preprocess.model_dump(mode="json")
     if classifier := content["select"]["classifier"]:
         classifier["sha256"] = classifier_sha256(classifier.pop("uri"))
     content["kinds"]["bundle"] = bundle_id(config.preprocess.kinds)
-    return Product.plan(config.root, "preprocess", VERSION, content, [articles])
+    return content
 
 
-def preprocess(config: Config, articles: Product) -> Product:
-    """Make the pairs of all articles, or find that done.
+def _work(attempt: Attempt, run_parts: RunParts, config: Config, articles: Product) -> Made:
+    attempt.parts = articles.parts
+    earlier, attempt.parent = finished_before(articles, lambda source: preprocess.plan(config, source))
+    args = (attempt, articles, earlier, config.source, config.preprocess)
+    run_parts(_part, config.preprocess.resources, args)
+    return Made(transient_limit=config.preprocess.transient_limit)
 
-    Raises:
-        ConfigError: a configured classifier or bundle cannot be read.
-        UnfinishedError: too many pictures were lost to the network.
-    """
-    product = plan(config, articles)
-    if product.finished:
-        product.state = "skipped"
-        return product
-    with product.running(parts=articles.parts):
-        earlier, product.parent = finished_before(articles, lambda source: plan(config, source))
-        args = (product, articles, earlier, config.source, config.preprocess)
-        run_parts(product, _part, config.preprocess.resources, args)
-        product.finish_parts(config.preprocess.transient_limit)
-    return product
+
+def _check(config: Config, articles: Product) -> list[str]:
+    problems = unreachable(config.source)
+    if classifier := config.preprocess.select.classifier:
+        try:
+            load_classifier(classifier.uri, classifier_sha256(classifier.uri))
+        except ConfigError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _fit(config: Config, capacity: Capacity, *_: Any) -> list[str]:
+    return capacity.lacks("preprocess.resources", config.preprocess.resources)
+
+
+preprocess = Stage("preprocess", VERSION, _content, _work, check=_check, fit=_fit)
+"""Reads the articles, and the media of their figures."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +83,13 @@ class _Graphic:
 
 
 def _part(
-    part: int, product: Product, articles: Product, earlier: Product | None, source: Source, config: Preprocess
+    part: int, attempt: Attempt, articles: Product, earlier: Product | None, source: Source, config: Preprocess
 ) -> PartResult:
     bucket = open_bucket(source.uri, source.resources)
     ledger = Ledger("preprocess")
     rows: list[dict[str, Any]] = []
-    previous = Previous.read(product.parent, part)
-    before = Previous.read(earlier, part).rows if product.parent is not None else {}
+    previous = Previous.read(attempt.parent, part)
+    before = Previous.read(earlier, part).rows if attempt.parent is not None else {}
     fresh = []
     for article in articles.read(part).to_pylist():
         article_id = article["article_id"]
@@ -95,7 +105,9 @@ def _part(
             fresh.append(article)
     reused = len(rows)
     unwanted = left_out(
-        [figure for article in fresh for figure in article["figures"]], config.select, _classifier(product, config)
+        [figure for article in fresh for figure in article["figures"]],
+        config.select,
+        _classifier(attempt.product, config),
     )
     wanted = []
     for graphic in _graphics(fresh):
@@ -108,7 +120,7 @@ def _part(
     with ThreadPoolExecutor(threads) as pool:
         for graphic, fetched in fetch_ahead(pool, lambda g: _fetch(bucket, g.media[0]), wanted, ahead=2 * threads):
             rows += _pairs(bucket, graphic, fetched, config, ledger)
-    name_kinds(rows[reused:], config.kinds, product.config["kinds"]["bundle"])
+    name_kinds(rows[reused:], config.kinds, attempt.product.config["kinds"]["bundle"])
     rows.sort(key=lambda row: str(row["pair_id"]))
     withdrawn = tuple(
         sorted({row["pair_id"] for taken in previous.rows.values() for row in taken} - {r["pair_id"] for r in rows})

@@ -9,19 +9,24 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
 
 from biomedclip_ray.config import Config, Source, SourceSelect
-from biomedclip_ray.run.parts import run_parts
+from biomedclip_ray.run.capacity import Capacity
+from biomedclip_ray.run.record import Inventory
+from biomedclip_ray.run.stage import Made, RunParts, Stage
 from biomedclip_ray.schema import CATALOG, Reason
-from biomedclip_ray.sources.bucket import Bucket, ObjectError
-from biomedclip_ray.sources.inventory import Inventory, read_entries, read_list, read_listed, shard_entries
+from biomedclip_ray.sources.bucket import Bucket, ObjectError, SourceError
+from biomedclip_ray.sources.inventory import find_inventory, read_entries, read_list, read_listed, shard_entries
 from biomedclip_ray.sources.open import open_bucket
+from biomedclip_ray.store.attempt import Attempt
 from biomedclip_ray.store.delta import Previous, earlier_catalog, load_parent
-from biomedclip_ray.store.product import Ledger, PartResult, Product
+from biomedclip_ray.store.ledger import Ledger, PartResult
+from biomedclip_ray.store.product import Product
 
 VERSION = 3
 UNIT, LISTED = "article_version", "listed_pmcid"
@@ -30,52 +35,57 @@ _DEALT = "parts.json"
 _MD5 = re.compile(r"[0-9a-f]{32}")
 
 
-def plan(config: Config, inventory: Inventory) -> Product:
-    """The catalog of an inventory; the source enters by the inventory's date and checksum, not by its URI, and a list of PMCIDs
-    by what it says. Raises SourceError where that cannot be read."""
+def _content(config: Config, inventory: Inventory) -> dict[str, Any]:
+    """The source enters by the inventory's date and checksum, not by its URI, and a list of PMCIDs by what it says.
+
+    Raises:
+        SourceError: the list cannot be read.
+    """
     content = config.source.model_dump(mode="json", exclude={"uri", "inventory"})
     if config.source.select.pmcids is not None:
         ids = json.dumps(sorted(read_list(config.source.select.pmcids).items()))
         content["select"]["pmcids"] = hashlib.sha256(ids.encode()).hexdigest()[:16]
-    content |= {"date": inventory.date, "checksum": inventory.checksum}
-    return Product.plan(config.root, "catalog", VERSION, content, [])
+    return content | {"date": inventory.date, "checksum": inventory.checksum}
 
 
-def catalog(config: Config, inventory: Inventory) -> Product:
-    """Make the catalog, or find it finished.
-
-    Raises:
-        SourceError: the inventory cannot be read, or selects nothing.
-        UnfinishedError: too many metadata objects were lost to the network.
-    """
-    product = plan(config, inventory)
-    if product.finished:
-        product.state = "skipped"
-        return product
-    with product.running():
-        # kept with the product: a later inventory is compared with it, and the bucket drops its own after 30 days
-        place = product.place.at(INVENTORY)
-        bucket = open_bucket(config.source.uri, config.source.resources)
-        if not place.exists(_DEALT):
-            parent = earlier_catalog(product)
-            parts = shard_entries(bucket, inventory, config.source, place, None if parent is None else parent.parts)
-            dealt = {"parts": parts, "parent": None if parent is None else parent.fingerprint}
-            place.write(_DEALT, json.dumps(dealt).encode())
-        # the parent of the first start, whatever was finished beside it since: the parts are dealt as that one's
-        dealt = json.loads(place.read(_DEALT))
-        product.running_parts = dealt["parts"]
-        product.parent = load_parent(product, dealt["parent"])
-        run_parts(product, _part, config.catalog.resources, (product, config.source))
-        product.finish_parts(config.catalog.transient_limit, {"inventory": inventory.date})
-    return product
+def _work(attempt: Attempt, run_parts: RunParts, config: Config, inventory: Inventory) -> Made:
+    # kept with the product: a later inventory is compared with it, and the bucket drops its own after 30 days
+    place = attempt.place.at(INVENTORY)
+    bucket = open_bucket(config.source.uri, config.source.resources)
+    if not place.exists(_DEALT):
+        parent = earlier_catalog(attempt.product)
+        parts = shard_entries(bucket, inventory, config.source, place, None if parent is None else parent.parts)
+        dealt = {"parts": parts, "parent": None if parent is None else parent.fingerprint}
+        place.write(_DEALT, json.dumps(dealt).encode())
+    # the parent of the first start, whatever was finished beside it since: the parts are dealt as that one's
+    dealt = json.loads(place.read(_DEALT))
+    attempt.parts = dealt["parts"]
+    attempt.parent = load_parent(attempt.product, dealt["parent"])
+    run_parts(_part, config.catalog.resources, (attempt, config.source))
+    return Made({"inventory": inventory.date}, config.catalog.transient_limit)
 
 
-def _part(part: int, product: Product, source: Source) -> PartResult:
+def _check(config: Config, inventory: Inventory) -> Iterator[str]:
+    try:
+        find_inventory(open_bucket(config.source.uri, config.source.resources), inventory.date)
+    except SourceError as error:
+        yield str(error)
+
+
+def _fit(config: Config, capacity: Capacity, *_: Any) -> list[str]:
+    return capacity.lacks("catalog.resources", config.catalog.resources)
+
+
+catalog = Stage("catalog", VERSION, _content, _work, check=_check, fit=_fit)
+"""Reads an inventory. Raises SourceError where that cannot be read, or selects nothing."""
+
+
+def _part(part: int, attempt: Attempt, source: Source) -> PartResult:
     bucket = open_bucket(source.uri, source.resources)
     ledger = Ledger("catalog")
-    articles = _by_article(product, part)
-    before = {} if product.parent is None else _by_article(product.parent, part)
-    previous = Previous.read(product.parent, part)
+    articles = _by_article(attempt.product, attempt.parts or 0, part)
+    before = {} if attempt.parent is None else _by_article(attempt.parent, attempt.parent.parts, part)
+    previous = Previous.read(attempt.parent, part)
     rows: list[dict[str, Any]] = []
     fresh = []
     for pmcid, versions in articles.items():
@@ -97,7 +107,7 @@ def _part(part: int, product: Product, source: Source) -> PartResult:
                 rows.append(metadata | {"part": part})
     rows.sort(key=lambda row: str(row["article_id"]))
     ledger.count(UNIT, sum(map(len, articles.values())), len(rows))
-    for listed in read_listed(product.place.at(INVENTORY), part):
+    for listed in read_listed(attempt.place.at(INVENTORY), part):
         for _ in range(listed["times"] - 1):
             ledger.drop(LISTED, listed["pmcid"], Reason.LISTED_AGAIN)
         if not listed["known"]:
@@ -107,10 +117,10 @@ def _part(part: int, product: Product, source: Source) -> PartResult:
     return PartResult(pa.Table.from_pylist(rows, schema=CATALOG), ledger, reused, withdrawn)
 
 
-def _by_article(product: Product, part: int) -> dict[str, list[dict[str, Any]]]:
+def _by_article(product: Product, parts: int, part: int) -> dict[str, list[dict[str, Any]]]:
     """The inventory's entries of one part by PMCID, each list with the newest version last."""
     articles: dict[str, list[dict[str, Any]]] = {}
-    for entry in read_entries(product.place.at(INVENTORY), part, product.parts).to_pylist():
+    for entry in read_entries(product.place.at(INVENTORY), part, parts).to_pylist():
         versions = articles.setdefault(entry["pmcid"], [])
         if versions and versions[-1]["version"] == entry["version"]:  # a line that stands there twice
             versions.pop()

@@ -14,50 +14,53 @@ from biomedclip_ray.config import Config, Ingest, IngestSelect, Source
 from biomedclip_ray.jats.article import Article, Figure, JatsError, parse_article
 from biomedclip_ray.jats.media import matching_media
 from biomedclip_ray.run.ahead import fetch_ahead
-from biomedclip_ray.run.parts import run_parts
+from biomedclip_ray.run.capacity import Capacity
+from biomedclip_ray.run.stage import Made, RunParts, Stage
 from biomedclip_ray.schema import ARTICLES, Reason, figure_ids
 from biomedclip_ray.sources.bucket import Bucket, ObjectError
-from biomedclip_ray.sources.open import open_bucket
+from biomedclip_ray.sources.open import open_bucket, unreachable
+from biomedclip_ray.store.attempt import Attempt
 from biomedclip_ray.store.delta import Previous, finished_before
-from biomedclip_ray.store.product import Ledger, PartResult, Product
+from biomedclip_ray.store.ledger import Ledger, PartResult
+from biomedclip_ray.store.product import Product
 
 VERSION = 6
 ARTICLE, FIGURE = "article", "figure"
 
 
-def plan(config: Config, catalog: Product) -> Product:
-    """The articles that a catalog leads to."""
-    return Product.plan(config.root, "ingest", VERSION, config.ingest.model_dump(mode="json"), [catalog])
+def _content(config: Config, catalog: Product) -> dict[str, Any]:
+    return config.ingest.model_dump(mode="json")
 
 
-def ingest(config: Config, catalog: Product) -> Product:
-    """Parse every article of the catalog, or find that done.
+def _work(attempt: Attempt, run_parts: RunParts, config: Config, catalog: Product) -> Made:
+    attempt.parts = catalog.parts
+    earlier, attempt.parent = finished_before(catalog, lambda source: ingest.plan(config, source))
+    run_parts(_part, config.ingest.resources, (attempt.parent, catalog, earlier, config.source, config.ingest))
+    return Made(transient_limit=config.ingest.transient_limit)
 
-    Raises:
-        UnfinishedError: too many XML files were lost to the network.
-    """
-    product = plan(config, catalog)
-    if product.finished:
-        product.state = "skipped"
-        return product
-    with product.running(parts=catalog.parts):
-        resources = config.ingest.resources
-        earlier, product.parent = finished_before(catalog, lambda source: plan(config, source))
-        run_parts(product, _part, resources, (product, catalog, earlier, config.source, config.ingest))
-        product.finish_parts(config.ingest.transient_limit)
-    return product
+
+def _check(config: Config, catalog: Product) -> list[str]:
+    return unreachable(config.source)
+
+
+def _fit(config: Config, capacity: Capacity, *_: Any) -> list[str]:
+    return capacity.lacks("ingest.resources", config.ingest.resources)
+
+
+ingest = Stage("ingest", VERSION, _content, _work, check=_check, fit=_fit)
+"""Reads the catalog, and the XML of every article in it."""
 
 
 def _part(
-    part: int, product: Product, catalog: Product, earlier: Product | None, source: Source, config: Ingest
+    part: int, parent: Product | None, catalog: Product, earlier: Product | None, source: Source, config: Ingest
 ) -> PartResult:
     bucket = open_bucket(source.uri, source.resources)
     ledger = Ledger("ingest")
     ledger.count(ARTICLE, 0, 0)
     rows: list[dict[str, Any]] = []
     entries = catalog.read(part).to_pylist()
-    previous = Previous.read(product.parent, part)
-    before = Previous.read(earlier, part).rows if product.parent is not None else {}
+    previous = Previous.read(parent, part)
+    before = Previous.read(earlier, part).rows if parent is not None else {}
     fresh = []
     for entry in entries:
         article_id = entry["article_id"]

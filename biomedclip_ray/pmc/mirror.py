@@ -22,13 +22,16 @@ import pyarrow as pa
 from biomedclip_ray.config import Config, ConfigError, Source
 from biomedclip_ray.pmc.catalog import INVENTORY
 from biomedclip_ray.run.ahead import fetch_ahead
-from biomedclip_ray.run.parts import run_parts
+from biomedclip_ray.run.record import Inventory
+from biomedclip_ray.run.stage import Made, Outcome, RunParts, Stage
 from biomedclip_ray.schema import Reason
 from biomedclip_ray.sources.bucket import INVENTORIES, Bucket, ObjectError, SourceError
-from biomedclip_ray.sources.inventory import Inventory, read_entries
+from biomedclip_ray.sources.inventory import read_entries
 from biomedclip_ray.sources.open import open_bucket
+from biomedclip_ray.store.attempt import Attempt
+from biomedclip_ray.store.ledger import Ledger, PartResult
 from biomedclip_ray.store.place import Place
-from biomedclip_ray.store.product import Ledger, PartResult, Product
+from biomedclip_ray.store.product import Product
 
 VERSION = 1
 UNIT = "object"
@@ -36,13 +39,34 @@ OBJECTS = pa.schema({"key": pa.string(), "md5": pa.string(), "bytes": pa.int64()
 _MANIFEST = "_inventory.json"
 
 
-def plan(config: Config, catalog: Product, articles: Product | None, out: str) -> Product:
-    """The record of a copy at `out`: one row for each object; `articles` where only figures' media are copied."""
-    content = {"out": Place(out).uri, "media": "all" if articles is None else "figures"}
-    return Product.plan(config.root, "mirror", VERSION, content, [catalog] if articles is None else [catalog, articles])
+def _content(
+    config: Config, inventory: Inventory, catalog: Product, articles: Product | None, out: str
+) -> dict[str, Any]:
+    return {"out": Place(out).uri, "media": "all" if articles is None else "figures"}
 
 
-def mirror(config: Config, inventory: Inventory, catalog: Product, articles: Product | None, out: str) -> Product:
+def _work(
+    attempt: Attempt,
+    run_parts: RunParts,
+    config: Config,
+    inventory: Inventory,
+    catalog: Product,
+    articles: Product | None,
+    out: str,
+) -> Made:
+    attempt.parts = catalog.parts
+    place = Place(out)
+    if not attempt.place.exists(_MANIFEST):  # the source drops an inventory after 30 days
+        attempt.place.write(_MANIFEST, _copy_inventory(config.source, inventory, place))
+    run_parts(_part, config.preprocess.resources, (catalog, articles, config.source, place))
+    return Made({"inventory": inventory.date}, config.preprocess.transient_limit)
+
+
+record = Stage("mirror", VERSION, _content, _work)
+"""The record of a copy: one row for each object. Reads the catalog, and the articles where only figures' media are copied."""
+
+
+def mirror(config: Config, inventory: Inventory, catalog: Product, articles: Product | None, out: str) -> Outcome:
     """Copy the objects of a finished catalog to the place `out`, or find that done.
 
     Media of the figures in `articles` (alternatives too), or all media, supplements among them, where it is None. A record
@@ -56,27 +80,25 @@ def mirror(config: Config, inventory: Inventory, catalog: Product, articles: Pro
     place = Place(out)
     if place.uri == Place(config.source.uri).uri:
         raise ConfigError(f"--out {out} is the source itself; give another place")
-    product = plan(config, catalog, articles, out)
-    manifest_key = f"{INVENTORIES}/{inventory.date}/manifest.json"
-    if product.finished:
-        if place.exists(manifest_key):
-            product.state = "skipped"
-            return product
-        product.place.delete_all()
-    with product.running(parts=catalog.parts):
-        if not product.place.exists(_MANIFEST):  # the source drops an inventory after 30 days
-            product.place.write(_MANIFEST, _copy_inventory(config.source, inventory, manifest_key, place))
-        run_parts(product, _part, config.preprocess.resources, (catalog, articles, config.source, place))
-        product.finish_parts(config.preprocess.transient_limit, {"inventory": inventory.date})
-        place.write(manifest_key, product.place.read(_MANIFEST))
-    return product
+    inputs = (inventory, catalog, articles, out)
+    planned = record.plan(config, *inputs)
+    if planned.finished and not place.exists(_manifest_key(inventory)):
+        planned.place.delete_all()
+    outcome = record.run(config, *inputs)
+    if outcome.state != "skipped":
+        place.write(_manifest_key(inventory), outcome.product.place.read(_MANIFEST))
+    return outcome
 
 
-def _copy_inventory(source: Source, inventory: Inventory, manifest_key: str, place: Place) -> bytes:
+def _manifest_key(inventory: Inventory) -> str:
+    return f"{INVENTORIES}/{inventory.date}/manifest.json"
+
+
+def _copy_inventory(source: Source, inventory: Inventory, place: Place) -> bytes:
     """Copy the inventory's files; returns its manifest, which is not copied yet."""
     bucket = open_bucket(source.uri, source.resources)
     try:
-        manifest = bucket.get(manifest_key, inventory.checksum)
+        manifest = bucket.get(_manifest_key(inventory), inventory.checksum)
         md5s = {file["key"]: file.get("MD5checksum") for file in json.loads(manifest)["files"]}
         for key in inventory.files:
             place.write(key, bucket.get(key, md5s[key]))

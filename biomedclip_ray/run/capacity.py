@@ -20,7 +20,7 @@ import ray
 import yaml
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from biomedclip_ray.config import ConfigError
+from biomedclip_ray.config import ConfigError, PartResources
 from biomedclip_ray.run import private
 from biomedclip_ray.run.private import Autoscaler
 
@@ -105,6 +105,26 @@ class Capacity:
         """Resources of each node when as many as may come are there, those with GPUs first."""
         counts = self._most(lambda kind: (kind.amount("GPU"), kind.amount("CPU")))
         return [dict(kind.resources) for kind, count in counts for _ in range(count)]
+
+    def lacks(self, key: str, need: PartResources) -> list[str]:
+        """What of a task's resources no node has, one line each with the key and the fix.
+
+        A task runs on one node, whatever the others have: what none of them can give waits for ever, without a word.
+        """
+        if self.fits(need.num_cpus, need.num_gpus):
+            return []
+        problems = []
+        for name, unit, wanted in (("num_cpus", "CPU", need.num_cpus), ("num_gpus", "GPU", need.num_gpus)):
+            total, largest = self.total(unit), self.largest(unit)
+            if wanted > total:
+                problems.append(f"{key}.{name}={wanted:g}, but {self.found} has {total:g} {unit}s; lower it")
+            elif wanted > largest:
+                problems.append(
+                    f"{key}.{name}={wanted:g}, but no node of {self.found} has more than {largest:g} {unit}s; lower it"
+                )
+        return problems or [
+            f"{key}: no node of {self.found} has num_cpus={need.num_cpus:g} and num_gpus={need.num_gpus:g} together; lower one"
+        ]
 
     def _most(self, worth: Any) -> Iterator[tuple[NodeKind, int]]:
         """Each kind with its number of nodes, the worthiest first where not all may come together."""

@@ -1,4 +1,5 @@
-"""One Ray Data pipeline over the parts that a product still misses: one part, one block, one task, two files.
+"""Who runs the parts that a product still misses: one Ray Data pipeline (one part, one block, one task, two files), or a
+plain loop in this process, for measuring and for tests.
 
 Written once for every stage that is made of parts. Resume needs no checkpoint of Ray Data's: what lies on disk says which
 parts are done (its own CheckpointConfig reads every input row again and filters only readers). A part is minutes of work,
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import ray
@@ -21,29 +22,51 @@ from biomedclip_ray.config import PartResources
 from biomedclip_ray.run.memory import peak_rss
 from biomedclip_ray.run.progress import Progress
 from biomedclip_ray.schema import LEDGER
-from biomedclip_ray.store.product import PartResult, Product
+from biomedclip_ray.store.attempt import Attempt
+from biomedclip_ray.store.ledger import PartResult
 
 # A block holds the rows of one part and one more, the last, that carries ledger and counts as JSON: so they are written
 # together with the rows or not at all.
 _NOTE = "_note"
 
 
-def run_parts(
-    product: Product,
-    worker: Callable[..., PartResult] | type[Any],
-    resources: PartResources,
-    args: tuple[Any, ...] = (),
-) -> None:
-    """Run `worker` over the missing parts of a running product; each part is written as soon as it is done.
+Worker = Callable[..., PartResult] | type[Any]
+"""A function `(part, *args) -> PartResult`; or a class, made once per process from `args` and called with the part, for a
+worker that holds something expensive such as a model."""
 
-    Args:
-        worker: a function `(part, *args) -> PartResult`, run as tasks; or a class, made once per process from `args` and
-            called with the part, for a worker that holds something expensive such as a model.
+
+class Runner(Protocol):
+    """Runs a worker over the missing parts of an attempt; each part is written as soon as it is done."""
+
+    def __call__(self, attempt: Attempt, worker: Worker, resources: PartResources, args: tuple[Any, ...] = ()) -> None:
+        """`args` go to the worker."""
+
+
+def in_process(attempt: Attempt, worker: Worker, resources: PartResources, args: tuple[Any, ...] = ()) -> None:
+    """Run the parts one after the other, here. `resources` say how a cluster is used, so nothing of them counts."""
+    missing = attempt.missing_parts()
+    if missing:
+        run = worker(*args) if isinstance(worker, type) else lambda part: worker(part, *args)
+        for part in missing:
+            result = run(part)
+            attempt.write_part(
+                part,
+                result.data,
+                result.ledger.table(),
+                result.ledger.counts,
+                peak_rss(),
+                result.reused,
+                result.withdrawn,
+            )
+
+
+def on_ray(attempt: Attempt, worker: Worker, resources: PartResources, args: tuple[Any, ...] = ()) -> None:
+    """Run the parts on the connected Ray cluster, as tasks or on a pool of actors.
 
     Raises:
         ray.data.exceptions.ExecutionTimeoutError: nothing moved for resources.no_progress_timeout_s.
     """
-    missing = product.missing_parts()
+    missing = attempt.missing_parts()
     if not missing:
         return
     compute: dict[str, Any] = {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus}
@@ -57,11 +80,11 @@ def run_parts(
         apply = _part_task
         compute["fn_args"] = (worker, args)
         compute["concurrency"] = resources.concurrency
-    with DataContext.current(_context(resources)), Progress(product, len(missing)):
+    with DataContext.current(_context(resources)), Progress(attempt, len(missing)):
         parts = ray.data.from_items([{"part": part} for part in missing], override_num_blocks=len(missing))
         # one row a block, so a batch of one row is a whole block; None would say the same, and is refused beside GPUs
         blocks = parts.map_batches(apply, batch_size=1, batch_format="pyarrow", **compute)
-        blocks.write_datasink(_PartSink(product), ray_remote_args=write)
+        blocks.write_datasink(_PartSink(attempt), ray_remote_args=write)
 
 
 def _context(resources: PartResources) -> DataContext:
@@ -122,12 +145,12 @@ def _as_block(part: int, result: PartResult) -> pa.Table:
 class _PartSink(Datasink):
     """Writes each block as the two files of its part."""
 
-    def __init__(self, product: Product) -> None:
-        self.product = product
+    def __init__(self, attempt: Attempt) -> None:
+        self.attempt = attempt
 
     def write(self, blocks: Iterable[Block], ctx: Any) -> None:
         for block in blocks:
             note = json.loads(block[_NOTE][block.num_rows - 1].as_py())
             rows = block.slice(0, block.num_rows - 1).drop_columns([_NOTE])
             ledger = pa.Table.from_pylist(note.pop("ledger"), schema=LEDGER)
-            self.product.write_part(note.pop("part"), rows, ledger, **note)
+            self.attempt.write_part(note.pop("part"), rows, ledger, **note)

@@ -8,19 +8,17 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import ray
 from ray.exceptions import NodeDiedError, TaskUnschedulableError, WorkerCrashedError
 
-from biomedclip_ray.config import Config, ConfigError, PartResources
+from biomedclip_ray.config import Config, ConfigError
 from biomedclip_ray.run.capacity import Capacity
-from biomedclip_ray.sources.bucket import SourceError
-from biomedclip_ray.sources.inventory import Inventory, find_inventory
-from biomedclip_ray.sources.open import open_bucket
 from biomedclip_ray.store.place import Place, StorageError, check_writable
 
-READS_SOURCE = ("catalog", "ingest", "preprocess")
 MIN_FREE_BYTES = 1_000_000_000
 CONNECT_S = 5.0
 
@@ -61,10 +59,25 @@ def check_address(address: str) -> None:
         ) from error
 
 
-def check_places(
-    config: Config, inventory: Inventory | None, stages: tuple[str, ...], towers: bool = True
-) -> list[str]:
-    """What is wrong with source and root; needs no cluster. `towers`: training has still to make its own, tokenizer included."""
+class Needs(Protocol):
+    """What a stage needs, whatever it does; `run/stage.py` says what each is given."""
+
+    @property
+    def check(self) -> Callable[..., Iterable[str]]: ...
+
+    @property
+    def fit(self) -> Callable[..., Iterable[str]]: ...
+
+    @property
+    def try_out(self) -> Callable[..., Iterable[str]]: ...
+
+
+Step = tuple[Needs, tuple[Any, ...]]
+"""A stage with what it reads."""
+
+
+def check_places(config: Config, steps: Sequence[Step]) -> list[str]:
+    """What is wrong with the root, and with what the stages need before a cluster is there."""
     problems = []
     try:
         check_writable(config.root)
@@ -72,34 +85,8 @@ def check_places(
         problems.append(f"root: {error}; give a place that this user may write")
     else:
         problems += _space(config.root)
-    if inventory is not None and any(stage in READS_SOURCE for stage in stages):
-        try:
-            bucket = open_bucket(config.source.uri, config.source.resources)
-            if "catalog" in stages:
-                find_inventory(bucket, inventory.date)
-            else:
-                bucket.folders("inventory-reports/")
-        except SourceError as error:
-            problems.append(str(error))
-    classifier = config.preprocess.select.classifier
-    if classifier is not None and "preprocess" in stages and not config.own.alone:
-        from biomedclip_ray.figures.select import classifier_sha256, load_classifier
-
-        try:
-            load_classifier(classifier.uri, classifier_sha256(classifier.uri))
-        except ConfigError as error:
-            problems.append(str(error))
-    if config.model.tokenizer != "fit" and config.model.bundle is None and "train" in stages and towers:
-        from biomedclip_ray.clip.tokenizer import load_tokenizer
-
-        try:
-            load_tokenizer(config.model.tokenizer, 64)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            problems.append(
-                f"model.tokenizer={config.model.tokenizer} cannot be loaded: {reason}; give a folder with tokenizer.json"
-            )
-    return problems
+    problems += [problem for stage, inputs in steps for problem in stage.check(config, *inputs)]
+    return list(dict.fromkeys(problems))  # stages that read the same source say the same of it
 
 
 def _space(root: str) -> list[str]:
@@ -109,78 +96,17 @@ def _space(root: str) -> list[str]:
     return [f"root={root}: only {free / 1e9:.1f} GB are free; at least {MIN_FREE_BYTES / 1e9:.0f} GB are needed"]
 
 
-def check_capacity(config: Config, stages: tuple[str, ...], capacity: Capacity) -> list[str]:
+def check_capacity(config: Config, steps: Sequence[Step], capacity: Capacity) -> list[str]:
     """What the nodes that may come cannot give these stages; needs no cluster."""
-    problems = []
-    demands: dict[str, PartResources] = {
-        "catalog": config.catalog.resources,
-        "ingest": config.ingest.resources,
-        "preprocess": config.preprocess.resources,
-        "evaluate": config.evaluate.resources,
-        "embed": config.embed.resources,
-    }
-    if config.own.uri is not None and "preprocess" in stages:
-        problems += _fits("own.resources", config.own.resources, capacity)
-    for name, need in demands.items():
-        if name in stages:
-            problems += _fits(f"{name}.resources", need, capacity)
-    if "train" in stages and capacity.sized:
-        from biomedclip_ray.train.check import check as check_train
+    return [problem for stage, inputs in steps for problem in stage.fit(config, capacity, *inputs)]
 
-        problems += check_train(config, capacity.total("CPU"), capacity.total("GPU"), capacity.nodes())
-    if "deploy" in stages and capacity.sized:
-        serve, cpus = config.serve.resources, capacity.total("CPU")
-        if serve.replicas * serve.cpus_per_replica > cpus:
-            problems.append(
-                f"serve.resources.replicas={serve.replicas} x cpus_per_replica={serve.cpus_per_replica:g}, but "
-                f"{capacity.found} has {cpus:g} CPUs; lower one of them"
-            )
+
+def check_cluster(config: Config, steps: Sequence[Step], capacity: Capacity) -> list[str]:
+    """What the connected Ray cluster lacks, nodes that do not see the root, and what can only be tried out there."""
+    problems = check_capacity(config, steps, capacity) + _check_nodes(config.root)
+    if not problems:  # it takes seconds, so only where nothing else is wrong
+        problems = [problem for stage, inputs in steps for problem in stage.try_out(config, *inputs)]
     return problems
-
-
-def check_cluster(config: Config, stages: tuple[str, ...], capacity: Capacity, towers: bool = True) -> list[str]:
-    """What the connected Ray cluster lacks, nodes that do not see the root, and towers that cannot be built or trained there.
-
-    `towers`: try those too; a run that goes on has its towers already and asks nobody for weights.
-    """
-    problems = check_capacity(config, stages, capacity) + _check_nodes(config.root)
-    if "train" in stages and towers and not problems:  # it takes seconds, so only where nothing else is wrong
-        problems += _try_towers(config)
-    return problems
-
-
-def _fits(key: str, need: PartResources, capacity: Capacity) -> list[str]:
-    """A task runs on one node, whatever the others have: what none of them can give waits for ever, without a word."""
-    if capacity.fits(need.num_cpus, need.num_gpus):
-        return []
-    problems = []
-    for name, unit, wanted in (("num_cpus", "CPU", need.num_cpus), ("num_gpus", "GPU", need.num_gpus)):
-        total, largest = capacity.total(unit), capacity.largest(unit)
-        if wanted > total:
-            problems.append(f"{key}.{name}={wanted:g}, but {capacity.found} has {total:g} {unit}s; lower it")
-        elif wanted > largest:
-            problems.append(
-                f"{key}.{name}={wanted:g}, but no node of {capacity.found} has more than {largest:g} {unit}s; lower it"
-            )
-    return problems or [
-        f"{key}: no node of {capacity.found} has num_cpus={need.num_cpus:g} and num_gpus={need.num_gpus:g} together; lower one"
-    ]
-
-
-def _try_towers(config: Config) -> list[str]:
-    """Build the towers once, where the tasks of training run as well."""
-
-    def attempt() -> str:
-        from biomedclip_ray.train.check import build
-
-        try:
-            build(config)
-        except ConfigError as error:
-            return str(error)
-        return ""
-
-    problem = ray.get(ray.remote(num_cpus=0)(attempt).remote())
-    return [problem] if problem else []
 
 
 def _check_nodes(root: str) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Self
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from biomedclip_ray.store.product import Product
+from biomedclip_ray.store.attempt import Attempt
 
 log = logging.getLogger(__name__)
 
@@ -34,14 +34,15 @@ def rate_and_eta(done: int, total: int, seconds: float, unit: str) -> str:
 
 
 class Progress:
-    """Watches the parts of a running product from a thread: `with Progress(product, missing): ...`."""
+    """Watches the parts of an attempt from a thread: `with Progress(attempt, missing): ...`."""
 
-    def __init__(self, product: Product, missing: int) -> None:
-        self.product = product
+    def __init__(self, attempt: Attempt, missing: int) -> None:
+        self.product = attempt.product
+        self.parts = attempt.parts or 0
         self.missing = missing
-        self.before = product.parts - missing
+        self.before = self.parts - missing
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name=f"progress {product.stage}", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name=f"progress {self.product.stage}", daemon=True)
         self._bar: RichProgress | None = None
 
     def __enter__(self) -> Self:
@@ -56,9 +57,7 @@ class Progress:
                 TimeRemainingColumn(),
             )
             self._bar.start()
-            self._task = self._bar.add_task(
-                self.product.stage, total=self.product.parts, completed=self.before, rate=""
-            )
+            self._task = self._bar.add_task(self.product.stage, total=self.parts, completed=self.before, rate="")
         self._thread.start()
         return self
 
@@ -80,4 +79,4 @@ class Progress:
                 self._bar.update(self._task, completed=self.before + done, rate=text.split(",")[0])
             elif time.monotonic() >= next_line:
                 next_line += LINE_S
-                log.info("%s: %d of %d parts, %s", self.product.stage, self.before + done, self.product.parts, text)
+                log.info("%s: %d of %d parts, %s", self.product.stage, self.before + done, self.parts, text)

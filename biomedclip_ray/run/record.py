@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from biomedclip_ray.config import STAGES, Config, ConfigError
-from biomedclip_ray.sources.inventory import Inventory, find_inventory
-from biomedclip_ray.sources.open import open_bucket
-from biomedclip_ray.sources.own.record import OwnFiles
+from biomedclip_ray.run.preflight import Step
+from biomedclip_ray.run.stage import Stage
 from biomedclip_ray.store.place import Place, StorageError
 from biomedclip_ray.store.product import Product
 
@@ -41,28 +40,21 @@ def load_run(root: str) -> dict[str, Any]:
     return record
 
 
-def resolve_inventory(config: Config, sync: bool = False) -> Inventory:
-    """The inventory this run works from: the date in the config, or the one this root has settled on, or the newest.
-
-    Raises:
-        SourceError: it is not known yet and the source does not answer.
-    """
-    wanted = config.source.inventory
-    record, source = load_run(config.root), _source(config)
-    known = record["known"].get(source, {}).get(wanted)
-    if wanted == "newest" and not sync:
-        known = record["inventories"].get(source)
-    if known:
-        return Inventory(known["date"], known["checksum"], tuple(known["files"]))
-    return find_inventory(open_bucket(config.source.uri, config.source.resources), wanted)
-
-
-def _source(config: Config) -> str:
+def source_name(config: Config) -> str:
     """The source's URI, one for all ways to write it."""
     uri = config.source.uri
     if "://" in uri and not uri.startswith("file://"):
         return uri.rstrip("/")
     return str(Path(uri.removeprefix("file://")).expanduser().absolute())
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """The list of articles that a run works from: its date, the md5 of its manifest, and the keys of its CSV files."""
+
+    date: str
+    checksum: str
+    files: tuple[str, ...]
 
 
 class Run:
@@ -71,22 +63,15 @@ class Run:
     With `dry` nothing is started: `stage` only says what would happen.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        inventory: Inventory | None,
-        first: str,
-        last: str,
-        dry: bool = False,
-        own: OwnFiles | None = None,
-    ) -> None:
+    def __init__(self, config: Config, inventory: Inventory | None, first: str, last: str, dry: bool = False) -> None:
         self.config = config
         self.inventory = inventory  # None where PubMed Central is not read
-        self.own = own  # None where there are no own pairs
         self.chosen = STAGES[STAGES.index(first) : STAGES.index(last) + 1]
         self.dry = dry
         self.record = load_run(config.root)
         self.stages: list[dict[str, Any]] = []
+        self.unfinished: list[Step] = []
+        """In a dry pass: the chosen stages that have work to do, with what they read."""
         self.missing: list[tuple[str, Product]] = []
         self.working_on = ""
         self.started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -98,19 +83,21 @@ class Run:
         """Settle on the inventory: killed before the first stage ends, the same command goes on with the same date."""
         self._write()
 
-    def stage(self, plan: Callable[..., Product], verb: Callable[..., Product], *inputs: Any) -> Product:
+    def stage(self, stage: Stage, *inputs: Any) -> Product:
         """Run one stage, or find it finished; a stage outside the range is left alone."""
-        product = plan(self.config, *inputs)
         if self.dry:
-            self._foresee(product)
+            product = stage.plan(self.config, *inputs)
+            if self._foresee(product) in ("run", "resume"):
+                self.unfinished.append((stage, inputs))
             self.build_on(product.stage, *inputs)
-        elif self.wants(product.stage):
-            self.working_on = product.stage
-            log.info("%s: %s", product.stage, product.uri)
-            started = time.monotonic()
-            product = verb(self.config, *inputs)
-            self.note(product.stage, product.state, product, time.monotonic() - started)
-        return product
+            return product
+        if not self.wants(stage.name):
+            return stage.plan(self.config, *inputs)
+        self.working_on = stage.name
+        log.info("%s: %s", stage.name, stage.plan(self.config, *inputs).uri)
+        outcome = stage.run(self.config, *inputs)
+        self.note(stage.name, outcome.state, outcome.product, outcome.seconds)
+        return outcome.product
 
     def build_on(self, name: str, *inputs: Any) -> None:
         """In a dry pass: notes the products that a chosen stage reads and that will not be there."""
@@ -151,7 +138,7 @@ class Run:
         order = {stage: number for number, stage in enumerate(STAGES)}
         inventories, known = dict(self.record["inventories"]), dict(self.record["known"])
         if self.inventory is not None:
-            source = _source(self.config)
+            source = source_name(self.config)
             known[source] = known.get(source, {}) | {self.inventory.date: self.inventory.__dict__}
             if self.config.source.inventory == "newest":
                 inventories[source] = self.inventory.__dict__
@@ -166,7 +153,7 @@ class Run:
         }
         Place(self.config.root).write(RUN_FILE, json.dumps(record, indent=1, ensure_ascii=False).encode())
 
-    def _foresee(self, product: Product) -> None:
+    def _foresee(self, product: Product) -> str:
         if product.finished:
             state, why = "skip", f"finished {product.manifest['created']}"
         elif not self.wants(product.stage):
@@ -178,6 +165,7 @@ class Run:
         else:
             state, why = "run", "no product of this configuration and these inputs yet"
         self.stages.append({"name": product.stage, "state": state, "why": why, "product": product.uri})
+        return state
 
     def show(self, console: Console) -> None:
         """Print what happened, or would happen, as a table."""

@@ -24,10 +24,14 @@ from PIL import Image
 
 from biomedclip_ray.clip.vectors import encode_pairs, to_column, to_matrix
 from biomedclip_ray.config import Config, ConfigError, Embed, PartResources
-from biomedclip_ray.run.parts import run_parts
+from biomedclip_ray.run.capacity import Capacity
+from biomedclip_ray.run.stage import Made, RunParts, Stage
 from biomedclip_ray.schema import Reason, index_schema
 from biomedclip_ray.search import index
-from biomedclip_ray.store.product import Ledger, PartResult, Product, conform, ledger_name
+from biomedclip_ray.store.attempt import Attempt
+from biomedclip_ray.store.ledger import Ledger, PartResult
+from biomedclip_ray.store.parquet import conform
+from biomedclip_ray.store.product import Product, ledger_name
 
 VERSION = 1
 
@@ -40,34 +44,30 @@ MAP_ROWS = 20_000
 _SHOWN = ("pair_id", "article_id", "caption", "title", "journal", "year", "license", "doi", "figure_kind")
 
 
-def plan(config: Config, bundle: Product, pairs: Product, corpus: Product) -> Product:
-    """The product that `embed` would make; `bundle` is the train stage's product."""
-    return Product.plan(config.root, "embed", VERSION, config.embed.model_dump(mode="json"), [bundle, pairs, corpus])
+def _content(config: Config, bundle: Product, pairs: Product, corpus: Product) -> dict[str, Any]:
+    return config.embed.model_dump(mode="json")
 
 
-def embed(config: Config, bundle: Product, pairs: Product, corpus: Product) -> Product:
-    """Encode every kept pair of `embed.splits` and index it; the table lies at `product.uri`, `Index.open` reads it.
-
-    Raises:
-        ConfigError: no pair passes.
-        BadIndexError: the table holds another number of rows than pairs less ledger.
-        HeldError: another driver embeds here.
-    """
-    product = plan(config, bundle, pairs, corpus)
-    if product.finished:
-        product.state = "skipped"
-        return product
+def _work(
+    attempt: Attempt, run_parts: RunParts, config: Config, bundle: Product, pairs: Product, corpus: Product
+) -> Made:
+    """Raises ConfigError where no pair passes, BadIndexError where the table holds other rows than pairs less ledger."""
     section = config.embed
-    with product.running(parts=pairs.parts):
-        run_parts(product, _Embedder, section.resources, args=(bundle.place.at("bundle").uri, pairs, corpus, section))
-        expected = _rows(pairs) - _dropped(product)
-        if expected <= 0:
-            raise ConfigError(
-                f"embed.splits={list(section.splits)}: {corpus.uri} keeps no pair of them; name other splits"
-            )
-        settings = _build(product, expected, section.resources, section.ann_rows)
-        product.finish_parts(section.transient_limit, extra={"index": {"rows": expected, **asdict(settings)}})
-    return product
+    attempt.parts = pairs.parts
+    run_parts(_Embedder, section.resources, (bundle.place.at("bundle").uri, pairs, corpus, section))
+    expected = _rows(pairs) - _dropped(attempt)
+    if expected <= 0:
+        raise ConfigError(f"embed.splits={list(section.splits)}: {corpus.uri} keeps no pair of them; name other splits")
+    settings = _build(attempt, expected, section.resources, section.ann_rows)
+    return Made({"index": {"rows": expected, **asdict(settings)}}, section.transient_limit)
+
+
+def _fit(config: Config, capacity: Capacity, *_: Any) -> list[str]:
+    return capacity.lacks("embed.resources", config.embed.resources)
+
+
+embed = Stage("embed", VERSION, _content, _work, fit=_fit)
+"""Reads the bundle, the pairs and the corpus; the table lies at the product's place, `Index.open` reads it."""
 
 
 def select(corpus: pa.Table, splits: tuple[str, ...]) -> tuple[NDArray[np.int64], Ledger]:
@@ -160,31 +160,31 @@ def _rows(pairs: Product) -> int:
     return sum(file["rows"] for file in pairs.manifest["files"] if file["name"].startswith("data/"))
 
 
-def _dropped(product: Product) -> int:
+def _dropped(attempt: Attempt) -> int:
     total = 0
-    for part in range(product.parts):
-        with product.place.open(ledger_name(part)) as file:
+    for part in range(attempt.parts or 0):
+        with attempt.place.open(ledger_name(part)) as file:
             total += pq.read_metadata(file).num_rows
     return total
 
 
-def _build(product: Product, expected: int, resources: PartResources, ann_rows: int) -> index.Settings:
+def _build(attempt: Attempt, expected: int, resources: PartResources, ann_rows: int) -> index.Settings:
     """Write the table from data/ and index it. What an interrupted run left of it is removed first."""
-    product.place.at(index.TABLE).delete_all()
-    axes = plane(_sample(product))
+    attempt.place.at(index.TABLE).delete_all()
+    axes = plane(_sample(attempt))
     schema = index_schema(axes.shape[1])
-    parts = range(product.parts)
+    parts = range(attempt.parts or 0)
     chunks = [parts[at : at + PARTS_PER_FRAGMENT] for at in range(0, len(parts), PARTS_PER_FRAGMENT)]
     task = ray.remote(num_cpus=resources.num_cpus)(_write_fragments)
     fragments: list[Any] = []
-    for written in ray.get([task.remote(product, chunk, axes, schema) for chunk in chunks]):
+    for written in ray.get([task.remote(attempt, chunk, axes, schema) for chunk in chunks]):
         fragments.extend(written)
-    index.commit(product.place, fragments, schema, expected)
-    return index.finish(product.place, ann_rows)
+    index.commit(attempt.place, fragments, schema, expected)
+    return index.finish(attempt.place, ann_rows)
 
 
-def _write_fragments(product: Product, parts: range, axes: NDArray[np.float32], schema: pa.Schema) -> list[Any]:
-    return index.write_rows(product.place, (_placed(product.read(part), axes, schema) for part in parts), schema)
+def _write_fragments(attempt: Attempt, parts: range, axes: NDArray[np.float32], schema: pa.Schema) -> list[Any]:
+    return index.write_rows(attempt.place, (_placed(attempt.read(part), axes, schema) for part in parts), schema)
 
 
 def _placed(table: pa.Table, axes: NDArray[np.float32], schema: pa.Schema) -> pa.Table:
@@ -196,10 +196,10 @@ def _placed(table: pa.Table, axes: NDArray[np.float32], schema: pa.Schema) -> pa
     return conform(table, schema)
 
 
-def _sample(product: Product) -> NDArray[np.float32]:
+def _sample(attempt: Attempt) -> NDArray[np.float32]:
     """Image vectors of the first parts: parts are drawn by hash, so the first are as good as any."""
     found: list[NDArray[np.float32]] = []
-    for table in product.scan(["image_vector"]):
+    for table in attempt.scan(["image_vector"]):
         found.append(to_matrix(table["image_vector"]))
         if sum(len(vectors) for vectors in found) >= MAP_ROWS:
             break

@@ -15,7 +15,6 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,11 @@ import pyarrow.compute as pc
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
 
-from biomedclip_ray.config import Source, SourceSelect
+from biomedclip_ray.config import Config, Source, SourceSelect
+from biomedclip_ray.run.record import Inventory, load_run, source_name
 from biomedclip_ray.schema import hash64, part_of
 from biomedclip_ray.sources.bucket import INVENTORIES, Bucket, ObjectError, SourceError, inventory_dates
+from biomedclip_ray.sources.open import open_bucket
 from biomedclip_ray.store.place import Place
 
 log = logging.getLogger(__name__)
@@ -42,13 +43,20 @@ _ALL = (1 << 64) - 1
 _KEY = r"^metadata/(?P<pmcid>PMC\d+)\.(?P<version>\d{1,9})\.json$"
 
 
-@dataclass(frozen=True)
-class Inventory:
-    """One inventory report: its date, the md5 of its manifest, and the keys of its CSV files."""
+def resolve_inventory(config: Config, sync: bool = False) -> Inventory:
+    """The inventory this run works from: the date in the config, or the one this root has settled on, or the newest.
 
-    date: str
-    checksum: str
-    files: tuple[str, ...]
+    Raises:
+        SourceError: it is not known yet and the source does not answer.
+    """
+    wanted = config.source.inventory
+    record, source = load_run(config.root), source_name(config)
+    known = record["known"].get(source, {}).get(wanted)
+    if wanted == "newest" and not sync:
+        known = record["inventories"].get(source)
+    if known:
+        return Inventory(known["date"], known["checksum"], tuple(known["files"]))
+    return find_inventory(open_bucket(config.source.uri, config.source.resources), wanted)
 
 
 def find_inventory(bucket: Bucket, wanted: str) -> Inventory:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-from biomedclip_ray.config import SourceResources
-from biomedclip_ray.sources.bucket import Bucket, FolderBucket, SourceError
+from biomedclip_ray.config import Source, SourceResources
+from biomedclip_ray.sources.bucket import INVENTORIES, Bucket, FolderBucket, SourceError
 from biomedclip_ray.sources.oa_package import PackageBucket
 from biomedclip_ray.sources.s3 import S3Bucket
 
@@ -30,3 +30,12 @@ def open_bucket(uri: str, resources: SourceResources) -> Bucket:
     if (folder / "oa_file_list.csv").is_file():
         return PackageBucket(folder)
     return FolderBucket(folder)
+
+
+def unreachable(source: Source) -> list[str]:
+    """What is wrong with a source that does not answer, one line; nothing where it does."""
+    try:
+        open_bucket(source.uri, source.resources).folders(f"{INVENTORIES}/")
+    except SourceError as error:
+        return [str(error)]
+    return []

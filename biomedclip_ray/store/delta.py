@@ -13,8 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from biomedclip_ray.store.ledger import Ledger
 from biomedclip_ray.store.place import Place
-from biomedclip_ray.store.product import MANIFEST, Ledger, Product
+from biomedclip_ray.store.product import MANIFEST, Product
 
 Row = dict[str, Any]
 

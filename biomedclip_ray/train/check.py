@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from biomedclip_ray.clip.model import model_config
 from biomedclip_ray.config import Config, ConfigError, TrainResources
+from biomedclip_ray.run.capacity import Capacity
 from biomedclip_ray.train.batches import READ_CPUS
 from biomedclip_ray.train.trackers import missing
 
@@ -26,28 +27,16 @@ STARTED = "start.json"
 _SOME_TEXT = "a gel"
 
 
-def check(
-    config: Config, cluster_cpus: float, cluster_gpus: float, nodes: Sequence[Mapping[str, float]] | None = None
-) -> list[str]:
-    """What of the config cannot run on a cluster of that size; imports no torch.
-
-    Args:
-        nodes: CPU and GPU of each node; None: only the sums are known (the cluster grows with its work).
-    """
+def check(config: Config, capacity: Capacity) -> list[str]:
+    """What of the config cannot run on a cluster of that size; imports no torch."""
     if config.train.epochs == 0:
         return []
     problems = [
         f"train.trackers={name}: the package {name} is not installed; pip install 'biomedclip-ray[trackers]'"
         for name in missing(config.train.trackers)
     ]
-    wanted = config.train.resources
-    nodes = nodes or [{"CPU": cluster_cpus, "GPU": cluster_gpus}]
-    fit = sum(_workers_on(node, wanted) for node in nodes)
-    comes = max(wanted.min_workers, min(wanted.max_workers, fit))
-    unfit = _workers(wanted, cluster_gpus, nodes, fit) or _feed(wanted, cluster_cpus, nodes, comes)
-    if config.train.validation_pairs and not unfit:
-        unfit = _validation(config, cluster_cpus, cluster_gpus, nodes, comes)
-    problems += unfit
+    if capacity.sized:
+        problems += _no_room(config, capacity)
     if config.model.bundle is None:
         try:
             towers = model_config(config.model.config)
@@ -58,6 +47,17 @@ def check(
                 f"train.loss=sigmoid needs init_logit_bias (SigLIP: -10) in model.config={config.model.config}; "
                 "add it there, or set train.loss=infonce"
             )
+    return problems
+
+
+def _no_room(config: Config, capacity: Capacity) -> list[str]:
+    wanted = config.train.resources
+    cpus, gpus, nodes = capacity.total("CPU"), capacity.total("GPU"), capacity.nodes()
+    fit = sum(_workers_on(node, wanted) for node in nodes)
+    comes = max(wanted.min_workers, min(wanted.max_workers, fit))
+    problems = _workers(wanted, gpus, nodes, fit) or _feed(wanted, cpus, nodes, comes)
+    if config.train.validation_pairs and not problems:
+        problems = _validation(config, cpus, gpus, nodes, comes)
     return problems
 
 

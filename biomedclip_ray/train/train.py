@@ -23,12 +23,16 @@ from ray.exceptions import RayTaskError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, ValidationConfig
 
 from biomedclip_ray.config import Config, ConfigError
+from biomedclip_ray.run.capacity import Capacity
 from biomedclip_ray.run.interrupt import in_thread
+from biomedclip_ray.run.stage import Made, RunParts, Stage
+from biomedclip_ray.store.attempt import Attempt
+from biomedclip_ray.store.ledger import Count
 from biomedclip_ray.store.place import Place
-from biomedclip_ray.store.product import Count, Product, StageError
+from biomedclip_ray.store.product import Product, StageError
 from biomedclip_ray.train import checkpoint, journal, validate
 from biomedclip_ray.train.batches import Feed, InOrder, batches
-from biomedclip_ray.train.check import STARTED, build
+from biomedclip_ray.train.check import STARTED, build, check
 from biomedclip_ray.train.metrics import Watch, guessing, read
 from biomedclip_ray.train.order import Order, shuffle_quality, total_steps
 from biomedclip_ray.train.rows import SplitRows, find_rows, texts
@@ -47,81 +51,109 @@ class DivergedError(StageError):
     """The loss is no number any more, or went up and stayed there; the message names the step and the last good checkpoint."""
 
 
-def plan(config: Config, pairs: Product, corpus: Product) -> Product:
-    """The product that training would make: fingerprinted by the model and train sections and by both inputs.
-
-    A CLIP that is taken as it is (train.epochs=0) has no inputs: it was not trained on any corpus of ours.
-    """
+def _content(config: Config, pairs: Product, corpus: Product) -> dict[str, Any]:
     # what only watches or stops a run is no part of what it makes: a run that diverged goes on with other limits
     recipe = config.train.model_dump(mode="json", exclude={"trackers", "divergence_steps", "on_nan"})
-    section = {"model": config.model.model_dump(mode="json"), "train": recipe}
-    inputs = [pairs, corpus] if config.train.epochs else []
-    return Product.plan(config.root, "train", VERSION, section, inputs)
+    return {"model": config.model.model_dump(mode="json"), "train": recipe}
 
 
-def train(config: Config, pairs: Product, corpus: Product) -> Product:
+def _inputs(config: Config, pairs: Product, corpus: Product) -> list[Product]:
+    """A CLIP that is taken as it is (train.epochs=0) was not trained on any corpus of ours."""
+    return [pairs, corpus] if config.train.epochs else []
+
+
+def _work(attempt: Attempt, run_parts: RunParts, config: Config, pairs: Product, corpus: Product) -> Made:
     """Train on the kept pairs of the train split and export the bundle; with train.epochs=0 export model.bundle as it is.
 
     Raises:
         DivergedError: the loss became infinite or no number, or rose and did not come back.
         ConfigError: the model cannot be built, or the split is empty.
-        HeldError: another driver trains this product.
         ray.train.TrainingFailedError: more worker losses than train.resources.max_failures.
     """
-    product = plan(config, pairs, corpus)
-    if product.finished:
-        product.state = "skipped"
-        return product
+    place = attempt.place
     if config.train.epochs == 0:
-        return _take(config, pairs, corpus, product)
-    with product.running():
-        rows = find_rows(pairs, corpus, SPLIT, config.train.kind_weights)
-        steps = total_steps(len(rows), config.train.epochs, config.train.batch)
-        start = _start(config, pairs, corpus, product.place)
-        log.info(
-            "train: %d pairs, %d steps of %d, towers from %s; pure guessing is a loss of %.3f",
-            *(rows.pairs, steps, config.train.batch, start["starts"], guessing(config.train.batch, config.train.loss)),
-        )
-        if config.train.warmup_steps >= steps:
-            log.warning(
-                "train: train.warmup_steps=%d of %d steps in all: the rate never reaches train.lr; lower it, or take more pairs or epochs",
-                *(config.train.warmup_steps, steps),
-            )
-        order = _order(config, rows)
-        checkpoint.mend(product.place)
-        if checkpoint.steps_done(product.place) < steps:
-            result = _fit(config, pairs, product.place, rows, order, start, steps)
-            product.peak_rss = result["peak_rss"]
-        if config.train.validation_pairs:
-            catch_up(config, product.place)
-        exported = ray.get(_export.remote(product.uri, _provenance(config, start, steps, rows.pairs, corpus)))
-        validation = validate.figures(product.place)
-        if config.train.validation_pairs and not validation:
-            log.warning("train: no checkpoint could be measured (Ray's log says why); the last one became the bundle")
-        extra = {
-            **start,
-            **exported,
-            "validation": validation,
-            "steps": steps,
-            "pairs": rows.pairs,
-            "rows_per_epoch": len(rows),
-            "attempts": len(journal.attempts(product.place)),
-            "loss": read(product.place)[-1]["loss"],
-            "guess": guessing(config.train.batch, config.train.loss),
-            "shuffle": shuffle_quality(order, rows.article, config.train.batch),
-        }
-        product.finish([Count("pair", rows.pairs, rows.pairs)], extra)
-    return product
-
-
-def _take(config: Config, pairs: Product, corpus: Product, product: Product) -> Product:
-    """Any CLIP in: the bundle of model.bundle becomes the product without a step, to be evaluated, embedded and served."""
-    with product.running():
-        start = _start(config, pairs, corpus, product.place)
+        start = _start(config, pairs, corpus, place)
         log.info("train: no epochs asked for, %s is taken as it is", start["starts"]["image"])
-        exported = ray.get(_export.remote(product.uri, _provenance(config, start, 0, 0, None)))
-        product.finish([Count("pair", 0, 0)], {**start, **exported, "steps": 0, "pairs": 0, "attempts": 0})
-    return product
+        exported = ray.get(_export.remote(place.uri, _provenance(config, start, 0, 0, None)))
+        facts = {**start, **exported, "steps": 0, "pairs": 0, "attempts": 0}
+        return Made(facts, counts=(Count("pair", 0, 0),))
+    rows = find_rows(pairs, corpus, SPLIT, config.train.kind_weights)
+    steps = total_steps(len(rows), config.train.epochs, config.train.batch)
+    start = _start(config, pairs, corpus, place)
+    log.info(
+        "train: %d pairs, %d steps of %d, towers from %s; pure guessing is a loss of %.3f",
+        *(rows.pairs, steps, config.train.batch, start["starts"], guessing(config.train.batch, config.train.loss)),
+    )
+    if config.train.warmup_steps >= steps:
+        log.warning(
+            "train: train.warmup_steps=%d of %d steps in all: the rate never reaches train.lr; lower it, or take more "
+            "pairs or epochs",
+            *(config.train.warmup_steps, steps),
+        )
+    order = _order(config, rows)
+    checkpoint.mend(place)
+    if checkpoint.steps_done(place) < steps:
+        attempt.peak_rss = _fit_towers(config, pairs, place, rows, order, start, steps)["peak_rss"]
+    if config.train.validation_pairs:
+        catch_up(config, place)
+    exported = ray.get(_export.remote(place.uri, _provenance(config, start, steps, rows.pairs, corpus)))
+    validation = validate.figures(place)
+    if config.train.validation_pairs and not validation:
+        log.warning("train: no checkpoint could be measured (Ray's log says why); the last one became the bundle")
+    facts = {
+        **start,
+        **exported,
+        "validation": validation,
+        "steps": steps,
+        "pairs": rows.pairs,
+        "rows_per_epoch": len(rows),
+        "attempts": len(journal.attempts(place)),
+        "loss": read(place)[-1]["loss"],
+        "guess": guessing(config.train.batch, config.train.loss),
+        "shuffle": shuffle_quality(order, rows.article, config.train.batch),
+    }
+    return Made(facts, counts=(Count("pair", rows.pairs, rows.pairs),))
+
+
+def _check(config: Config, pairs: Product, corpus: Product) -> Iterator[str]:
+    if config.model.tokenizer != "fit" and config.model.bundle is None and not _started(config, pairs, corpus):
+        from biomedclip_ray.clip.tokenizer import load_tokenizer
+
+        try:
+            load_tokenizer(config.model.tokenizer, 64)
+        except (OSError, ValueError) as error:
+            yield (
+                f"model.tokenizer={config.model.tokenizer} cannot be loaded: {str(error).splitlines()[0]}; "
+                "give a folder with tokenizer.json"
+            )
+
+
+def _fit(config: Config, capacity: Capacity, pairs: Product, corpus: Product) -> list[str]:
+    return check(config, capacity)
+
+
+def _try_out(config: Config, pairs: Product, corpus: Product) -> list[str]:
+    """Build the towers once, where the tasks of training run as well."""
+    if _started(config, pairs, corpus):  # a run that goes on has its towers and asks nobody for weights
+        return []
+
+    def attempt() -> str:
+        try:
+            build(config)
+        except ConfigError as error:
+            return str(error)
+        return ""
+
+    problem = ray.get(ray.remote(num_cpus=0)(attempt).remote())
+    return [problem] if problem else []
+
+
+def _started(config: Config, pairs: Product, corpus: Product) -> bool:
+    return train.plan(config, pairs, corpus).place.exists(STARTED)
+
+
+train = Stage("train", VERSION, _content, _work, inputs=_inputs, check=_check, fit=_fit, try_out=_try_out)
+"""Reads the pairs and the corpus."""
 
 
 def _order(config: Config, rows: SplitRows) -> Order:
@@ -130,7 +162,7 @@ def _order(config: Config, rows: SplitRows) -> Order:
     return Order(rows.chunk_rows, window, config.train.seed)
 
 
-def _fit(
+def _fit_towers(
     config: Config, pairs: Product, place: Place, rows: SplitRows, order: Order, start: dict[str, Any], steps: int
 ) -> dict[str, Any]:
     """Run the worker group to the last step; returns what rank 0 returned."""

@@ -20,8 +20,9 @@ import ray
 from ray.exceptions import RayError
 from ray.train import Checkpoint
 
+from biomedclip_ray.store.parquet import parquet_bytes
 from biomedclip_ray.store.place import Place
-from biomedclip_ray.store.product import Product, parquet_bytes
+from biomedclip_ray.store.product import Product
 from biomedclip_ray.train import checkpoint as checkpoints
 
 SPLIT = "validation"

@@ -21,7 +21,7 @@ from biomedclip_ray.train.journal import attempts, trained_pairs
 from biomedclip_ray.train.metrics import read
 from biomedclip_ray.train.order import total_steps
 from biomedclip_ray.train.step import learning_rate
-from biomedclip_ray.train.train import plan, train
+from biomedclip_ray.train.train import train
 
 STEPS, LOG_STEPS = 800, 5
 
@@ -54,7 +54,7 @@ def test_a_node_that_comes_is_used_one_that_goes_is_not_missed_and_no_batch_chan
     try:
         elastic = config(tmp_path / "elastic", [1, 2])
         pairs, corpus = tiny.products(elastic.root)
-        product = plan(elastic, pairs, corpus)
+        product = train.plan(elastic, pairs, corpus)
         trainer = threading.Thread(target=train, args=(elastic, pairs, corpus))
         trainer.start()
         until(lambda: len(read(product.place)) >= 20, trainer)
@@ -81,7 +81,7 @@ def test_a_node_that_comes_is_used_one_that_goes_is_not_missed_and_no_batch_chan
         assert last == {step: list(range((step - 1) * 32, step * 32)) for step in range(1, STEPS + 1)}
 
         alone = config(tmp_path / "alone", 1)
-        undisturbed = train(alone, *tiny.products(alone.root))
+        undisturbed = train.run(alone, *tiny.products(alone.root)).product
         expected = {line["step"]: line["loss"] for line in read(undisturbed.place)}
         for step in expected:
             assert lines[step]["loss"] == pytest.approx(expected[step], rel=1e-3), step

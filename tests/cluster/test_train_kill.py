@@ -24,7 +24,7 @@ from biomedclip_ray.store.product import Product
 from biomedclip_ray.train.checkpoint import steps_done
 from biomedclip_ray.train.journal import attempts, trained_pairs
 from biomedclip_ray.train.metrics import read
-from biomedclip_ray.train.train import plan
+from biomedclip_ray.train.train import train
 
 TRAIN = Path(drive.__file__)
 ENOUGH_S = 150
@@ -56,7 +56,7 @@ def kill_after(root: Path, workers: int, reached: Callable[[], bool]) -> None:
 
 
 def product_of(root: Path | str, workers: int) -> Product:
-    return plan(drive.config(root, workers), *tiny.products(root))
+    return train.plan(drive.config(root, workers), *tiny.products(root))
 
 
 def weights(product: Product) -> dict[str, torch.Tensor]:

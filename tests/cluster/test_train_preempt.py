@@ -19,7 +19,7 @@ import tiny
 from biomedclip_ray.train.checkpoint import steps_done
 from biomedclip_ray.train.journal import attempts
 from biomedclip_ray.train.metrics import read
-from biomedclip_ray.train.train import plan, train
+from biomedclip_ray.train.train import train
 
 STEPS = 600
 
@@ -43,7 +43,7 @@ def test_a_preempted_node_leaves_a_checkpoint_just_in_time(tmp_path, monkeypatch
             resources={"workers": workers, "cpus_per_worker": 2 / workers},
         )
         pairs, corpus = tiny.products(tmp_path)
-        product = plan(config, pairs, corpus)
+        product = train.plan(config, pairs, corpus)
         trainer = threading.Thread(target=train, args=(config, pairs, corpus))
         trainer.start()
         _until(lambda: read(product.place))

@@ -17,7 +17,9 @@ from biomedclip_ray.corpus import curate as stage
 from biomedclip_ray.corpus.curate import curate
 from biomedclip_ray.images.image import decode, perceptual_hash
 from biomedclip_ray.schema import PAIRS
-from biomedclip_ray.store.product import Ledger, Product
+from biomedclip_ray.store.attempt import attempt
+from biomedclip_ray.store.ledger import Ledger
+from biomedclip_ray.store.product import Product
 
 # The splits of these articles by hash, with the default shares.
 TRAIN, TRAIN_TOO, TEST = "PMC1", "PMC2", "PMC14"
@@ -52,12 +54,12 @@ def _row(pmcid: str, name: str, pixels: np.ndarray, text: str, quality: int = 90
 
 def _pairs(root: Path, parts: list[list[dict[str, Any]]]) -> Product:
     product = Product.plan(str(root), "preprocess", 1, {}, [])
-    with product.running(parts=len(parts)):
+    with attempt(product, len(parts)) as current:
         for part, rows in enumerate(parts):
-            product.write_part(
+            current.write_part(
                 part, pa.Table.from_pylist(rows, schema=PAIRS), Ledger("preprocess").table(), {"picture": (0, 0)}
             )
-        product.finish_parts(0.0)
+        current.finish_parts(0.0)
     return product
 
 
@@ -87,7 +89,7 @@ def test_a_recompressed_copy_in_another_part_is_one_group_and_leaves_the_lower_s
             [_row(TEST, "F1", smaller, "A liver, again.", quality=60), _row(TRAIN_TOO, "F3", _figure(3), "A heart.")],
         ],
     )
-    product = curate(config, pairs)
+    product = curate.run(config, pairs).product
     rows = {row["pair_id"]: row for table in product.scan() for row in table.to_pylist()}
     copy, original = rows[f"{TEST}.1/F1#0"], rows[f"{TRAIN}.1/F1#0"]
     assert (copy["split"], original["split"]) == ("test", "train")
@@ -112,8 +114,10 @@ def test_without_near_bits_a_copy_in_other_bytes_is_another_picture(config: Conf
     rows = [_row(TRAIN, "F1", picture, "A liver."), _row(TRAIN_TOO, "F1", picture, "A liver.", quality=60)]
     exact = config.model_copy(update={"curate": config.curate.model_copy(update={"near_bits": None})})
     pairs = _pairs(tmp_path, [rows])
-    assert [row["reason"] for t in curate(exact, pairs).scan() for row in t.to_pylist()] == [None, None]
-    assert [row["reason"] for t in curate(config, pairs).scan() for row in t.to_pylist()].count("duplicate") == 1
+    assert [row["reason"] for t in curate.run(exact, pairs).product.scan() for row in t.to_pylist()] == [None, None]
+    assert [row["reason"] for t in curate.run(config, pairs).product.scan() for row in t.to_pylist()].count(
+        "duplicate"
+    ) == 1
 
 
 def test_only_pictures_whose_hashes_are_near_are_read(
@@ -128,7 +132,7 @@ def test_only_pictures_whose_hashes_are_near_are_read(
         return decode(jpeg)
 
     monkeypatch.setattr(stage, "decode", watched)
-    curate(config, _pairs(tmp_path, [rows[:12], rows[12:]]))
+    curate.run(config, _pairs(tmp_path, [rows[:12], rows[12:]]))
     assert sorted(decoded) == sorted([rows[7]["image"], rows[20]["image"]])
 
 
@@ -145,12 +149,12 @@ def test_kinds_licences_and_panels_that_are_not_selected_have_their_reasons(conf
     rows = [_row(TRAIN, f"F{n}", _figure(n), f"Figure {n}.") | change for n, change in enumerate(changes)]
     select = {"kinds": ["chart", "gel"], "licenses": "commercial", "panels": False}
     config = parse(config.model_dump(mode="json") | {"curate": {"select": select}}, "test")
-    product = curate(config, _pairs(tmp_path, [rows]))
+    product = curate.run(config, _pairs(tmp_path, [rows])).product
     reasons = [row["reason"] for table in product.scan() for row in table.to_pylist()]
     assert reasons == [None, None, "curate_kind", "curate_license", "curate_license", "curate_panel", "short_text"]
 
 
 def test_a_corpus_without_a_pair_is_finished(config: Config, tmp_path: Path) -> None:
-    product = curate(config, _pairs(tmp_path, [[], []]))
+    product = curate.run(config, _pairs(tmp_path, [[], []])).product
     assert product.finished
     assert product.manifest["near"]["pictures"] == 0

@@ -15,8 +15,11 @@ from hypothesis import strategies as st
 from biomedclip_ray.corpus.card import FACTS, readme
 from biomedclip_ray.corpus.export import Shard, sample_key, write_shard
 from biomedclip_ray.schema import CORPUS, PAIRS
+from biomedclip_ray.store.attempt import Attempt, attempt
+from biomedclip_ray.store.ledger import Ledger
+from biomedclip_ray.store.parquet import conform
 from biomedclip_ray.store.place import Place
-from biomedclip_ray.store.product import Ledger, Product, conform
+from biomedclip_ray.store.product import Product
 
 IDS = [
     "PMC1.1/pone.0012255.g001#0",
@@ -48,9 +51,9 @@ def made(tmp_path: Path) -> tuple[Product, Product]:
     products = []
     for stage, table in (("preprocess", rows), ("curate", judged)):
         product = Product.plan(str(tmp_path / "root"), stage, 1, {}, [])
-        with product.running(parts=1):
-            product.write_part(0, table, Ledger(stage).table(), {"pair": (4, 4)})
-            product.finish_parts(0.0)
+        with attempt(product, 1) as current:
+            current.write_part(0, table, Ledger(stage).table(), {"pair": (4, 4)})
+            current.finish_parts(0.0)
         products.append(product)
     return products[0], products[1]
 
@@ -101,7 +104,7 @@ def test_datasets_opens_shards_whose_first_pairs_lack_facts(made: tuple[Product,
     rows = pairs.read(0).to_pylist()
     rows[2] |= {"year": 2019, "title": "T", "keywords": ["k"]}
     pairs.place.delete("data/part-00000.parquet")
-    pairs.write_part(0, pa.Table.from_pylist(rows, schema=PAIRS), Ledger("preprocess").table(), {})
+    Attempt(pairs, "ran", 1).write_part(0, pa.Table.from_pylist(rows, schema=PAIRS), Ledger("preprocess").table(), {})
     place = Place(str(tmp_path / "out"))
     write_shard(Shard("train-000000.tar", "train", (0,), 3), place, pairs, corpus, "webdataset")
     counts = {"split": {"train": 3}, "license": {"CC BY": 3}, "figure_kind": {"chart": 3}, "language": {"en": 3}}
@@ -119,6 +122,6 @@ def test_corpus_rows_of_other_pairs_are_refused(made: tuple[Product, Product], t
     pairs, corpus = made
     corpus.place.delete("data/part-00000.parquet")
     judged = conform(pa.table({name: pa.nulls(1, CORPUS.field(name).type) for name in CORPUS.names}), CORPUS)
-    corpus.write_part(0, judged, Ledger("curate").table(), {})
+    Attempt(corpus, "ran", 1).write_part(0, judged, Ledger("curate").table(), {})
     with pytest.raises(RuntimeError, match="not aligned"):
         write_shard(Shard("x.tar", "train", (0,), 1), Place(str(tmp_path / "out")), pairs, corpus, "webdataset")

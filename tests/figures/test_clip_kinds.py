@@ -19,18 +19,18 @@ from biomedclip_ray.clip.bundle import save_bundle
 from biomedclip_ray.clip.model import build_model
 from biomedclip_ray.clip.tokenizer import fit_tokenizer
 from biomedclip_ray.config import Config, ConfigError, Kinds, Model, parse
-from biomedclip_ray.corpus.own import plan as plan_own
-from biomedclip_ray.cost.measure import without_ray
+from biomedclip_ray.corpus.own import own_pairs
 from biomedclip_ray.figures.clip_kinds import NAMES, TEMPLATES, bundle_id, name_kinds
-from biomedclip_ray.figures.preprocess import plan, preprocess
+from biomedclip_ray.figures.preprocess import preprocess
 from biomedclip_ray.pmc.catalog import catalog
 from biomedclip_ray.pmc.ingest import ingest
-from biomedclip_ray.run.record import resolve_inventory
+from biomedclip_ray.run.parts import in_process
 from biomedclip_ray.sample import make_bucket
 from biomedclip_ray.schema import KINDS
+from biomedclip_ray.sources.inventory import resolve_inventory
 from biomedclip_ray.sources.own.record import OwnFiles
 from biomedclip_ray.sources.own_files import find_files
-from biomedclip_ray.store.product import PartResult, Product
+from biomedclip_ray.store.product import Product
 
 PROMPTS = [[template.format(name) for name in NAMES[kind] for template in TEMPLATES] for kind in KINDS]
 
@@ -79,16 +79,12 @@ def test_every_kind_has_names_and_no_other_has() -> None:
 def test_the_stage_writes_the_kinds_that_plain_open_clip_gives(tmp_path: Path, bundle: Path) -> None:
     make_bucket(tmp_path / "bucket", n_articles=12, seed=1)
 
-    def loop(product: Product, worker: Callable[..., PartResult], resources: object, args: tuple[Any, ...]) -> None:
-        for part in product.missing_parts():
-            result = worker(part, *args)
-            product.write_part(part, result.data, result.ledger.table(), result.ledger.counts)
-
     config = _config(tmp_path / "root", bundle, tmp_path / "bucket")
-    with without_ray(loop):
-        articles = ingest(config, catalog(config, resolve_inventory(config)))
-        rows = [row for table in preprocess(config, articles).scan() for row in table.to_pylist()]
-        cheap = preprocess(_config(tmp_path / "root", None, tmp_path / "bucket"), articles)
+    versions = catalog.run(config, resolve_inventory(config), runner=in_process).product
+    articles = ingest.run(config, versions, runner=in_process).product
+    pairs = preprocess.run(config, articles, runner=in_process).product
+    rows = [row for table in pairs.scan() for row in table.to_pylist()]
+    cheap = preprocess.run(_config(tmp_path / "root", None, tmp_path / "bucket"), articles, runner=in_process).product
     ask = _asked_plainly(bundle)
     assert len(rows) > 15
     for row in rows:
@@ -102,12 +98,12 @@ def test_the_fingerprint_holds_the_bundle_and_not_its_place(tmp_path: Path, bund
     articles = Product.plan("r", "ingest", 1, {}, [])
     moved = shutil.copytree(bundle, tmp_path / "moved")
     other = _bundle(tmp_path / "other", 1)
-    prints = [plan(_config(Path("r"), each), articles).fingerprint for each in (None, bundle, moved, other)]
+    prints = [preprocess.plan(_config(Path("r"), each), articles).fingerprint for each in (None, bundle, moved, other)]
     assert prints[1] == prints[2]
     assert len(set(prints)) == 3
     (tmp_path / "pairs.csv").write_text("image,text\nx.png,a gel\n")
     files: OwnFiles = find_files(str(tmp_path / "pairs.csv"), 10)
-    own = [plan_own(_config(Path("r"), each), files).fingerprint for each in (None, bundle, moved, other)]
+    own = [own_pairs.plan(_config(Path("r"), each), files).fingerprint for each in (None, bundle, moved, other)]
     assert own[1] == own[2]
     assert len(set(own)) == 3
 

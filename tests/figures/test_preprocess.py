@@ -12,7 +12,7 @@ from biomedclip_ray.config import Preprocess
 from biomedclip_ray.figures.preprocess import _graphics, _pairs
 from biomedclip_ray.schema import Reason
 from biomedclip_ray.sources.bucket import ObjectError
-from biomedclip_ray.store.product import Ledger
+from biomedclip_ray.store.ledger import Ledger
 
 
 def _picture(seed: int, size: tuple[int, int] = (280, 210)) -> bytes:

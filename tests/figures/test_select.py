@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from biomedclip_ray.config import ConfigError, PreprocessSelect, TextClassifier, parse
-from biomedclip_ray.figures.preprocess import plan
+from biomedclip_ray.figures.preprocess import preprocess
 from biomedclip_ray.figures.select import Classifier, classifier_sha256, figure_text, left_out, load_classifier
 from biomedclip_ray.schema import Reason
 from biomedclip_ray.store.product import Product
@@ -88,7 +88,7 @@ def test_a_column_of_texts_is_taken_as_well(tmp_path: Path, pipeline: tuple[Path
 def _plan(uri: Path, threshold: float = 0.5) -> Product:
     raw = {"root": "r", "preprocess": {"select": {"classifier": {"uri": str(uri), "threshold": threshold}}}}
     config = parse(raw, "test")
-    return plan(config, Product.plan("r", "ingest", 1, {}, []))
+    return preprocess.plan(config, Product.plan("r", "ingest", 1, {}, []))
 
 
 def test_the_fingerprint_holds_what_the_file_says_and_not_where_it_lies(

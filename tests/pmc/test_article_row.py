@@ -9,7 +9,7 @@ import pytest
 from biomedclip_ray.config import LICENSES, Ingest
 from biomedclip_ray.jats.article import Figure, parse_article
 from biomedclip_ray.pmc.ingest import article_row, read_article
-from biomedclip_ray.store.product import Ledger
+from biomedclip_ray.store.ledger import Ledger
 
 GRAPHIC = '<graphic xmlns:xlink="http://www.w3.org/1999/xlink" xlink:href="{}"/>'
 

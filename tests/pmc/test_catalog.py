@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from biomedclip_ray.config import SourceSelect, parse
-from biomedclip_ray.pmc.catalog import judge, parse_metadata, plan
+from biomedclip_ray.pmc.catalog import catalog, judge, parse_metadata
+from biomedclip_ray.run.record import Inventory
 from biomedclip_ray.schema import Reason
-from biomedclip_ray.sources.inventory import Inventory
 
 ENTRY = {"pmcid": "PMC10", "version": 2, "key": "metadata/PMC10.2.json", "last_modified": "2026-11-12", "etag": "e"}
 
@@ -80,7 +80,9 @@ def test_a_list_enters_the_fingerprint_by_what_it_says(tmp_path: Path) -> None:
     def of(name: str, text: str) -> str:
         (tmp_path / name).write_text(text)
         source = {"uri": "x", "select": {"pmcids": str(tmp_path / name)}}
-        return plan(parse({"root": "r", "source": source}, "test"), Inventory("2026-11-20T01-00Z", "e", ())).fingerprint
+        return catalog.plan(
+            parse({"root": "r", "source": source}, "test"), Inventory("2026-11-20T01-00Z", "e", ())
+        ).fingerprint
 
     first = of("ids.txt", "PMC1\nPMC2\n")
     assert of("moved.txt", "2, PMC1") == first
@@ -89,7 +91,7 @@ def test_a_list_enters_the_fingerprint_by_what_it_says(tmp_path: Path) -> None:
 
 def test_the_fingerprint_follows_the_inventory_and_not_the_place_of_the_source() -> None:
     def of(uri: str, *inventory: str) -> str:
-        return plan(parse({"root": "r", "source": {"uri": uri}}, "test"), Inventory(*inventory, ())).fingerprint
+        return catalog.plan(parse({"root": "r", "source": {"uri": uri}}, "test"), Inventory(*inventory, ())).fingerprint
 
     here = of("s3://pmc-oa-opendata", "2026-11-20T01-00Z", "etags")
     assert of("/a/copy", "2026-11-20T01-00Z", "etags") == here

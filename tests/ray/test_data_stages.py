@@ -17,10 +17,12 @@ from biomedclip_ray.figures.select import figure_text
 from biomedclip_ray.images.image import decode
 from biomedclip_ray.pmc.catalog import catalog
 from biomedclip_ray.pmc.ingest import ingest
-from biomedclip_ray.run.record import resolve_inventory
+from biomedclip_ray.run.stage import Outcome
 from biomedclip_ray.sample import Truth, make_bucket
 from biomedclip_ray.schema import ARTICLES, CATALOG, CORPUS, PAIRS
-from biomedclip_ray.store.product import Product, UnfinishedError
+from biomedclip_ray.sources.inventory import resolve_inventory
+from biomedclip_ray.store.attempt import UnfinishedError
+from biomedclip_ray.store.product import Product
 from tests.conftest import S3
 from tests.text_classifier import fit_gel_classifier
 
@@ -38,11 +40,15 @@ def _config(root: Path | str, uri: Path | str, **source: object) -> Config:
     return parse({"root": str(root), "source": {"uri": str(uri), "articles_per_part": 12, **source}}, "test")
 
 
+def _outcomes(config: Config) -> dict[str, Outcome]:
+    versions = catalog.run(config, resolve_inventory(config)).product
+    articles = ingest.run(config, versions.product).product
+    pairs = preprocess.run(config, articles.product).product
+    return {"catalog": versions, "ingest": articles, "preprocess": pairs, "curate": curate.run(config, pairs.product).product}
+
+
 def _data_stages(config: Config) -> dict[str, Product]:
-    versions = catalog(config, resolve_inventory(config))
-    articles = ingest(config, versions)
-    pairs = preprocess(config, articles)
-    return {"catalog": versions, "ingest": articles, "preprocess": pairs, "curate": curate(config, pairs)}
+    return {name: outcome.product for name, outcome in _outcomes(config).items()}
 
 
 def _rows(product: Product) -> pd.DataFrame:
@@ -136,15 +142,15 @@ def test_a_finished_stage_is_skipped_and_a_lost_part_is_made_again(bucket: Path,
     config = _config(tmp_path, bucket)
     first = _data_stages(config)
     before = {name: path.stat().st_mtime_ns for name, path in _files(tmp_path).items()}
-    again = _data_stages(config)
-    assert {product.state for product in again.values()} == {"skipped"}
+    again = _outcomes(config)
+    assert {outcome.state for outcome in again.values()} == {"skipped"}
     assert before == {name: path.stat().st_mtime_ns for name, path in _files(tmp_path).items()}
     rows = _rows(first["preprocess"])
     first["preprocess"].place.delete("_MANIFEST.json")
     first["preprocess"].place.delete("data/part-00001.parquet")
-    resumed = preprocess(config, again["ingest"])
+    resumed = preprocess.run(config, again["ingest"].product).product
     assert resumed.state == "resumed"
-    pd.testing.assert_frame_equal(_rows(resumed), rows)
+    pd.testing.assert_frame_equal(_rows(resumed.product), rows)
     touched = [n for n, p in _files(tmp_path).items() if before.get(n) != p.stat().st_mtime_ns and "/part-" in n]
     assert [name.rsplit("/", 1)[1] for name in touched] == ["part-00001.parquet"] * 2
 
@@ -157,7 +163,7 @@ def test_a_list_is_accounted_for_id_by_id(bucket: Path, products: dict[str, Prod
     known = sorted({row["pmcid"] for row in products["catalog"].read(0, ["pmcid"]).to_pylist()})[:4]
     (tmp_path / "ids.txt").write_text("\n".join([*known, "PMC1", "2", known[0], known[0], "PMC1"]))
     config = _config(tmp_path / "root", bucket, select={"pmcids": str(tmp_path / "ids.txt")}, articles_per_part=2)
-    listed = catalog(config, resolve_inventory(config))
+    listed = catalog.run(config, resolve_inventory(config)).product
     assert {c["unit"]: c for c in listed.manifest["counts"]}["listed_pmcid"] == {
         "unit": "listed_pmcid",
         "in": 9,
@@ -175,16 +181,16 @@ def test_a_source_that_fails_for_a_while_adds_exactly_what_was_missing(bucket: P
     plain = _data_stages(_config(tmp_path / "plain", bucket))
     uri = s3.upload(bucket)
     config = _config(tmp_path / "flaky", uri, resources={"retries": 0, "deadline_s": 20})
-    articles = ingest(config, catalog(config, resolve_inventory(config)))
+    articles = ingest.run(config, catalog.run(config, resolve_inventory(config)).product).product
     media = [m for row in _rows(articles)["figures"] for f in row for m in f["media"] if m["found"]]
     broken = [m["key"] for m in media[::9]]
     s3.faults = {key: ["503"] for key in broken}
     with pytest.raises(UnfinishedError, match="run the same command again"):
-        preprocess(config, articles)
-    pairs = preprocess(config, articles)
+        preprocess.run(config, articles)
+    pairs = preprocess.run(config, articles).product
     assert pairs.state == "resumed"
     columns = [name for name in PAIRS.names if name != "part"]
-    pd.testing.assert_frame_equal(_rows(pairs)[columns], _rows(plain["preprocess"])[columns])
+    pd.testing.assert_frame_equal(_rows(pairs.product)[columns], _rows(plain["preprocess"])[columns])
 
 
 def test_a_twentieth_of_all_objects_missing_is_as_many_ledger_rows_and_no_failure(
@@ -241,9 +247,9 @@ def test_year_journal_and_type_are_judged_before_a_picture_is_fetched(
         "article_types": ["research-article"],
     }
     config = parse(config.model_dump(mode="json") | {"ingest": {"select": select}}, "test")
-    versions = catalog(config, resolve_inventory(config))
+    versions = catalog.run(config, resolve_inventory(config)).product
     assert versions.fingerprint == products["catalog"].fingerprint
-    articles = ingest(config, versions)
+    articles = ingest.run(config, versions).product
     citations = dict(_rows(versions)[["article_id", "citation"]].itertuples(index=False))
     said = {key: (citation.split(". ")[0], int(citation.split(". ")[1][:4])) for key, citation in citations.items()}
     kept = _rows(products["ingest"])["article_id"]
@@ -262,7 +268,7 @@ def test_year_journal_and_type_are_judged_before_a_picture_is_fetched(
     reviews = parse(
         config.model_dump(mode="json") | {"ingest": {"select": {"article_types": ["review-article"]}}}, "test"
     )
-    count = ingest(reviews, versions).manifest["counts"][0]
+    count = ingest.run(reviews, versions).product.manifest["counts"][0]
     assert (count["kept"], count["dropped"]["article_type"]) == (0, len(kept) + 1)  # the one without figures
 
 
@@ -274,9 +280,9 @@ def test_a_text_filter_spares_the_fetch_of_pictures_it_leaves_out(bucket: Path, 
             "preprocess": config.preprocess.model_copy(update={"select": type(config.preprocess.select)(text=("gel",))})
         }
     )
-    articles = ingest(config, catalog(config, resolve_inventory(config)))
+    articles = ingest.run(config, catalog.run(config, resolve_inventory(config)).product).product
     s3.gets.clear()
-    pairs = preprocess(config, articles)
+    pairs = preprocess.run(config, articles).product
     rows = _rows(pairs)
     assert 0 < len(rows) < 60
     assert all("gel" in (row["caption"] + " ".join(row["mentions"])).lower() for row in rows.to_dict("records"))
@@ -290,12 +296,12 @@ def test_a_text_classifier_spares_the_fetch_of_pictures_it_leaves_out(bucket: Pa
     config = _config(tmp_path / "root", s3.upload(bucket))
     select = {"select": {"classifier": {"uri": str(tmp_path / "gel.onnx"), "threshold": 0.4}}}
     config = parse(config.model_dump(mode="json") | {"preprocess": select}, "test")
-    articles = ingest(config, catalog(config, resolve_inventory(config)))
+    articles = ingest.run(config, catalog.run(config, resolve_inventory(config)).product).product
     figures = [figure for row in _rows(articles)["figures"] for figure in row]
     odds = fitted.predict_proba([" ".join(figure_text(figure).lower().split()) for figure in figures])[:, 1]
     wanted = {figure["figure_id"] for figure, probability in zip(figures, odds, strict=True) if probability >= 0.4}
     s3.gets.clear()
-    pairs = preprocess(config, articles)
+    pairs = preprocess.run(config, articles).product
     assert 0 < len(wanted) < len(figures) / 2
     left = pairs.ledger().to_pandas()
     left = left[left["reason"] == "text_classifier"]
@@ -311,7 +317,9 @@ def test_compound_figures_are_cut_into_panels_with_their_subcaptions_but_not_und
 ) -> None:
     config = _config(tmp_path, bucket)
     config = config.model_copy(update={"preprocess": config.preprocess.model_copy(update={"panels": True})})
-    pairs = preprocess(config, ingest(config, catalog(config, resolve_inventory(config))))
+    pairs = preprocess.run(
+        config, ingest.run(config, catalog.run(config, resolve_inventory(config)).product).product
+    ).product
     rows = _rows(pairs)
     counts = {count["unit"]: count for count in pairs.manifest["counts"]}
     assert counts["picture"]["kept"] == (rows["panel"] == 0).sum()

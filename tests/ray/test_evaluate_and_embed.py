@@ -23,7 +23,9 @@ from biomedclip_ray.images.image import decode, perceptual_hash
 from biomedclip_ray.schema import CORPUS, PAIRS, Reason, hash64
 from biomedclip_ray.search.embed import embed
 from biomedclip_ray.search.index import Filters, Index
-from biomedclip_ray.store.product import Count, Ledger, Product, ledger_name
+from biomedclip_ray.store.attempt import attempt
+from biomedclip_ray.store.ledger import Count, Ledger
+from biomedclip_ray.store.product import Product, ledger_name
 
 ARTICLES = 24
 KINDS = ("gel", "chart", "micrograph")
@@ -67,12 +69,12 @@ def article_rows(number: int, part: int) -> list[dict]:
 
 def finished(root: str, stage: str, inputs: list[Product], tables: list[pa.Table], note: str = "") -> Product:
     product = Product.plan(root, stage, 1, {"note": note}, inputs)
-    with product.running(parts=len(tables)):
+    with attempt(product, len(tables)) as current:
         for part, table in enumerate(tables):
             ledger = Ledger(stage)
             ledger.count("pair", table.num_rows, table.num_rows)
-            product.write_part(part, table, ledger.table(), ledger.counts)
-        product.finish_parts(0.0)
+            current.write_part(part, table, ledger.table(), ledger.counts)
+        current.finish_parts(0.0)
     return product
 
 
@@ -96,9 +98,9 @@ def corpus_of(root: str, pairs: Product, splits: list[str], note: str = "") -> P
 
 def trained_on(root: str, pairs: Product, corpus: Product, folder) -> Product:
     product = Product.plan(root, "train", 1, {}, [pairs, corpus])
-    with product.running():
+    with attempt(product) as current:
         product.place.at("bundle").upload(folder)
-        product.finish([Count("step", 1, 1)])
+        current.finish([Count("step", 1, 1)])
     return product
 
 
@@ -156,12 +158,12 @@ def made(tmp_path_factory) -> Made:
 
 @pytest.fixture(scope="module")
 def embedded(made, ray_cluster) -> Product:
-    return embed(made.config, *made.inputs)
+    return embed.run(made.config, *made.inputs).product
 
 
 @pytest.fixture(scope="module")
 def evaluated(made, ray_cluster) -> Product:
-    return evaluate(made.config, *made.inputs)
+    return evaluate.run(made.config, *made.inputs).product
 
 
 def test_the_index_holds_pairs_less_ledger(made, embedded):
@@ -203,29 +205,29 @@ def test_rows_have_a_thumbnail_and_a_place_on_the_map(embedded):
 
 
 def test_a_finished_index_is_skipped(made, embedded):
-    assert embed(made.config, *made.inputs).state == "skipped"
+    assert embed.run(made.config, *made.inputs).state == "skipped"
 
 
 def test_an_interrupted_embedding_goes_on_and_ends_with_the_same_rows(made, embedded):
     config = made.config.model_copy(update={"embed": made.config.embed.model_copy(update={"thumbnail": 41})})
-    whole = embed(config, *made.inputs)
+    whole = embed.run(config, *made.inputs).product
     before = whole.read(0)
     place = whole.place
     place.delete("_MANIFEST.json")
     place.delete(ledger_name(0))  # killed between the two files of part 0, and before the table was finished
-    again = embed(config, *made.inputs)
+    again = embed.run(config, *made.inputs).product
     assert again.state == "resumed"
-    assert again.read(0).drop_columns(["image_vector", "text_vector"]) == before.drop_columns(
+    assert again.product.read(0).drop_columns(["image_vector", "text_vector"]) == before.drop_columns(
         ["image_vector", "text_vector"]
     )
-    assert Index.open(again.uri).count() == 69
+    assert Index.open(again.product.uri).count() == 69
 
 
 def test_splits_that_hold_nothing_are_an_error_not_an_empty_index(made, ray_cluster):
     corpus = corpus_of(made.config.root, made.pairs, ["train"] * ARTICLES, "only train")
     config = made.config.model_copy(update={"embed": made.config.embed.model_copy(update={"splits": ("test",)})})
     with pytest.raises(ConfigError, match=r"embed\.splits=\['test'\]"):
-        embed(config, made.bundle, made.pairs, corpus)
+        embed.run(config, made.bundle, made.pairs, corpus)
 
 
 def test_the_pool_is_one_whole_figure_per_figure_of_the_held_out_split(made, evaluated):
@@ -273,14 +275,14 @@ def test_the_plots_are_pictures(evaluated):
 
 
 def test_a_finished_evaluation_is_skipped(made, evaluated):
-    assert evaluate(made.config, *made.inputs).state == "skipped"
+    assert evaluate.run(made.config, *made.inputs).state == "skipped"
 
 
 def test_a_bundle_trained_on_todays_test_articles_is_refused(made, ray_cluster):
     other = corpus_of(made.config.root, made.pairs, SPLITS[::-1], "split otherwise")
     bundle = trained_on(made.config.root, made.pairs, other, made.folder)
     with pytest.raises(LeakageError, match=r"was trained on PMC0\.1/F1#0 .* test split"):
-        evaluate(made.config, bundle, made.pairs, made.corpus)
+        evaluate.run(made.config, bundle, made.pairs, made.corpus)
 
 
 def test_a_bundle_trained_on_a_copy_of_a_test_picture_is_refused(made, ray_cluster):
@@ -294,10 +296,10 @@ def test_a_bundle_trained_on_a_copy_of_a_test_picture_is_refused(made, ray_clust
     pairs = finished(made.config.root, "preprocess", [], tables, "yesterday")
     bundle = trained_on(made.config.root, pairs, corpus_of(made.config.root, pairs, SPLITS), made.folder)
     with pytest.raises(LeakageError, match=r"PMC20\.1/F1#0"):
-        evaluate(made.config, bundle, made.pairs, made.corpus)
+        evaluate.run(made.config, bundle, made.pairs, made.corpus)
 
 
 def test_nothing_held_out_is_an_error_that_names_the_key(made, ray_cluster):
     corpus = corpus_of(made.config.root, made.pairs, ["train"] * ARTICLES, "nothing held out")
     with pytest.raises(ConfigError, match=r"evaluate\.split=test: .* raise curate\.splits\.test"):
-        evaluate(made.config, made.bundle, made.pairs, corpus)
+        evaluate.run(made.config, made.bundle, made.pairs, corpus)

@@ -18,7 +18,7 @@ from biomedclip_ray.figures.preprocess import preprocess
 from biomedclip_ray.images.image import decode
 from biomedclip_ray.pmc.catalog import catalog
 from biomedclip_ray.pmc.ingest import ingest
-from biomedclip_ray.run.record import resolve_inventory
+from biomedclip_ray.sources.inventory import resolve_inventory
 from biomedclip_ray.store.place import Place
 from biomedclip_ray.store.product import Product
 from tests.conftest import S3
@@ -35,8 +35,10 @@ def made(corpus: Path, tmp_path_factory: pytest.TempPathFactory, ray_cluster: No
         "curate": {"splits": {"validation": 0.2, "test": 0.2}},
     }
     config = parse(raw, "test")
-    pairs = preprocess(config, ingest(config, catalog(config, resolve_inventory(config))))
-    return config, pairs, curate(config, pairs)
+    pairs = preprocess.run(
+        config, ingest.run(config, catalog.run(config, resolve_inventory(config)).product).product
+    ).product
+    return config, pairs, curate.run(config, pairs).product
 
 
 @pytest.fixture(scope="module")

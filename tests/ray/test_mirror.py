@@ -17,11 +17,13 @@ from biomedclip_ray.figures.preprocess import preprocess
 from biomedclip_ray.pmc.catalog import catalog
 from biomedclip_ray.pmc.ingest import ingest
 from biomedclip_ray.pmc.mirror import mirror
-from biomedclip_ray.run.record import resolve_inventory
+from biomedclip_ray.run.stage import Outcome
 from biomedclip_ray.sample import make_bucket
 from biomedclip_ray.sources.bucket import INVENTORIES, SourceError
+from biomedclip_ray.sources.inventory import resolve_inventory
+from biomedclip_ray.store.attempt import UnfinishedError
 from biomedclip_ray.store.place import Place
-from biomedclip_ray.store.product import Product, UnfinishedError
+from biomedclip_ray.store.product import Product
 from tests.conftest import S3
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -41,15 +43,15 @@ def _config(root: Path, uri: Path | str, **source: object) -> Config:
 
 
 def _products(config: Config) -> list[Product]:
-    versions = catalog(config, resolve_inventory(config))
-    articles = ingest(config, versions)
-    return [versions, articles, preprocess(config, articles)]
+    versions = catalog.run(config, resolve_inventory(config)).product
+    articles = ingest.run(config, versions).product
+    return [versions, articles, preprocess.run(config, articles).product]
 
 
-def _mirror(config: Config, out: Path | str, media: str = "figures") -> Product:
+def _mirror(config: Config, out: Path | str, media: str = "figures") -> Outcome:
     inventory = resolve_inventory(config)
-    versions = catalog(config, inventory)
-    articles = ingest(config, versions)
+    versions = catalog.run(config, inventory).product
+    articles = ingest.run(config, versions).product
     return mirror(config, inventory, versions, articles if media == "figures" else None, str(out))
 
 
@@ -77,7 +79,7 @@ def test_a_run_on_the_copy_gives_the_rows_and_the_losses_of_the_original(
 ) -> None:
     config = _config(tmp_path / "root", s3.upload(bucket), select=select)
     copy = _mirror(config, tmp_path / "copy")
-    lost = {row["id"]: row["reason"] for row in copy.ledger().to_pylist()}
+    lost = {row["id"]: row["reason"] for row in copy.product.ledger().to_pylist()}
     assert set(lost.values()) <= {"missing_object", "md5_mismatch"}  # the sample's planted faults
     original = _files(bucket)
     copied = _files(tmp_path / "copy")
@@ -94,7 +96,7 @@ def test_all_media_are_the_supplements_too(corpus: Path, tmp_path: Path) -> None
     # the cited figures are JPEG with a GIF thumbnail beside; XML and two copies of the metadata come on top
     assert len(_files(tmp_path / "figures" / "PMC2924383.1")) == 4 + 2
     assert {"pone.0012255.s003.zip", "pone.0012255.s001.tif"} <= set(_files(tmp_path / "all" / "PMC2924383.1"))
-    assert copy.manifest["counts"] == [{"unit": "object", "in": 12, "kept": 12, "dropped": {}}]
+    assert copy.product.manifest["counts"] == [{"unit": "object", "in": 12, "kept": 12, "dropped": {}}]
 
 
 def test_legacy_packages_become_a_bucket(corpus: Path, tmp_path: Path) -> None:
@@ -131,7 +133,7 @@ def test_a_copy_that_failed_halfway_is_no_source_and_the_same_command_completes_
     s3.gets.clear()
     copy = _mirror(config, tmp_path / "copy")
     assert copy.state == "resumed"
-    missing = {row["id"] for row in copy.ledger().to_pylist()}
+    missing = {row["id"] for row in copy.product.ledger().to_pylist()}
     fetched = {key for key in s3.gets if not key.startswith("inventory-reports/")}
     assert fetched <= {*broken, *missing}  # nothing that was there is fetched again
     assert set(broken) - missing <= set(s3.gets)
@@ -150,7 +152,7 @@ def test_a_finished_copy_is_left_alone_until_its_inventory_is_removed(bucket: Pa
     (tmp_path / "copy" / INVENTORIES / date / "manifest.json").unlink()
     again = _mirror(config, tmp_path / "copy")
     assert _files(tmp_path / "copy") == whole
-    assert _rows(again)["copied"].sum() == 2
+    assert _rows(again.product)["copied"].sum() == 2
 
 
 def test_a_copy_goes_to_s3_as_well(bucket: Path, tmp_path: Path, s3: S3) -> None:

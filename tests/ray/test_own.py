@@ -14,14 +14,15 @@ from PIL import Image
 
 from biomedclip_ray.config import Config, ConfigError, parse
 from biomedclip_ray.corpus.curate import curate
-from biomedclip_ray.corpus.own import plan, put_beside, take_in
+from biomedclip_ray.corpus.own import own_pairs, side_by_side
 from biomedclip_ray.figures.preprocess import preprocess
 from biomedclip_ray.images.image import decode
 from biomedclip_ray.pmc.catalog import catalog
 from biomedclip_ray.pmc.ingest import ingest
-from biomedclip_ray.run.record import resolve_inventory
+from biomedclip_ray.run.stage import Outcome
 from biomedclip_ray.sample import make_bucket
 from biomedclip_ray.schema import PAIRS
+from biomedclip_ray.sources.inventory import resolve_inventory
 from biomedclip_ray.sources.own_files import find_files
 from biomedclip_ray.store.product import Product
 from biomedclip_ray.train.rows import find_rows
@@ -52,9 +53,13 @@ def _config(root: Path, uri: Path | str, **own: object) -> Config:
     return parse({"root": str(root), "own": {"uri": str(uri), "alone": True, "pairs_per_part": 16, **own}}, "test")
 
 
-def _take(config: Config) -> Product:
+def _run(config: Config) -> Outcome:
     assert config.own.uri is not None
-    return take_in(config, find_files(config.own.uri, config.own.pairs_per_part))
+    return own_pairs.run(config, find_files(config.own.uri, config.own.pairs_per_part)).product
+
+
+def _take(config: Config) -> Product:
+    return _run(config).product
 
 
 def _rows(product: Product) -> pd.DataFrame:
@@ -89,7 +94,7 @@ def test_pairs_keep_their_facts_and_a_patient_is_one_article(tmp_path: Path) -> 
     assert decode(first["image"]).shape == (64, 64, 3)
     assert first["original_format"] == "PNG"
     assert pairs.manifest["counts"] == [{"unit": "picture", "in": 48, "kept": 48, "dropped": {}}]
-    assert _take(config).state == "skipped"
+    assert _run(config).state == "skipped"
 
 
 def test_every_fault_is_one_ledger_row_with_its_reason(tmp_path: Path) -> None:
@@ -176,7 +181,7 @@ def test_splits_are_by_patient_and_a_split_that_is_said_is_kept(tmp_path: Path) 
     _write(tmp_path / "in" / "a.parquet", columns, rows_in_group=64)
     config = _config(tmp_path / "root", tmp_path / "in")
     pairs = _take(config)
-    corpus = curate(config, pairs)
+    corpus = curate.run(config, pairs).product
     rows = _rows(pairs)[["pair_id", "article_id", "figure_id", "source_split"]].assign(
         **_rows(corpus)[["split", "kept", "reason"]]
     )
@@ -214,19 +219,21 @@ def test_beside_pmc_nothing_is_copied_and_all_behind_it_reads_both(tmp_path: Pat
         {"root": str(tmp_path / "root"), "source": source, "own": {"uri": str(tmp_path / "in"), "pairs_per_part": 16}},
         "test",
     )
-    pmc = preprocess(config, ingest(config, catalog(config, resolve_inventory(config))))
+    pmc = preprocess.run(
+        config, ingest.run(config, catalog.run(config, resolve_inventory(config)).product).product
+    ).product
     own = _take(config)
-    both = put_beside(config, pmc, own)
+    both = side_by_side.run(config, pmc, own).product
     assert both.place.list().keys() == {"_MANIFEST.json"}
     assert both.parts == pmc.parts + own.parts
     pd.testing.assert_frame_equal(_rows(both), pd.concat([_rows(pmc), _rows(own)], ignore_index=True))
     assert both.ledger().num_rows == pmc.ledger().num_rows + own.ledger().num_rows
-    corpus = curate(config, both)
+    corpus = curate.run(config, both).product
     assert corpus.manifest["counts"][0]["in"] == len(_rows(both))
     train = _rows(corpus).query("kept and split == 'train'")
     assert len(find_rows(both, corpus, "train")) == len(train)
     assert train["pair_id"].str.startswith("own-").sum() > 30
-    assert put_beside(config, pmc, own).state == "skipped"
+    assert side_by_side.run(config, pmc, own).state == "skipped"
 
 
 def test_a_killed_run_goes_on_with_the_parts_that_miss(tmp_path: Path) -> None:
@@ -236,9 +243,9 @@ def test_a_killed_run_goes_on_with_the_parts_that_miss(tmp_path: Path) -> None:
     rows = _rows(pairs)
     pairs.place.delete("_MANIFEST.json")
     pairs.place.delete("ledger/part-00001.parquet")
-    again = _take(config)
+    again = _run(config)
     assert again.state == "resumed"
-    pd.testing.assert_frame_equal(_rows(again), rows)
+    pd.testing.assert_frame_equal(_rows(again.product), rows)
 
 
 def test_the_checks_of_preprocess_are_part_of_what_the_pairs_are(tmp_path: Path) -> None:
@@ -247,5 +254,5 @@ def test_the_checks_of_preprocess_are_part_of_what_the_pairs_are(tmp_path: Path)
     config = _config(tmp_path / "root", tmp_path / "in")
     smaller = parse(config.model_dump(mode="json") | {"preprocess": {"short_side": 48}}, "test")
     slower = parse(config.model_dump(mode="json") | {"preprocess": {"resources": {"num_cpus": 2}}}, "test")
-    assert plan(config, files).fingerprint == plan(slower, files).fingerprint
-    assert plan(config, files).fingerprint != plan(smaller, files).fingerprint
+    assert own_pairs.plan(config, files).fingerprint == own_pairs.plan(slower, files).fingerprint
+    assert own_pairs.plan(config, files).fingerprint != own_pairs.plan(smaller, files).fingerprint

@@ -11,8 +11,10 @@ import pytest
 import ray.data.exceptions
 
 from biomedclip_ray.config import PartResources
-from biomedclip_ray.run.parts import run_parts
-from biomedclip_ray.store.product import Ledger, PartResult, Product
+from biomedclip_ray.run.parts import on_ray
+from biomedclip_ray.store.attempt import Attempt
+from biomedclip_ray.store.ledger import Ledger, PartResult
+from biomedclip_ray.store.product import Product
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -20,10 +22,8 @@ ROW_BYTES, ROWS = 1 << 20, 300  # more than two of Ray's blocks of 128 MB
 FAST = PartResources(num_cpus=0.5)
 
 
-def _product(root: Path, parts: int) -> Product:
-    product = Product.plan(str(root), "preprocess", 1, {}, [])
-    product.running_parts = parts
-    return product
+def _attempt(root: Path, parts: int) -> Attempt:
+    return Attempt(Product.plan(str(root), "preprocess", 1, {}, []), "ran", parts)
 
 
 def _result(table: pa.Table) -> PartResult:
@@ -38,10 +38,10 @@ def _big(part: int) -> PartResult:
 
 
 def test_a_part_of_many_pictures_is_one_file_with_every_row(tmp_path: Path) -> None:
-    product = _product(tmp_path, 1)
-    run_parts(product, _big, FAST)
-    assert [name for name in product.place.list() if name.startswith("data/")] == ["data/part-00000.parquet"]
-    table = product.read(0)
+    current = _attempt(tmp_path, 1)
+    on_ray(current, _big, FAST)
+    assert [name for name in current.place.list() if name.startswith("data/")] == ["data/part-00000.parquet"]
+    table = current.read(0)
     assert table["id"].to_pylist() == list(range(ROWS))
     assert table["image"][ROWS - 1].as_py() == np.random.default_rng(ROWS - 1).bytes(ROW_BYTES)
 
@@ -54,14 +54,14 @@ def _marked(part: int, folder: str) -> PartResult:
 
 def test_a_run_killed_at_nine_tenths_does_only_the_last_tenth_again(tmp_path: Path) -> None:
     (tmp_path / "calls").mkdir()
-    product = _product(tmp_path, 20)
+    current = _attempt(tmp_path, 20)
     for part in set(range(20)) - {4, 13}:
         result = _marked(part, str(tmp_path / "calls"))
-        product.write_part(part, result.data, result.ledger.table(), result.ledger.counts)
-    run_parts(product, _marked, FAST, (str(tmp_path / "calls"),))
-    assert product.missing_parts() == []
+        current.write_part(part, result.data, result.ledger.table(), result.ledger.counts)
+    on_ray(current, _marked, FAST, (str(tmp_path / "calls"),))
+    assert current.missing_parts() == []
     assert {path.name: path.read_text() for path in (tmp_path / "calls").iterdir()} == {f"{n}": "x" for n in range(20)}
-    assert [product.read(part)["id"].to_pylist() for part in (3, 4, 13)] == [[3], [4], [13]]
+    assert [current.read(part)["id"].to_pylist() for part in (3, 4, 13)] == [[3], [4], [13]]
 
 
 def _stalled(part: int) -> PartResult:
@@ -72,5 +72,5 @@ def _stalled(part: int) -> PartResult:
 def test_a_stage_that_stands_still_stops_and_names_the_operator(tmp_path: Path) -> None:
     started = time.monotonic()
     with pytest.raises(ray.data.exceptions.ExecutionTimeoutError, match="_part_task"):
-        run_parts(_product(tmp_path, 2), _stalled, PartResources(num_cpus=0.5, no_progress_timeout_s=3))
+        on_ray(_attempt(tmp_path, 2), _stalled, PartResources(num_cpus=0.5, no_progress_timeout_s=3))
     assert time.monotonic() - started < 14

@@ -11,6 +11,9 @@ from biomedclip_ray.clip import model
 from biomedclip_ray.config import STAGES, Config, parse
 from biomedclip_ray.run.capacity import connected
 from biomedclip_ray.run.preflight import check_cluster
+from biomedclip_ray.train.check import STARTED
+from biomedclip_ray.train.train import train
+from tests.run.steps import inputs, steps
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -21,8 +24,13 @@ def _config(root: Path, **sections: object) -> Config:
     return parse({"root": str(root), "source": {"uri": str(root)}, **small, **train, **sections}, "test")
 
 
+def _lacking(config: Config, names: tuple[str, ...]) -> list[str]:
+    """What the cluster lacks for the stages of those names."""
+    return check_cluster(config, steps(config, names), connected())
+
+
 def test_a_config_that_fits_is_not_complained_about(tmp_path: Path) -> None:
-    assert check_cluster(_config(tmp_path), STAGES, connected()) == []
+    assert _lacking(_config(tmp_path), STAGES) == []
 
 
 @pytest.mark.parametrize("stage", ["catalog", "ingest", "preprocess", "evaluate", "embed"])
@@ -30,19 +38,17 @@ def test_a_config_that_fits_is_not_complained_about(tmp_path: Path) -> None:
 def test_more_than_there_is_names_the_key(tmp_path: Path, stage: str, key: str, unit: str) -> None:
     config = _config(tmp_path, **{stage: {"resources": {key: 8}}})
     have = 2 if unit == "CPUs" else 1
-    assert check_cluster(config, STAGES, connected()) == [
-        f"{stage}.resources.{key}=8, but the cluster has {have} {unit}; lower it"
-    ]
+    assert _lacking(config, STAGES) == [f"{stage}.resources.{key}=8, but the cluster has {have} {unit}; lower it"]
 
 
 def test_a_stage_that_has_nothing_to_do_is_not_asked_about(tmp_path: Path) -> None:
     config = _config(tmp_path, ingest={"resources": {"num_cpus": 64}})
-    assert check_cluster(config, ("preprocess", "curate"), connected()) == []
+    assert _lacking(config, ("preprocess", "curate")) == []
 
 
 def test_training_that_leaves_its_feed_no_cpu_is_refused(tmp_path: Path) -> None:
     train = {"resources": {"workers": 2, "cpus_per_worker": 1}}
-    [problem] = check_cluster(_config(tmp_path, train=train), ("train",), connected())
+    [problem] = _lacking(_config(tmp_path, train=train), ("train",))
     assert problem.startswith(
         "train.resources.cpus_per_worker=1 with 2 workers (train.resources.workers=2) leaves 0 whole CPUs of 2"
     )
@@ -54,14 +60,15 @@ def test_towers_that_cannot_be_built_are_told_before_any_stage_unless_they_are_t
     broken["vision_cfg"] = {"timm_model_name": "vit_bose_patch16_224", "image_size": 224}
     (tmp_path / "broken.json").write_text(json.dumps(broken))
     config = _config(tmp_path, model={"config": str(tmp_path / "broken.json"), "init": "random"})
-    [problem] = check_cluster(config, STAGES, connected())
+    [problem] = _lacking(config, STAGES)
     assert "vision_cfg.timm_model_name=vit_bose_patch16_224: timm has no such model" in problem
-    assert check_cluster(config, STAGES, connected(), towers=False) == []
-    assert check_cluster(config, ("ingest",), connected()) == []
+    train.plan(config, *inputs(config)).place.write(STARTED, b"{}")
+    assert _lacking(config, STAGES) == []
+    assert _lacking(config, ("ingest",)) == []
 
 
 def test_more_replicas_than_cpus_are_refused(tmp_path: Path) -> None:
     serve = {"resources": {"replicas": 3, "max_replicas": 3, "cpus_per_replica": 1}}
-    [problem] = check_cluster(_config(tmp_path, serve=serve), ("deploy",), connected())
+    [problem] = _lacking(_config(tmp_path, serve=serve), ("deploy",))
     assert "serve.resources.replicas=3 x cpus_per_replica=1" in problem
     assert "the cluster has 2 CPUs; lower one of them" in problem

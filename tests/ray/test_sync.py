@@ -13,8 +13,8 @@ from biomedclip_ray.config import Config, parse
 from biomedclip_ray.figures.preprocess import preprocess
 from biomedclip_ray.pmc.catalog import catalog
 from biomedclip_ray.pmc.ingest import ingest
-from biomedclip_ray.run.record import resolve_inventory
 from biomedclip_ray.sources.bucket import INVENTORIES
+from biomedclip_ray.sources.inventory import resolve_inventory
 from biomedclip_ray.store.product import Product
 from tests.conftest import S3
 
@@ -27,9 +27,9 @@ WITHDRAWN = "PMC99000013.1"
 
 
 def _products(config: Config) -> list[Product]:
-    versions = catalog(config, resolve_inventory(config))
-    articles = ingest(config, versions)
-    return [versions, articles, preprocess(config, articles)]
+    versions = catalog.run(config, resolve_inventory(config)).product
+    articles = ingest.run(config, versions).product
+    return [versions, articles, preprocess.run(config, articles).product]
 
 
 def _rows(product: Product) -> pd.DataFrame:

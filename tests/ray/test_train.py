@@ -36,7 +36,7 @@ from biomedclip_ray.train.metrics import MetricsLog, read
 from biomedclip_ray.train.order import Order
 from biomedclip_ray.train.rows import find_rows, texts
 from biomedclip_ray.train.step import learning_rate
-from biomedclip_ray.train.train import DivergedError, catch_up, plan, train
+from biomedclip_ray.train.train import DivergedError, catch_up, train
 from biomedclip_ray.train.validate import figures as figures_of
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -115,9 +115,9 @@ def killed(root, two):
     """Two workers on two cores; rank 1 is killed hard in the middle, with the feed's prefetch full."""
     resources = {"workers": 2, "max_failures": 1, "prefetch_batches": 8}
     config = tiny.config(root, epochs=(STEPS - 0.5) * 32 / 72, log_pairs=True, checkpoint_steps=20, resources=resources)
-    product = plan(config, *two)
+    product = train.plan(config, *two)
     killer = kill_after(product.place, 20, rank=1)
-    train(config, *two)
+    train.run(config, *two)
     killer.join()
     return config, product
 
@@ -145,7 +145,7 @@ def undisturbed(killed, two, tmp_path_factory):
     changes = {**config.train.model_dump(), "validation_pairs": 7, "checkpoint_steps": STEPS // 2, "log_pairs": False}
     changes["resources"]["workers"] = 1
     changed = {"root": str(tmp_path_factory.mktemp("alone")), "train": type(config.train).model_validate(changes)}
-    return train(config.model_copy(update=changed), *two)
+    return train.run(config.model_copy(update=changed), *two).product
 
 
 def test_a_killed_worker_leaves_the_loss_curve_as_it_was(killed, undisturbed):
@@ -193,7 +193,7 @@ def test_the_best_checkpoint_by_validation_becomes_the_bundle_and_no_other_is_ke
     recall on the validation split, and only there."""
     pairs, corpus = tiny.products(tmp_path, articles=40, figures=13, misleading=("train", "test"))
     changes = {"epochs": (24 - 0.5) * 32 / 360, "checkpoint_steps": 6, "validation_pairs": 60, "keep_checkpoints": 1}
-    product = train(tiny.config(tmp_path, **changes), pairs, corpus)
+    product = train.run(tiny.config(tmp_path, **changes), pairs, corpus).product
     manifest = product.manifest
     score = {int(step): one["text_to_image"] + one["image_to_text"] for step, one in manifest["validation"].items()}
     best = max(score, key=lambda step: (score[step], step))
@@ -285,7 +285,7 @@ def test_rays_metrics_tell_the_newest_line(tmp_path):
 def test_a_finished_product_is_skipped(killed, two):
     config, _ = killed
     started = time.monotonic()
-    assert train(config, *two).state == "skipped"
+    assert train.run(config, *two).state == "skipped"
     assert time.monotonic() - started < 1
 
 
@@ -294,9 +294,9 @@ def test_a_sharded_run_whose_worker_is_killed_goes_on_from_the_shards_of_both(tw
     resources = {"workers": 2, "max_failures": 1, "shard": True}
     changes = {"epochs": (STEPS - 0.5) * 32 / 72, "checkpoint_steps": 20, "ema": 0.9, "validation_pairs": 7}
     config = tiny.config(tmp_path, **changes, resources=resources)
-    product = plan(config, *two)
+    product = train.plan(config, *two)
     killer = kill_after(product.place, 20, rank=1)
-    train(config, *two)
+    train.run(config, *two)
     killer.join()
     assert len(attempts(product.place)) == 2 and product.manifest["chosen_by"] == "validation"
     (newest,) = Path(product.place.uri).glob(f"checkpoints/{folder_name(STEPS)}")
@@ -311,13 +311,13 @@ def test_without_epochs_the_given_clip_becomes_the_product_with_nothing_trained(
     given = Encoder.load(killed[1].place.at("bundle").uri, device="cpu")
     model = {"bundle": killed[1].place.at("bundle").uri}
     config = parse({"root": str(tmp_path), "model": model, "train": {"epochs": 0, "validation_pairs": 9}}, "test")
-    product = train(config, *two)
+    product = train.run(config, *two).product
     taken = Encoder.load(product.place.at("bundle").uri, device="cpu")
     assert np.array_equal(taken.encode_text(["3 round red cells"]), given.encode_text(["3 round red cells"]))
     assert (product.manifest["steps"], product.manifest["chosen_by"]) == (0, "none")
     assert product.manifest["inputs"] == []
     assert given.bundle_id in product.manifest["starts"]["text"]
-    assert train(config, *two).state == "skipped"
+    assert train.run(config, *two).state == "skipped"
 
 
 def test_a_sigmoid_loss_on_a_model_without_a_bias_is_refused_by_its_key(two, tmp_path):
@@ -331,8 +331,8 @@ def test_validation_pairs_without_a_validation_split_are_refused_before_any_work
     pairs, corpus = tiny.products(tmp_path, articles=6)  # the seventh would be the first of the validation split
     config = tiny.config(tmp_path, validation_pairs=5)
     with pytest.raises(ConfigError, match=r"train\.validation_pairs=5, but no kept pair .*curate\.splits\.validation"):
-        train(config, pairs, corpus)
-    assert attempts(plan(config, pairs, corpus).place) == []
+        train.run(config, pairs, corpus)
+    assert attempts(train.plan(config, pairs, corpus).place) == []
 
 
 @pytest.mark.slow
@@ -342,8 +342,8 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_last_good_checkpoin
         DivergedError,
         match=r"by step 1 loss, gradient or weights are no finite numbers.*last good checkpoint is none.*train\.lr",
     ):
-        train(config, *two)
-    product = plan(config, *two)
+        train.run(config, *two)
+    product = train.plan(config, *two)
     assert len(attempts(product.place)) == 1 and not product.finished
 
 
@@ -351,15 +351,15 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_last_good_checkpoin
 def test_a_loss_that_stays_above_guessing_ends_the_run_and_leaves_no_checkpoint_of_it(two, tmp_path):
     config = tiny.config(tmp_path, epochs=20, lr=1e-9, warmup_steps=0, divergence_steps=20, checkpoint_steps=4)
     with pytest.raises(DivergedError) as caught:
-        train(config, *two)
+        train.run(config, *two)
     told = str(caught.value)
     assert "at step 21 and has been above 3.812 since step 1 (its best was 3." in told and "guessing is 3.466" in told
     assert "the last good checkpoint is none" in told and "train.divergence_steps=null" in told
-    assert [line["step"] for line in read(plan(config, *two).place)] == list(range(1, 21))
+    assert [line["step"] for line in read(train.plan(config, *two).place)] == list(range(1, 21))
 
 
 @pytest.mark.slow
 def test_a_loss_above_guessing_may_go_on_where_that_is_asked(two, tmp_path):
     config = tiny.config(tmp_path, epochs=11, lr=1e-9, warmup_steps=0, divergence_steps=None, checkpoint_steps=4)
-    product = train(config, *two)
+    product = train.run(config, *two).product
     assert min(line["loss"] for line in read(product.place)) > 3.812

@@ -21,7 +21,7 @@ from biomedclip_ray.store.product import Product
 from biomedclip_ray.train import loop
 from biomedclip_ray.train.checkpoint import folder_name
 from biomedclip_ray.train.metrics import read
-from biomedclip_ray.train.train import DivergedError, plan, train
+from biomedclip_ray.train.train import DivergedError, train
 from tests.clip.published import make_bert, make_published
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -72,9 +72,9 @@ def run(root: Path, monkeypatch: pytest.MonkeyPatch, **changes: object) -> Produ
     changes = {"epochs": (STEPS - 0.5) * 32 / 72, "validation_pairs": 7, "keep_checkpoints": 3, **changes}
     config = tiny.config(root, resources={"max_failures": 0}, **changes)
     try:
-        train(config, pairs, corpus)
+        train.run(config, pairs, corpus)
     finally:
-        product = plan(config, pairs, corpus)
+        product = train.plan(config, pairs, corpus)
     return product
 
 
@@ -150,7 +150,7 @@ def test_a_validation_that_the_kernel_kills_costs_its_figure_and_not_the_run(tmp
     monkeypatch.setattr(module, "_validation", deadly)
     pairs, corpus = tiny.products(tmp_path)
     config = tiny.config(tmp_path, epochs=11.5 * 32 / 72, validation_pairs=7, resources={"max_failures": 0})
-    product = train(config, pairs, corpus)
+    product = train.run(config, pairs, corpus).product
     assert (product.manifest["chosen_by"], product.manifest["steps"]) == ("last", STEPS)
 
 

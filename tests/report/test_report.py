@@ -19,7 +19,10 @@ from biomedclip_ray.clip.vectors import to_column
 from biomedclip_ray.config import STAGES, Config
 from biomedclip_ray.report import report, svg
 from biomedclip_ray.schema import CORPUS, PAIRS, Reason, index_schema
-from biomedclip_ray.store.product import Count, Ledger, Product, conform
+from biomedclip_ray.store.attempt import attempt
+from biomedclip_ray.store.ledger import Count, Ledger
+from biomedclip_ray.store.parquet import conform
+from biomedclip_ray.store.product import Product
 
 KINDS = ("gel", "micrograph", "radiograph")
 PAIRS_PER_PART = 15
@@ -59,10 +62,10 @@ def jpeg(shade: int, side: int = 300) -> bytes:
 
 def finish(root: str, stage: str, counts: list[Count], files: dict[str, bytes] | None = None) -> Product:
     product = Product.plan(root, stage, 1, {"made_by": "test"}, [])
-    with product.running(parts=0):
+    with attempt(product, 0) as current:
         for name, data in (files or {}).items():
             product.place.write(name, data)
-        product.finish(counts)
+        current.finish(counts)
     return product
 
 
@@ -76,7 +79,7 @@ def plan_embed(root: str | Path) -> Product:
 
 def pairs_product(root: str) -> Product:
     product = plan_pairs(root)
-    with product.running(parts=2):
+    with attempt(product, 2) as current:
         for part in range(2):
             rows = []
             for i in range(PAIRS_PER_PART):
@@ -92,17 +95,17 @@ def pairs_product(root: str) -> Product:
             ledger.drop("picture", f"PMC{part}.1/F99#0", Reason.TRUNCATED_IMAGE)
             ledger.count("picture", PAIRS_PER_PART + 1, PAIRS_PER_PART)
             counts = {"picture": (PAIRS_PER_PART + 1, PAIRS_PER_PART)}
-            product.write_part(
+            current.write_part(
                 part, conform(pa.Table.from_pylist(rows, PAIRS), PAIRS), ledger.table(), counts, 123 << 20
             )
-        product.finish_parts(0.0)
+        current.finish_parts(0.0)
     return product
 
 
 def corpus_product(root: str) -> Product:
     """27 of the 30 pairs are kept: two in three for training."""
     product = Product.plan(root, "curate", 1, {}, [])
-    with product.running(parts=2):
+    with attempt(product, 2) as current:
         for part in range(2):
             rows = [
                 {
@@ -114,10 +117,10 @@ def corpus_product(root: str) -> Product:
                 for i in range(PAIRS_PER_PART)
             ]
             table = conform(pa.Table.from_pylist([row | {"reason": None} for row in rows], CORPUS), CORPUS)
-            product.write_part(part, table, Ledger("curate").table(), {"pair": (PAIRS_PER_PART, PAIRS_PER_PART)})
+            current.write_part(part, table, Ledger("curate").table(), {"pair": (PAIRS_PER_PART, PAIRS_PER_PART)})
         near = {"bits": 4, "pictures": 1234, "near_hashes": 7, "pictures_read": 9, "confirmed": 5, "crowded": 0}
         leakage = {"articles": 0, "groups": 0, "pictures": 0, "near_pairs": 0}
-        product.finish_parts(0.0, {"near": near, "leakage": leakage, "shared_texts": 3})
+        current.finish_parts(0.0, {"near": near, "leakage": leakage, "shared_texts": 3})
     return product
 
 
@@ -126,7 +129,7 @@ def embed_product(root: str, wrong: int | None = None) -> Product:
     schema = pa.schema([field for field in index_schema(DIMENSIONS) if field.name not in ("x", "y")])
     product = plan_embed(root)
     generator = np.random.default_rng(0)
-    with product.running(parts=2):
+    with attempt(product, 2) as current:
         for part in range(2):
             vectors = generator.normal(size=(PAIRS_PER_PART, DIMENSIONS)).astype(np.float32)
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -144,8 +147,8 @@ def embed_product(root: str, wrong: int | None = None) -> Product:
                 "image_vector": to_column(pictures),
             }
             table = conform(pa.table(columns), schema)
-            product.write_part(part, table, Ledger("embed").table(), {"pair": (PAIRS_PER_PART, PAIRS_PER_PART)})
-        product.finish_parts(0.0)
+            current.write_part(part, table, Ledger("embed").table(), {"pair": (PAIRS_PER_PART, PAIRS_PER_PART)})
+        current.finish_parts(0.0)
     return product
 
 
@@ -194,10 +197,10 @@ def metrics(last: float, batch: int = 128) -> bytes:
 def train_product(root: str, last: float) -> Product:
     config = Config(root=root).model_copy(deep=True)
     product = Product.plan(root, "train", 1, {"train": config.train.model_dump(mode="json") | {"batch": 128}}, [])
-    with product.running(parts=0):
+    with attempt(product, 0) as current:
         product.place.write("metrics.jsonl", metrics(last))
         validation = {step: {"n": 9, "text_to_image": step / 100, "image_to_text": step / 200} for step in (100, 9)}
-        product.finish([], extra={"starts": {"image": "random", "text": "random"}, "validation": validation})
+        current.finish([], extra={"starts": {"image": "random", "text": "random"}, "validation": validation})
     return product
 
 

@@ -10,10 +10,11 @@ import pytest
 import ray
 import yaml
 
-from biomedclip_ray.config import STAGES, ConfigError, load, parse
+from biomedclip_ray.config import ConfigError, load, parse
 from biomedclip_ray.run import private
 from biomedclip_ray.run.capacity import Capacity, NodeKind, of_file
 from biomedclip_ray.run.preflight import check_capacity
+from tests.run.steps import steps
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "cluster"
@@ -61,7 +62,7 @@ def test_every_recipe_at_full_size_passes_the_check_on_every_cluster_from_its_fi
     name: str, config: str
 ) -> None:
     recipe = load(ROOT / "workflows/configs" / config, ["root=s3://bucket/run"])
-    assert check_capacity(recipe, STAGES, of_file(str(CLUSTER / name))) == []
+    assert check_capacity(recipe, steps(recipe), of_file(str(CLUSTER / name))) == []
 
 
 def test_a_task_must_fit_one_node_whatever_the_cluster_has_in_all() -> None:
@@ -76,7 +77,7 @@ def test_a_task_must_fit_one_node_whatever_the_cluster_has_in_all() -> None:
         "a test",
     )
     where = f"--cluster {CLUSTER / 'kuberay/raycluster.yaml'}"
-    assert check_capacity(config, ("ingest", "evaluate", "embed"), here) == [
+    assert check_capacity(config, steps(config, ("ingest", "evaluate", "embed")), here) == [
         f"ingest.resources.num_cpus=17, but no node of {where} has more than 16 CPUs; lower it",
         f"evaluate.resources.num_gpus=2, but no node of {where} has more than 1 GPUs; lower it",
         f"embed.resources.num_gpus=9, but {where} has 8 GPUs; lower it",
@@ -86,7 +87,7 @@ def test_a_task_must_fit_one_node_whatever_the_cluster_has_in_all() -> None:
 def test_cpus_and_gpus_that_no_kind_has_together_are_refused() -> None:
     here = of_file(str(CLUSTER / "aws.yaml"))
     config = parse({"root": "/tmp/run", "embed": {"resources": {"num_cpus": 32, "num_gpus": 1}}}, "a test")
-    [problem] = check_capacity(config, ("embed",), here)
+    [problem] = check_capacity(config, steps(config, ("embed",)), here)
     assert problem.startswith("embed.resources: no node of --cluster ")
     assert problem.endswith("has num_cpus=32 and num_gpus=1 together; lower one")
 

@@ -30,7 +30,7 @@ try:
 except ZeroDivisionError:
     print("raised", flush=True)
 try:
-    in_thread(lambda: time.sleep(60))
+    in_thread(lambda: print("waits", flush=True) or time.sleep(60))
 except KeyboardInterrupt:
     print("stopped")
 """
@@ -39,7 +39,7 @@ except KeyboardInterrupt:
 def test_what_runs_in_a_thread_can_be_left() -> None:
     process = subprocess.Popen([sys.executable, "-c", IN_THREAD], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    assert [process.stdout.readline().strip() for _ in range(2)] == ["done", "raised"]
+    assert [process.stdout.readline().strip() for _ in range(3)] == ["done", "raised", "waits"]
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=10)[0] == "stopped\n"
     assert process.returncode == 0

@@ -11,7 +11,9 @@ import pytest
 
 from biomedclip_ray.run import progress
 from biomedclip_ray.run.progress import Progress, rate_and_eta
-from biomedclip_ray.store.product import Ledger, Product
+from biomedclip_ray.store.attempt import attempt
+from biomedclip_ray.store.ledger import Ledger
+from biomedclip_ray.store.product import Product
 
 
 @pytest.mark.parametrize(
@@ -36,10 +38,10 @@ def test_a_log_gets_lines_that_count_what_lies_in_storage(
     monkeypatch.setattr(progress, "LINE_S", 0.02)
     product = Product.plan(str(tmp_path), "ingest", 1, {}, [])
     row = pa.table({"id": ["a"]})
-    with product.running(parts=4):
-        product.write_part(0, row, Ledger("ingest").table(), {})
-        with caplog.at_level(logging.INFO), Progress(product, missing=3):
-            product.write_part(1, row, Ledger("ingest").table(), {})
+    with attempt(product, 4) as current:
+        current.write_part(0, row, Ledger("ingest").table(), {})
+        with caplog.at_level(logging.INFO), Progress(current, missing=3):
+            current.write_part(1, row, Ledger("ingest").table(), {})
             deadline = time.monotonic() + 20
             while not any("2 of 4 parts" in line for line in caplog.messages) and time.monotonic() < deadline:
                 time.sleep(0.01)

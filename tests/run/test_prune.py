@@ -10,19 +10,21 @@ import pytest
 from rich.console import Console
 
 from biomedclip_ray.run.prune import find_unused, prune
+from biomedclip_ray.store.attempt import attempt
 from biomedclip_ray.store.lease import HeldError, Lease
+from biomedclip_ray.store.ledger import Count
 from biomedclip_ray.store.place import Place
-from biomedclip_ray.store.product import Count, Product
+from biomedclip_ray.store.product import Product
 
 
 def _finished(
     root: Path, stage: str, name: str, inputs: tuple[Product, ...] = (), parent: Product | None = None
 ) -> Product:
     product = Product.plan(str(root), stage, 1, {"name": name}, list(inputs))
-    with product.running():
+    with attempt(product) as current:
         product.place.write("data/x", b"0" * 1000)
         extra = {"parent": {"stage": stage, "fingerprint": parent.fingerprint}} if parent else None
-        product.finish([Count("pair")], extra)
+        current.finish([Count("pair")], extra)
     return product
 
 

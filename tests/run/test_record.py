@@ -10,10 +10,11 @@ import pytest
 from rich.console import Console
 
 from biomedclip_ray.config import Config
-from biomedclip_ray.run.record import Run, load_run
-from biomedclip_ray.sources.inventory import Inventory
+from biomedclip_ray.run.record import Inventory, Run, load_run
+from biomedclip_ray.store.attempt import attempt
+from biomedclip_ray.store.ledger import Count
 from biomedclip_ray.store.place import StorageError
-from biomedclip_ray.store.product import Count, Product
+from biomedclip_ray.store.product import Product
 
 INVENTORY = Inventory("2026-11-20T01-00Z", "c0ffee", ("data/a.csv.gz",))
 
@@ -22,22 +23,21 @@ def _config(root: Path) -> Config:
     return Config.model_validate({"root": str(root), "source": {"uri": "s3://somewhere"}})
 
 
-def _finished(root: Path, stage: str, state: str, counts: list[Count]) -> Product:
+def _finished(root: Path, stage: str, counts: list[Count]) -> Product:
     product = Product.plan(str(root), stage, 1, {}, [])
-    with product.running(parts=0):
-        product.finish(counts)
-    product.state = state
+    with attempt(product, 0) as current:
+        current.finish(counts)
     return product
 
 
 def test_the_table_at_the_end_shows_every_unit_with_its_reasons_and_so_does_the_record(tmp_path: Path) -> None:
     run = Run(_config(tmp_path), INVENTORY, "catalog", "ingest")
     versions = [Count("article_version", 1200, 1100, {"retracted": 60, "license": 40})]
-    catalog = _finished(tmp_path, "catalog", "skipped", versions)
+    catalog = _finished(tmp_path, "catalog", versions)
     figures = [Count("article", 1100, 1099, {"bad_xml": 1}), Count("figure", 5000, 5000, {})]
-    articles = _finished(tmp_path, "ingest", "resumed", figures)
-    run.note("catalog", catalog.state, catalog, 0.0)
-    run.note("ingest", articles.state, articles, 12.34)
+    articles = _finished(tmp_path, "ingest", figures)
+    run.note("catalog", "skipped", catalog, 0.0)
+    run.note("ingest", "resumed", articles, 12.34)
     shown = io.StringIO()
     run.show(Console(file=shown, width=140))
     rows = [line.split() for line in shown.getvalue().splitlines()]
@@ -59,7 +59,7 @@ def test_the_table_at_the_end_shows_every_unit_with_its_reasons_and_so_does_the_
 def test_a_stage_alone_leaves_what_the_record_says_of_the_others(tmp_path: Path) -> None:
     first = Run(_config(tmp_path), INVENTORY, "catalog", "ingest")
     for stage in ("catalog", "ingest"):
-        first.note(stage, "ran", _finished(tmp_path, stage, "ran", []), 1.0)
+        first.note(stage, "ran", _finished(tmp_path, stage, []), 1.0)
     second = Run(_config(tmp_path), INVENTORY, "ingest", "ingest")
     second.note("ingest", "skipped", None, 0.0)
     assert [(s["name"], s["state"]) for s in load_run(str(tmp_path))["stages"]] == [

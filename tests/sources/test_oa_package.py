@@ -23,7 +23,7 @@ from biomedclip_ray.sources.bucket import Bucket, ObjectError, SourceError
 from biomedclip_ray.sources.inventory import entries, find_inventory
 from biomedclip_ray.sources.oa_package import PackageBucket, PackageError, read_package
 from biomedclip_ray.sources.open import open_bucket
-from biomedclip_ray.store.product import Ledger
+from biomedclip_ray.store.ledger import Ledger
 
 HEADER = "File,Citation,Accession_ID,Date,License,PMID\n"
 XML = b"<article><front><article-meta><title-group><article-title>T</article-title></title-group></article-meta></front></article>"

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from biomedclip_ray.store.attempt import attempt
 from biomedclip_ray.store.delta import finished_before
-from biomedclip_ray.store.product import Count, Product
+from biomedclip_ray.store.ledger import Count
+from biomedclip_ray.store.product import Product
 
 
 def _catalog(root: Path, date: str, parent: Product | None) -> Product:
     product = Product.plan(str(root), "catalog", 1, {"date": date}, [])
-    with product.running():
-        product.finish(
+    with attempt(product) as current:
+        current.finish(
             [Count("x")], {"parent": {"stage": "catalog", "fingerprint": parent.fingerprint}} if parent else None
         )
     return product
@@ -25,13 +27,13 @@ def test_a_delta_that_ended_half_way_is_passed_over(tmp_path: Path) -> None:
     second = _catalog(tmp_path, "2", first)
     third = _catalog(tmp_path, "3", second)
     assert finished_before(third, plan) == (None, None)
-    with (done := plan(first)).running():
-        done.finish([Count("x")])
+    with attempt(done := plan(first)) as current:
+        current.finish([Count("x")])
     found, product = finished_before(third, plan)
     assert found is not None and product is not None
     assert (found.fingerprint, product.fingerprint) == (first.fingerprint, done.fingerprint)
-    with (nearer := plan(second)).running():
-        nearer.finish([Count("x")])
+    with attempt(nearer := plan(second)) as current:
+        current.finish([Count("x")])
     found, product = finished_before(third, plan)
     assert found is not None and product is not None
     assert (found.fingerprint, product.fingerprint) == (second.fingerprint, nearer.fingerprint)

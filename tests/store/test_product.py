@@ -12,17 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from biomedclip_ray.schema import CORPUS, PAIRS, Reason
+from biomedclip_ray.store.attempt import Attempt, UnfinishedError, attempt
 from biomedclip_ray.store.lease import HeldError
-from biomedclip_ray.store.product import (
-    Count,
-    Ledger,
-    Product,
-    UnfinishedError,
-    conform,
-    data_name,
-    ledger_name,
-    parquet_bytes,
-)
+from biomedclip_ray.store.ledger import Count, Ledger
+from biomedclip_ray.store.parquet import conform, parquet_bytes
+from biomedclip_ray.store.product import Product, data_name, ledger_name
 
 
 def _plan(root: Path, config: dict | None = None, version: int = 1, inputs: tuple[Product, ...] = ()) -> Product:
@@ -35,12 +29,12 @@ def _rows(*ids: str) -> pa.Table:
     return pa.table(columns, schema=CORPUS)
 
 
-def _write(product: Product, part: int, ids: list[str], dropped: dict[str, Reason]) -> None:
+def _write(current: Attempt, part: int, ids: list[str], dropped: dict[str, Reason]) -> None:
     ledger = Ledger("curate")
     for id_, reason in dropped.items():
         ledger.drop("pair", id_, reason, "why")
     ledger.count("pair", len(ids) + len(dropped), len(ids))
-    product.write_part(part, _rows(*ids), ledger.table(), ledger.counts, 1000 + part)
+    current.write_part(part, _rows(*ids), ledger.table(), ledger.counts, 1000 + part)
 
 
 def test_resources_at_any_depth_do_not_change_the_fingerprint(tmp_path: Path) -> None:
@@ -58,31 +52,31 @@ def test_config_version_and_inputs_each_change_the_fingerprint(tmp_path: Path) -
 
 def test_a_part_is_done_when_both_its_files_are_there(tmp_path: Path) -> None:
     product = _plan(tmp_path)
-    with product.running(parts=3):
-        _write(product, 0, ["a"], {})
-        _write(product, 2, ["b"], {})
+    with attempt(product, 3) as current:
+        _write(current, 0, ["a"], {})
+        _write(current, 2, ["b"], {})
         product.place.delete(ledger_name(2))
-        assert product.missing_parts() == [1, 2]
+        assert current.missing_parts() == [1, 2]
 
 
 def test_files_of_a_write_that_was_killed_are_swept_away_when_the_stage_resumes(tmp_path: Path) -> None:
     product = _plan(tmp_path)
-    with product.running(parts=2):
-        _write(product, 0, ["a"], {})
+    with attempt(product, 2) as current:
+        _write(current, 0, ["a"], {})
     torn = product.place.local / "data" / ".part-00001.parquet.0a1b.tmp"
     torn.write_bytes(b"half")
-    with product.running(parts=2):
-        assert product.state == "resumed"
+    with attempt(product, 2) as current:
+        assert current.state == "resumed"
         assert not torn.exists()
-        assert product.missing_parts() == [1]
+        assert current.missing_parts() == [1]
 
 
 def test_a_product_that_was_finished_while_a_driver_waited_for_it_is_not_made_again(tmp_path: Path) -> None:
     product, late = _plan(tmp_path), _plan(tmp_path)
-    with product.running(parts=1):
-        _write(product, 0, ["a"], {})
-        product.finish_parts(transient_limit=0)
-    with pytest.raises(HeldError, match="curate was finished by another driver just now"), late.running(parts=1):
+    with attempt(product, 1) as current:
+        _write(current, 0, ["a"], {})
+        current.finish_parts(transient_limit=0)
+    with pytest.raises(HeldError, match="curate was finished by another driver just now"), attempt(late, 1):
         pass
     assert not product.place.exists("_LEASE.json")
 
@@ -92,18 +86,21 @@ def test_who_waited_for_a_driver_that_finished_is_told_its_name(tmp_path: Path) 
     go_on = threading.Event()
 
     def finish() -> None:
-        with product.running(parts=1):
-            _write(product, 0, ["a"], {})
+        with attempt(product, 1) as current:
+            _write(current, 0, ["a"], {})
             go_on.wait(20)
             time.sleep(0.3)
-            product.finish_parts(transient_limit=0)
+            current.finish_parts(transient_limit=0)
 
     first = threading.Thread(target=finish)
     first.start()
     while not product.place.exists("_LEASE.json"):
         time.sleep(0.01)
     go_on.set()
-    with pytest.raises(HeldError, match=rf"finished by process {os.getpid()} on .* just now"), late.running(parts=1):
+    with (
+        pytest.raises(HeldError, match=rf"finished by process {os.getpid()} on .* just now"),
+        attempt(late, 1),
+    ):
         pass
     first.join()
 
@@ -111,10 +108,10 @@ def test_who_waited_for_a_driver_that_finished_is_told_its_name(tmp_path: Path) 
 def test_the_manifest_balances_every_unit_and_makes_the_product_finished(tmp_path: Path) -> None:
     product = _plan(tmp_path)
     assert not product.finished
-    with product.running(parts=2):
-        _write(product, 0, ["a", "b"], {"c": Reason.DUPLICATE})
-        _write(product, 1, ["d"], {"e": Reason.DUPLICATE, "f": Reason.SHORT_TEXT})
-        product.finish_parts(transient_limit=0)
+    with attempt(product, 2) as current:
+        _write(current, 0, ["a", "b"], {"c": Reason.DUPLICATE})
+        _write(current, 1, ["d"], {"e": Reason.DUPLICATE, "f": Reason.SHORT_TEXT})
+        current.finish_parts(transient_limit=0)
     again = _plan(tmp_path)
     assert again.finished
     assert again.manifest["counts"] == [
@@ -130,34 +127,34 @@ def test_a_unit_that_vanished_is_an_error_and_no_manifest(tmp_path: Path) -> Non
     with pytest.raises(RuntimeError, match=r"pair: in=5 but kept=4"):
         Count("pair", 5, 4, {}).check("curate")
     product = _plan(tmp_path)
-    with product.running(parts=1):
-        product.write_part(0, _rows("a"), Ledger("curate").table(), {"pair": (2, 1)})
+    with attempt(product, 1) as current:
+        current.write_part(0, _rows("a"), Ledger("curate").table(), {"pair": (2, 1)})
         with pytest.raises(RuntimeError, match="in=2 but kept=1"):
-            product.finish_parts(transient_limit=0)
+            current.finish_parts(transient_limit=0)
     assert not product.finished
 
 
 def test_too_many_transient_rows_leave_the_product_unfinished_and_open_their_parts_again(tmp_path: Path) -> None:
     product = _plan(tmp_path)
-    with product.running(parts=2):
-        _write(product, 0, ["a"], {})
-        _write(product, 1, ["b"], {"c": Reason.FETCH_FAILED})
+    with attempt(product, 2) as current:
+        _write(current, 0, ["a"], {})
+        _write(current, 1, ["b"], {"c": Reason.FETCH_FAILED})
         with pytest.raises(UnfinishedError, match="1 of 3 units"):
-            product.finish_parts(transient_limit=0.1)
+            current.finish_parts(transient_limit=0.1)
     assert not product.finished
-    with product.running(parts=2):
-        assert product.state == "resumed"
-        assert product.missing_parts() == [1]
-        _write(product, 1, ["b", "c"], {})
-        product.finish_parts(transient_limit=0.1)
+    with attempt(product, 2) as current:
+        assert current.state == "resumed"
+        assert current.missing_parts() == [1]
+        _write(current, 1, ["b", "c"], {})
+        current.finish_parts(transient_limit=0.1)
     assert product.manifest["counts"] == [{"unit": "pair", "in": 3, "kept": 3, "dropped": {}}]
 
 
 def test_few_transient_rows_are_tolerated(tmp_path: Path) -> None:
     product = _plan(tmp_path)
-    with product.running(parts=1):
-        _write(product, 0, ["a", "b"], {"c": Reason.DEADLINE})
-        product.finish_parts(transient_limit=0.5)
+    with attempt(product, 1) as current:
+        _write(current, 0, ["a", "b"], {"c": Reason.DEADLINE})
+        current.finish_parts(transient_limit=0.5)
     assert product.manifest["counts"][0]["dropped"] == {"deadline": 1}
 
 
@@ -180,9 +177,9 @@ def test_row_groups_are_capped_in_bytes_and_pictures_come_back_as_they_were(tmp_
 
 def test_an_empty_part_is_a_part(tmp_path: Path) -> None:
     product = _plan(tmp_path)
-    with product.running(parts=1):
-        product.write_part(0, _rows(), Ledger("curate").table(), {"pair": (0, 0)})
-        product.finish_parts(transient_limit=0)
+    with attempt(product, 1) as current:
+        current.write_part(0, _rows(), Ledger("curate").table(), {"pair": (0, 0)})
+        current.finish_parts(transient_limit=0)
     assert product.read(0).num_rows == 0
     assert product.read(0).schema == CORPUS
     assert product.place.exists(data_name(0))

@@ -22,7 +22,7 @@ def config(root: Path | str, workers: int) -> Config:
 
 def main(root: str, workers: int) -> None:
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
-    print(train(config(root, workers), *tiny.products(root)).state, flush=True)
+    print(train.run(config(root, workers), *tiny.products(root)).state, flush=True)
 
 
 if __name__ == "__main__":

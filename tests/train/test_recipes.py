@@ -16,6 +16,7 @@ from biomedclip_ray.clip.tokenizer import fit_tokenizer
 from biomedclip_ray.config import load
 from biomedclip_ray.train.check import check
 from tests.clip.published import make_bert, make_published
+from tests.train import tiny
 
 CONFIGS = Path(__file__).parents[2] / "workflows" / "configs"
 RECIPES = [path for path in sorted(CONFIGS.glob("*.yaml")) if load(path).model.tokenizer != "fit"]
@@ -54,12 +55,12 @@ def steps(home: Path, *arguments: str) -> dict[str, Any]:
 def test_a_recipe_fits_the_clusters_that_are_described_and_measures_its_checkpoints_in_minutes(path: Path) -> None:
     config = load(path)
     nodes = [{"CPU": 16.0, "GPU": 1.0}] * 8  # cluster/: eight workers, one GPU each
-    assert check(config, 128, 8, nodes) == []
+    assert check(config, tiny.cluster(*nodes)) == []
     resources = config.train.resources
     pairs_per_s = 500 if resources.validation_gpus else 1.5 * resources.validation_cpus  # ViT-B/16 and BERT, one core
     assert config.train.validation_pairs / pairs_per_s < 300
     narrow = [{"CPU": 16.0, "GPU": 1.0}] * 7
-    [problem] = check(config, 112, 7, narrow)
+    [problem] = check(config, tiny.cluster(*narrow))
     assert "needs 8 GPUs, the cluster has 7" in problem
 
 

@@ -13,7 +13,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import tiny
 
 from biomedclip_ray.schema import CORPUS, LEDGER, PAIRS
-from biomedclip_ray.store.product import Product, conform
+from biomedclip_ray.store.attempt import attempt
+from biomedclip_ray.store.parquet import conform
+from biomedclip_ray.store.product import Product
 from biomedclip_ray.train.rows import find_rows, texts
 
 
@@ -67,10 +69,10 @@ def _corpus(root: Path, ids: list[str], groups: list[int | None]) -> tuple[Produ
         for i, g in zip(ids, groups, strict=True)
     ]
     for product, schema, rows in ((pairs, PAIRS, [{"pair_id": i} for i in ids]), (corpus, CORPUS, marks)):
-        with product.running(parts=1):
+        with attempt(product, 1) as current:
             table = conform(pa.Table.from_pylist(rows, schema=schema), schema)
-            product.write_part(0, table, LEDGER.empty_table(), {"pair": (len(ids), len(ids))})
-            product.finish_parts(0.0)
+            current.write_part(0, table, LEDGER.empty_table(), {"pair": (len(ids), len(ids))})
+            current.finish_parts(0.0)
     return pairs, corpus
 
 

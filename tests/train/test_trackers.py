@@ -77,7 +77,7 @@ def test_wandb_writes_the_run_of_the_product(tmp_path, monkeypatch):
 
 def test_a_tracker_that_is_not_installed_is_told_before_anything_starts(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    (problem,) = check(tiny.config(tmp_path, trackers=["mlflow"]), 2, 0)
+    (problem,) = check(tiny.config(tmp_path, trackers=["mlflow"]), tiny.cluster({"CPU": 2}))
     assert (
         problem == "train.trackers=mlflow: the package mlflow is not installed; pip install 'biomedclip-ray[trackers]'"
     )

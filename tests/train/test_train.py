@@ -16,20 +16,20 @@ from biomedclip_ray.clip.model import model_config
 from biomedclip_ray.config import ConfigError, parse
 from biomedclip_ray.store.product import Product
 from biomedclip_ray.train.check import build, check
-from biomedclip_ray.train.train import plan
+from biomedclip_ray.train.train import train
 from tests.clip.published import make_bert, make_published
 
 
 def test_how_fast_it_trains_does_not_rename_the_product(tmp_path):
     inputs = [Product.plan(str(tmp_path), name, 1, {}, []) for name in ("preprocess", "curate")]
-    one = plan(tiny.config(tmp_path, resources={"workers": 1}), *inputs)
+    one = train.plan(tiny.config(tmp_path, resources={"workers": 1}), *inputs)
     assert (
-        plan(tiny.config(tmp_path, resources={"workers": 2, "forward_pairs": 8}), *inputs).fingerprint
+        train.plan(tiny.config(tmp_path, resources={"workers": 2, "forward_pairs": 8}), *inputs).fingerprint
         == one.fingerprint
     )
     watched = {"trackers": ["wandb"], "divergence_steps": 7, "on_nan": "skip"}
-    assert plan(tiny.config(tmp_path, **watched), *inputs).fingerprint == one.fingerprint
-    assert plan(tiny.config(tmp_path, lr=1e-4), *inputs).fingerprint != one.fingerprint
+    assert train.plan(tiny.config(tmp_path, **watched), *inputs).fingerprint == one.fingerprint
+    assert train.plan(tiny.config(tmp_path, lr=1e-4), *inputs).fingerprint != one.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_how_fast_it_trains_does_not_rename_the_product(tmp_path):
     ],
 )
 def test_a_config_that_does_not_fit_the_cluster_names_the_key_and_the_fix(tmp_path, changes, cpus, gpus, told):
-    problems = check(tiny.config(tmp_path, **changes), cpus, gpus)
+    problems = check(tiny.config(tmp_path, **changes), tiny.cluster({"CPU": cpus, "GPU": gpus}))
     if told is None:
         assert problems == []
     else:
@@ -101,9 +101,8 @@ def test_a_config_that_does_not_fit_the_cluster_names_the_key_and_the_fix(tmp_pa
 )
 def test_a_worker_must_fit_a_node_and_not_only_the_sum_of_them(tmp_path, resources, told):
     nodes = [{"CPU": 4.0, "GPU": 1.0}] * 4 if "gpus_per_worker" in resources else [{"CPU": 4.0}] * 3
-    gpus = sum(node.get("GPU", 0.0) for node in nodes)
     config = tiny.config(tmp_path, resources=resources, validation_pairs=9 if "validation_cpus" in resources else 0)
-    problems = check(config, 4.0 * len(nodes), gpus, nodes)
+    problems = check(config, tiny.cluster(*nodes))
     assert bool(problems) == (told is not None)
     if told is not None:
         assert len(problems) == 1 and re.search(told, problems[0])
@@ -113,8 +112,8 @@ def test_validation_pairs_need_a_share_of_the_pairs(tmp_path):
     config = tiny.config(tmp_path, validation_pairs=9)
     splits = config.curate.splits.model_copy(update={"validation": 0.0})
     without = config.model_copy(update={"curate": config.curate.model_copy(update={"splits": splits})})
-    assert check(config, 2, 0) == []
-    [problem] = check(without, 2, 0)
+    assert check(config, tiny.cluster({"CPU": 2})) == []
+    [problem] = check(without, tiny.cluster({"CPU": 2}))
     assert problem.startswith("train.validation_pairs=9, but curate.splits.validation=0")
 
 
@@ -206,7 +205,7 @@ def test_numbers_that_cannot_be_are_refused_by_their_key(tmp_path, changes, key)
 def test_an_unknown_tower_is_told_with_the_known_ones(tmp_path):
     config = tiny.config(tmp_path)
     unknown = config.model_copy(update={"model": config.model.model_copy(update={"config": "vit_z"})})
-    (problem,) = check(unknown, 8, 0)
+    (problem,) = check(unknown, tiny.cluster({"CPU": 8}))
     assert "model.config=vit_z" in problem and "sample_64" in problem
 
 
@@ -215,5 +214,5 @@ def test_no_epochs_need_a_bundle_that_is_taken_as_it_is(tmp_path):
         tiny.config(tmp_path, epochs=0)
     taken = parse({"root": str(tmp_path), "model": {"bundle": "some"}, "train": {"epochs": 0, "batch": 32}}, "test")
     inputs = [Product.plan(str(tmp_path), name, 1, {}, []) for name in ("preprocess", "curate")]
-    assert plan(taken, *inputs).inputs == ()
-    assert check(taken, 0.5, 0) == []
+    assert train.plan(taken, *inputs).inputs == ()
+    assert check(taken, tiny.cluster({"CPU": 0.5})) == []

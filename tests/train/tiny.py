@@ -10,8 +10,11 @@ import pyarrow as pa
 from PIL import Image, ImageDraw
 
 from biomedclip_ray.config import Config, parse
+from biomedclip_ray.run.capacity import Capacity, NodeKind
 from biomedclip_ray.schema import CORPUS, LEDGER, PAIRS
-from biomedclip_ray.store.product import Product, conform
+from biomedclip_ray.store.attempt import attempt
+from biomedclip_ray.store.parquet import conform
+from biomedclip_ray.store.product import Product
 
 COLOURS = ["red", "green", "blue", "white", "yellow", "purple"]
 SHAPES = ["round", "square", "striped"]
@@ -63,14 +66,14 @@ def products(
     for product, schema, which in ((pairs, PAIRS, 0), (corpus, CORPUS, 1)):
         if product.finished:
             continue
-        with product.running(parts=parts):
+        with attempt(product, parts) as current:
             for part in range(parts):
                 chosen = [
                     row for number, article in enumerate(rows) for row in article[which] if number % parts == part
                 ]
                 table = conform(pa.Table.from_pylist(chosen, schema=schema), schema)
-                product.write_part(part, table, LEDGER.empty_table(), {"pair": (len(chosen), len(chosen))})
-            product.finish_parts(0.0)
+                current.write_part(part, table, LEDGER.empty_table(), {"pair": (len(chosen), len(chosen))})
+            current.finish_parts(0.0)
     return pairs, corpus
 
 
@@ -126,3 +129,8 @@ def picture(colour: str, shape: str, count: int, width: int = 48, height: int = 
     out = io.BytesIO()
     image.save(out, "JPEG", quality=90)
     return out.getvalue()
+
+
+def cluster(*nodes: dict[str, float]) -> Capacity:
+    """What a cluster of just these nodes can have."""
+    return Capacity(tuple(NodeKind(f"{n}", node, {}, 1) for n, node in enumerate(nodes)), "the cluster")
