@@ -27,7 +27,8 @@ import open_clip
 import torch
 from torch import Tensor
 
-from biomedclip_ray.clip.loss import loss_from_features
+from biomedclip_ray.clip.loss import LOSSES
+from biomedclip_ray.clip.loss.contrast import loss_from_features
 
 sys.path.insert(0, str(Path(__file__).parent))
 import clips
@@ -44,7 +45,7 @@ MATRICES = 6
 
 
 def ours(image: Tensor, text: Tensor, scale: Tensor, local: int) -> Tensor:
-    return loss_from_features(image, text, scale, rows=slice(0, local))
+    return loss_from_features(LOSSES["infonce"], image, text, scale, rows=slice(0, local))
 
 
 def plain(image: Tensor, text: Tensor, scale: Tensor, local: int) -> Tensor:
@@ -59,7 +60,7 @@ def plain_local(image: Tensor, text: Tensor, scale: Tensor, local: int) -> Tenso
     return sum(torch.nn.functional.cross_entropy(logits, own) for logits in rows) / 2  # type: ignore[return-value]
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, int], Tensor]] = {
+WAYS: dict[str, Callable[[Tensor, Tensor, Tensor, int], Tensor]] = {
     "ours": ours,
     "open_clip": plain,
     "open_clip, local loss": plain_local,
@@ -74,7 +75,7 @@ def added_mb(name: str, batch: int, local: int, device: str) -> float:
         image, text = (torch.nn.functional.normalize(torch.randn(n, WIDTH, device=device)) for _ in range(2))
         scale = torch.tensor(14.0, device=device, requires_grad=True)
         start = forget_peak(device)
-        LOSSES[name](image.requires_grad_(), text.requires_grad_(), scale, rows).backward()
+        WAYS[name](image.requires_grad_(), text.requires_grad_(), scale, rows).backward()
         found.append(peak(device) - start)
 
     found: list[float] = []
@@ -117,11 +118,11 @@ def main() -> int:
                 pool.apply(added_mb, (name, batch, local, options.device))
                 if MATRICES * 4 * batch * rows[name] / 2**20 < room_mb(options.device)
                 else None
-                for name in LOSSES
+                for name in WAYS
             ]
             print(f"  {batch} pairs, {local} of them this worker's: {table[batch, local]} MB", flush=True)
-    print("| global batch | a worker's pairs | " + " | ".join(f"{name}, MB" for name in LOSSES) + " |")
-    print("|--:|--:|" + "--:|" * len(LOSSES))
+    print("| global batch | a worker's pairs | " + " | ".join(f"{name}, MB" for name in WAYS) + " |")
+    print("|--:|--:|" + "--:|" * len(WAYS))
     for (batch, local), found in table.items():
         shown = " | ".join("-" if value is None else f"{value:,.0f}" for value in found)
         print(f"| {batch:,} | {local:,} | {shown} |")

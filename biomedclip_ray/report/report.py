@@ -26,13 +26,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
+from biomedclip_ray.clip.loss import LOSSES
 from biomedclip_ray.clip.vectors import to_matrix
 from biomedclip_ray.corpus.groups import SPLITS
 from biomedclip_ray.report import svg
 from biomedclip_ray.schema import Reason
 from biomedclip_ray.store.place import Place
 from biomedclip_ray.store.product import Product
-from biomedclip_ray.train.metrics import guessing, is_stuck, read
+from biomedclip_ray.train.metrics import is_stuck, read
 from biomedclip_ray.train.validate import score
 
 GRID_PAIRS = 24
@@ -165,8 +166,9 @@ def _training(product: Product | None) -> dict[str, Any] | None:
     losses = [(float(line["step"]), float(line["loss"])) for line in lines]
     recipe = product.manifest["config"]["train"]
     batch = int(recipe["batch"])
-    guess = guessing(batch, recipe["loss"])
-    formula = f"ln({batch:,}) = " if recipe["loss"] == "infonce" else ""
+    loss = LOSSES[recipe["loss"]]
+    guess = loss.chance(batch)
+    formula = f"{shown} = " if (shown := loss.chance_formula(batch)) else ""
     validation = sorted((int(step), found) for step, found in product.manifest.get("validation", {}).items())
     recall = [(float(step), score(found)) for step, found in validation]
     curves = {"recall@10 of the validation split": recall} | {

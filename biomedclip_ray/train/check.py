@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from biomedclip_ray.clip.loss import LOSSES
 from biomedclip_ray.clip.model import model_config
 from biomedclip_ray.config import Config, ConfigError, TrainResources
 from biomedclip_ray.run.capacity import Capacity
@@ -42,9 +43,9 @@ def check(config: Config, capacity: Capacity) -> list[str]:
             towers = model_config(config.model.config)
         except ConfigError as error:
             return [*problems, str(error)]
-        if config.train.loss == "sigmoid" and "init_logit_bias" not in towers:
+        if LOSSES[config.train.loss].needs_bias and "init_logit_bias" not in towers:
             problems.append(
-                f"train.loss=sigmoid needs init_logit_bias (SigLIP: -10) in model.config={config.model.config}; "
+                f"train.loss={config.train.loss} needs init_logit_bias (SigLIP: -10) in model.config={config.model.config}; "
                 "add it there, or set train.loss=infonce"
             )
     return problems
@@ -79,10 +80,10 @@ def build(config: Config, texts: Iterable[str] = (_SOME_TEXT,)) -> tuple[Built, 
     torch.manual_seed(config.train.seed)
     built = build_model(config.model, tokenizer)
     if config.train.epochs:
-        if config.train.loss == "sigmoid" and getattr(built.model, "logit_bias", None) is None:
+        if LOSSES[config.train.loss].needs_bias and getattr(built.model, "logit_bias", None) is None:
             key = "config" if config.model.bundle is None else "bundle"
             raise ConfigError(
-                f"train.loss=sigmoid needs a model with a logit_bias; model.{key}={getattr(config.model, key)} has none: "
+                f"train.loss={config.train.loss} needs a model with a logit_bias; model.{key}={getattr(config.model, key)} has none: "
                 "set train.loss=infonce"
             )
         if config.train.patch_dropout:

@@ -26,12 +26,13 @@ from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import get_device
 
 from biomedclip_ray.clip.bundle import load_bundle
+from biomedclip_ray.clip.loss import LOSSES
 from biomedclip_ray.config import Train
 from biomedclip_ray.run.memory import peak_rss
 from biomedclip_ray.store.place import Place
 from biomedclip_ray.train import checkpoint, journal
 from biomedclip_ray.train.divergence import Divergence
-from biomedclip_ray.train.metrics import MetricsLog, guessing
+from biomedclip_ray.train.metrics import MetricsLog
 from biomedclip_ray.train.order import deal
 from biomedclip_ray.train.pace import Pace
 from biomedclip_ray.train.step import Block, Learner, StepResult, learning_rate
@@ -94,7 +95,9 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
         facts = {**recipe.model_dump(mode="json", exclude={"resources"}), "rows": job.rows, "steps": job.steps}
         metrics = MetricsLog(place, first, open_trackers(recipe.trackers, place, facts))
     clock = Pace(learner, float(state["seconds"]))
-    trend = Divergence(guessing(recipe.batch, recipe.loss), recipe.warmup_steps, recipe.divergence_steps, state["best"])
+    trend = Divergence(
+        LOSSES[recipe.loss].chance(recipe.batch), recipe.warmup_steps, recipe.divergence_steps, state["best"]
+    )
     notice = _Notice(first)
     diverged, warned = None, False
     for number in range(first, job.steps):
@@ -227,7 +230,7 @@ def _line(done: int, job: Job, result: StepResult, loss: float, pace: dict[str, 
         "step": done,
         "epoch": done * job.recipe.batch / job.rows,
         "loss": loss,
-        "guess": guessing(job.recipe.batch, job.recipe.loss),
+        "guess": LOSSES[job.recipe.loss].chance(job.recipe.batch),
         "lr": result.lr,
         "logit_scale": float(result.logit_scale),
         "grad_norm": float(result.grad_norm),

@@ -1,8 +1,8 @@
 """What a run measures: metrics.jsonl, TensorBoard events and Ray's own metrics (Prometheus), from rank 0; progress lines,
 printed by the driver.
 
-A line of metrics.jsonl: step (optimiser steps done), epoch, loss, guess (the loss of pure guessing: ln of the global batch,
-for the sigmoid loss about 1 more), lr, logit_scale, grad_norm, skipped (steps whose gradient was no number), and the pace since the line before: pairs_per_s,
+A line of metrics.jsonl: step (optimiser steps done), epoch, loss, guess (the chance loss: of a model that cannot
+tell the pairs of a batch apart), lr, logit_scale, grad_norm, skipped (steps whose gradient was no number), and the pace since the line before: pairs_per_s,
 step_seconds, where they went as shares (data_wait, forward, loss, backward, optimizer), tflop_per_s of this worker, mfu where
 the device's peak is known, memory_bytes at most so far, seconds of training altogether. The file is written whole each time,
 as object stores want it; after a restart the lines beyond the checkpoint are dropped and written again.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import tempfile
 import threading
 import time
@@ -95,17 +94,6 @@ def read(product: Place) -> list[dict[str, Any]]:
     if not product.exists(FILE):
         return []
     return [json.loads(line) for line in product.read(FILE).decode().splitlines()]
-
-
-def guessing(batch: int, loss: str) -> float:
-    """The lowest loss of a model that cannot tell the pairs of a batch apart.
-
-    Softmax: ln of the batch. Sigmoid: every logit is the same, best where it says yes to one pair in a batch, which costs
-    ln N for the one and (N - 1) ln(N / (N - 1)), nearly 1, for the others.
-    """
-    if loss == "sigmoid" and batch > 1:
-        return math.log(batch) + (batch - 1) * math.log(batch / (batch - 1))
-    return math.log(batch)
 
 
 def is_stuck(lines: list[dict[str, Any]]) -> bool:

@@ -23,7 +23,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from biomedclip_ray.clip.loss import gather, loss_from_features
+from biomedclip_ray.clip.loss import LOSSES
+from biomedclip_ray.clip.loss.contrast import gather, loss_from_features
 from biomedclip_ray.config import Train
 from biomedclip_ray.train import flops, parallel
 from biomedclip_ray.train.laps import Laps
@@ -109,7 +110,8 @@ class Learner:
         self.model = model.to(self.device)
         for tower in recipe.lock:
             lock(model, tower)
-        if recipe.loss != "sigmoid" and getattr(model, "logit_bias", None) is not None:
+        self.loss = LOSSES[recipe.loss]
+        if not self.loss.needs_bias and getattr(model, "logit_bias", None) is not None:
             model.get_parameter("logit_bias").requires_grad_(False)
         if recipe.resources.grad_checkpointing:
             model.set_grad_checkpointing(True)  # type: ignore[operator]
@@ -175,10 +177,10 @@ class Learner:
         all_text = gather(text.detach(), sizes).requires_grad_()
         scale = cached[0].scale.detach().requires_grad_()
         bias = None
-        if self.recipe.loss == "sigmoid":
+        if self.loss.needs_bias:
             assert cached[0].bias is not None  # a model without one was refused
             bias = cached[0].bias.detach().requires_grad_()
-        loss = loss_from_features(all_image, all_text, scale, gather(group, sizes), bias, rows=rows)
+        loss = loss_from_features(self.loss, all_image, all_text, scale, gather(group, sizes), bias, rows=rows)
         loss.backward()
         assert all_image.grad is not None and all_text.grad is not None
         slopes = torch.stack([all_image.grad, all_text.grad])

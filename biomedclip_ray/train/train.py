@@ -22,6 +22,7 @@ import ray
 from ray.exceptions import RayTaskError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, ValidationConfig
 
+from biomedclip_ray.clip.loss import LOSSES
 from biomedclip_ray.config import Config, ConfigError
 from biomedclip_ray.run.capacity import Capacity
 from biomedclip_ray.run.interrupt import in_thread
@@ -33,7 +34,7 @@ from biomedclip_ray.store.product import Product, StageError
 from biomedclip_ray.train import checkpoint, journal, validate
 from biomedclip_ray.train.batches import Feed, InOrder, batches
 from biomedclip_ray.train.check import STARTED, build, check
-from biomedclip_ray.train.metrics import Watch, guessing, read
+from biomedclip_ray.train.metrics import Watch, read
 from biomedclip_ray.train.order import Order, shuffle_quality, total_steps
 from biomedclip_ray.train.rows import SplitRows, find_rows, texts
 
@@ -82,7 +83,7 @@ def _work(attempt: Attempt, run_parts: RunParts, config: Config, pairs: Product,
     start = _start(config, pairs, corpus, place)
     log.info(
         "train: %d pairs, %d steps of %d, towers from %s; pure guessing is a loss of %.3f",
-        *(rows.pairs, steps, config.train.batch, start["starts"], guessing(config.train.batch, config.train.loss)),
+        *(rows.pairs, steps, config.train.batch, start["starts"], _chance(config)),
     )
     if config.train.warmup_steps >= steps:
         log.warning(
@@ -109,7 +110,7 @@ def _work(attempt: Attempt, run_parts: RunParts, config: Config, pairs: Product,
         "rows_per_epoch": len(rows),
         "attempts": len(journal.attempts(place)),
         "loss": read(place)[-1]["loss"],
-        "guess": guessing(config.train.batch, config.train.loss),
+        "guess": _chance(config),
         "shuffle": shuffle_quality(order, rows.article, config.train.batch),
     }
     return Made(facts, counts=(Count("pair", rows.pairs, rows.pairs),))
@@ -154,6 +155,10 @@ def _started(config: Config, pairs: Product, corpus: Product) -> bool:
 
 train = Stage("train", VERSION, _content, _work, inputs=_inputs, check=_check, fit=_fit, try_out=_try_out)
 """Reads the pairs and the corpus."""
+
+
+def _chance(config: Config) -> float:
+    return LOSSES[config.train.loss].chance(config.train.batch)
 
 
 def _order(config: Config, rows: SplitRows) -> Order:

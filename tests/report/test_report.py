@@ -200,7 +200,7 @@ def train_product(root: str, last: float) -> Product:
     with attempt(product, 0) as current:
         product.place.write("metrics.jsonl", metrics(last))
         validation = {step: {"n": 9, "text_to_image": step / 100, "image_to_text": step / 200} for step in (100, 9)}
-        current.finish([], extra={"starts": {"image": "random", "text": "random"}, "validation": validation})
+        current.finish([], facts={"starts": {"image": "random", "text": "random"}, "validation": validation})
     return product
 
 

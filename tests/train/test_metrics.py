@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from biomedclip_ray.clip.loss import sigmoid_loss
+from biomedclip_ray.clip.loss import LOSSES
+from biomedclip_ray.clip.loss.contrast import loss_from_features
 from biomedclip_ray.store.place import Place
 from biomedclip_ray.train.journal import PairsLog, attempts, begin, trained_pairs
-from biomedclip_ray.train.metrics import MetricsLog, Watch, guessing, is_stuck, read
+from biomedclip_ray.train.metrics import MetricsLog, Watch, is_stuck, read
 from biomedclip_ray.train.step import learning_rate
 
 
@@ -22,7 +23,7 @@ def line(step: int, loss: float = 2.0, lr: float = 1e-3) -> dict[str, float]:
     return {
         "step": step,
         "loss": loss,
-        "guess": guessing(128, "infonce"),
+        "guess": LOSSES["infonce"].chance(128),
         "lr": lr,
         "pairs_per_s": 10.0,
         "data_wait_share": 0.1,
@@ -56,8 +57,8 @@ def test_a_store_in_trouble_costs_no_line(tmp_path, monkeypatch, caplog):
     assert [found["step"] for found in read(place)] == [1, 2]
 
 
-def test_a_loss_that_stays_at_guessing_is_stuck():
-    assert math.isclose(guessing(128, "infonce"), 4.852, abs_tol=1e-3)
+def test_a_loss_that_stays_at_chance_is_stuck():
+    assert math.isclose(LOSSES["infonce"].chance(128), 4.852, abs_tol=1e-3)
     assert is_stuck([line(step, 4.84) for step in range(0, 200, 10)])
     assert not is_stuck([line(step, 4.84 - step / 100) for step in range(0, 200, 10)])
     assert not is_stuck([line(step, 4.84) for step in range(0, 30, 10)])
@@ -70,11 +71,16 @@ def test_nobody_is_called_stuck_before_the_warm_up_is_over():
     assert is_stuck(warming)
 
 
-def test_guessing_costs_the_sigmoid_loss_what_its_best_constant_does():
+def test_chance_costs_the_sigmoid_loss_what_its_best_constant_does():
     image = text = torch.ones(12, 4) / 2  # all alike: every logit is one number
-    losses = [float(sigmoid_loss(image, text, torch.zeros(()), torch.tensor(bias))) for bias in np.arange(-6, 2, 0.01)]
-    assert guessing(12, "sigmoid") == pytest.approx(min(losses), abs=1e-4)
-    assert min(losses) < float(sigmoid_loss(image, text, torch.zeros(()), torch.zeros(())))
+    sigmoid = LOSSES["sigmoid"]
+
+    def constant(bias: float) -> float:
+        return float(loss_from_features(sigmoid, image, text, torch.zeros(()), logit_bias=torch.tensor(bias)))
+
+    losses = [constant(bias) for bias in np.arange(-6, 2, 0.01)]
+    assert sigmoid.chance(12) == pytest.approx(min(losses), abs=1e-4)
+    assert min(losses) < constant(0.0)
 
 
 def test_the_driver_tells_rate_and_time_left_and_warns_when_stuck(tmp_path, caplog):
