@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from biomedclip_ray.schema import ACKNOWLEDGEMENT
+
 _LIMITS = (
     "For research. Not a medical device: not for diagnosis, triage or any decision about a patient. It has seen figures "
     "and captions of English articles; rare diseases, other languages and clinical originals are thinly covered."
@@ -42,9 +44,8 @@ vectors = biomedclip_ray.Encoder.load("PATH").encode_text(["gel electrophoresis 
 
 ## Data and licences
 
-Trained on figures and captions from the PubMed Central Open Access Subset, each under its article's own licence; the
-corpus' manifest counts them. Acknowledgement: courtesy of the National Library of Medicine (NLM). The copy of the data
-that trained this model is not the newest, and NLM endorses neither it nor this model.
+Trained on figures and captions from the PubMed Central Open Access Subset; the corpus' manifest counts their licences.
+{acknowledgement}
 """
 
 
@@ -55,6 +56,7 @@ def model_card(provenance: dict[str, Any], config: dict[str, Any]) -> str:
     moved = "" if not config["text_cfg"].get("hf_model_name") else _MOVED
     limits = provenance.get("limits") or _LIMITS
     return _CARD.format(
+        acknowledgement=ACKNOWLEDGEMENT,
         name=name,
         bundle_id=provenance["bundle_id"],
         image=starts.get("image", "unknown"),

@@ -6,16 +6,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from biomedclip_ray.schema import PAIRS
+from biomedclip_ray.schema import ACKNOWLEDGEMENT, CORPUS, PAIRS, sentence_of
 from biomedclip_ray.store.product import Product
 
 PMC = "PubMed Central (PMC Cloud Service, s3://pmc-oa-opendata)"
 _PMC_PAGE = "https://pmc.ncbi.nlm.nih.gov/tools/pmcaws/"
-_ACKNOWLEDGEMENT = (
-    "Articles and figures come from PubMed Central, courtesy of the U.S. National Library of Medicine (NLM). This is a copy made "
-    "on a certain day: it does not show the most current and accurate data available from NLM, and NLM has not endorsed it. Who "
-    "passes it on owes the same acknowledgement."
-)
 _TERMS = (
     "Each picture and caption is under the licence of its article or figure, column `license`; `doi` names whom to credit. "
     "`unknown` means that no licence could be read: ask the publisher. A no-derivatives licence (ND) forbids cropping and "
@@ -34,20 +29,9 @@ _SIZES = (
 
 # What an export says of a pair beside its picture.
 FACTS = [name for name in PAIRS.names if name not in ("image", "part", "source_split")]
-_COLUMNS = {
-    "image": "JPEG, upright, short side at most preprocess.short_side pixels",
-    "text": "what trains: the caption, cleaned",
-    "caption": "the caption as published, lossless",
-    "mentions": "sentences of the article that cite the figure",
-    "pair_id": "article/figure#panel, unique",
-    "article_id": "article and version; pmcid without the version",
-    "panel": "0: the whole figure; 1..: a panel of it, cut at box",
-    "is_table": "true: the picture of a table, taken where ingest.tables is set",
-    "sha256": "of the original file; phash: 64-bit perceptual hash of the picture",
-    "group": "the same number: the same picture or figure, never in two splits",
-    "figure_kind": "guessed from pixels and words, with a score",
-    "license": "licence code",
-}
+# The columns that the card explains, in the order of what a reader wants first.
+_TOLD = [*dict.fromkeys(["image", "text", "caption", "mentions", "pair_id", "license", "figure_kind", *FACTS])]
+_SENTENCES = {field.name: sentence_of(field) for schema in (PAIRS, CORPUS) for field in schema}
 
 
 def sources(pairs: Product) -> list[dict[str, str]]:
@@ -92,7 +76,7 @@ def readme(note: dict[str, Any]) -> str:
         lines += [f"| {title} | pairs |", "|---|---|", *(f"| {name} | {n:,} |" for name, n in counts[by].items()), ""]
     lines += ["An article, and a group of equal pictures, is in one split only.", "", "## Reading it", "", "```python"]
     lines += [*_example(note, splits[0]), "```", "", "## Columns", ""]
-    lines += [f"- `{name}`: {text}" for name, text in _COLUMNS.items()]
+    lines += [f"- `{name}`: {_SENTENCES[name]}" for name in (*_TOLD, "split", "group")]
     lines += ["", "## Terms", "", *_terms(note), ""]
     return "\n".join(lines)
 
@@ -152,7 +136,7 @@ def _json_types() -> list[str]:
 
 
 def _terms(note: dict[str, Any]) -> list[str]:
-    pmc = [_ACKNOWLEDGEMENT, _TERMS] if any(source["name"] == PMC for source in note["sources"]) else []
+    pmc = [ACKNOWLEDGEMENT, _TERMS] if any(source["name"] == PMC for source in note["sources"]) else []
     own = [_OWN_TERMS] if any(source["name"].startswith("own data") for source in note["sources"]) else []
     return [*pmc, *own]
 
@@ -187,9 +171,15 @@ def _field(name: str) -> dict[str, Any]:
     source: dict[str, Any] = {"fileSet": {"@id": "shards"}, "extract": {"column": name}}
     if name == "image":
         source["transform"] = {"jsonPath": "bytes"}
-    described = {"description": _COLUMNS[name]} if name in _COLUMNS else {}
     kind = "sc:ImageObject" if name == "image" else "sc:Text"
-    return {"@type": "cr:Field", "@id": f"pairs/{name}", "name": name, "dataType": kind, "source": source, **described}
+    return {
+        "@type": "cr:Field",
+        "@id": f"pairs/{name}",
+        "name": name,
+        "dataType": kind,
+        "source": source,
+        "description": _SENTENCES[name],
+    }
 
 
 def _terms_of_croissant() -> dict[str, Any]:

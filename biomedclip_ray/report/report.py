@@ -30,7 +30,7 @@ from biomedclip_ray.clip.loss import LOSSES
 from biomedclip_ray.clip.vectors import to_matrix
 from biomedclip_ray.corpus.groups import SPLITS
 from biomedclip_ray.report import svg
-from biomedclip_ray.schema import Reason
+from biomedclip_ray.schema import ACKNOWLEDGEMENT, Reason
 from biomedclip_ray.store.place import Place
 from biomedclip_ray.store.product import Product
 from biomedclip_ray.train.metrics import is_stuck, read
@@ -50,12 +50,6 @@ CURVES = {  # of metrics.jsonl
 }
 _GRID_PARTS = 8
 _PICTURE_SIDE = 256  # pixels; the stored 384 would triple the file for nothing that a grid shows
-
-_TERMS = (
-    "What is shown here of PubMed Central is shown courtesy of the U.S. National Library of Medicine (NLM). It is a copy and "
-    "does not show the most current and accurate data available from NLM. NLM has neither reviewed nor endorsed it. Each "
-    "article and figure stays under its own licence."
-)
 
 
 @dataclass(frozen=True)
@@ -113,7 +107,7 @@ def render(root: str, run: dict[str, Any]) -> str:
         if "embed" in products
         else None,
         licenses=_licenses(products["preprocess"]) if "preprocess" in products else [],
-        terms=_TERMS,
+        terms=ACKNOWLEDGEMENT,
     )
 
 

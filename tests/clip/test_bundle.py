@@ -119,7 +119,7 @@ def test_a_bundle_holds_no_pickle_and_says_where_it_comes_from(
     assert (provenance["chosen_by"], provenance["corpus"]) == ("validation", "abc123")
     assert len(provenance["weights_sha256"]) == 64 and "open_clip_torch" in provenance["versions"]
     card = (tmp_path / "README.md").read_text()
-    assert "courtesy of the National Library of Medicine" in card and "Not a medical device" in card
+    assert "courtesy of the U.S. National Library of Medicine" in card and "Not a medical device" in card
     loaded = load_bundle(tmp_path)
     assert loaded.info["bundle_id"] == provenance["bundle_id"] and loaded.info["name"] == "demo"
 

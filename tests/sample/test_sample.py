@@ -19,7 +19,7 @@ from biomedclip_ray.sample.canvas import POSITIONS
 from biomedclip_ray.sample.imaging import fluorescence
 from biomedclip_ray.sample.plots import KINDS, compound
 from biomedclip_ray.sample.truth import ARTICLE_CASES, ARTICLE_FATES, FIGURE_CASES
-from biomedclip_ray.schema import Reason, split_article_id
+from biomedclip_ray.schema import Reason
 
 BUCKET = "pmc-oa-opendata"
 
@@ -122,7 +122,7 @@ def test_each_article_has_the_layout_of_the_cloud_service(bucket: Path, truth: T
     assert folders == {article.article_id for article in truth.articles}
     for article_id, metadata in _metadata(bucket).items():
         assert [key for key in metadata if key != "mid"] == keys
-        assert (metadata["pmcid"], metadata["version"]) == split_article_id(article_id)
+        assert f"{metadata['pmcid']}.{metadata['version']}" == article_id
         copy = (bucket / article_id / f"{article_id}.json").read_bytes()
         assert copy == (bucket / "metadata" / f"{article_id}.json").read_bytes()
 
@@ -145,15 +145,20 @@ def test_the_md5s_are_right_but_for_the_planted(bucket: Path, truth: Truth) -> N
     assert sorted(absent) == planted("missing_object") != []
 
 
+def _numbered(article_id: str) -> tuple[str, int]:
+    pmcid, _, version = article_id.partition(".")
+    return pmcid, int(version)
+
+
 def test_the_fates_of_the_versions_are_what_a_plain_walk_finds(bucket: Path, truth: Truth) -> None:
     newest: dict[str, int] = {}
     for path in (bucket / "metadata").iterdir():
-        pmcid, version = split_article_id(path.name.removesuffix(".json"))
+        pmcid, version = _numbered(path.stem)
         newest[pmcid] = max(version, newest.get(pmcid, 0))
     metadata, fates = _metadata(bucket), {}
     for path in (bucket / "metadata").iterdir():
         article_id = path.name.removesuffix(".json")
-        pmcid, version = split_article_id(article_id)
+        pmcid, version = _numbered(article_id)
         facts, xml = metadata.get(article_id), (bucket / article_id / f"{article_id}.xml").read_bytes()
         if version < newest[pmcid]:
             fates[article_id] = "superseded"
@@ -278,9 +283,9 @@ def test_the_counts_by_unit_add_up(truth: Truth) -> None:
 
 def test_the_sparse_half_has_no_labels_dois_or_mentions(tmp_path: Path) -> None:
     made = make_bucket(tmp_path / "bucket", 12, sparse_first_half=True)
-    pmcids = sorted({split_article_id(article.article_id)[0] for article in made.articles})
+    pmcids = sorted({_numbered(article.article_id)[0] for article in made.articles})
     for article in made.articles:
-        first = split_article_id(article.article_id)[0] in pmcids[:6]
+        first = _numbered(article.article_id)[0] in pmcids[:6]
         assert (article.doi == "") == first
         assert all((figure.label == "") == first for figure in article.figures)
         assert not any(figure.mentions for figure in article.figures) or not first
