@@ -37,6 +37,8 @@ AVERAGE = "average.safetensors"
 OPTIMIZER = "optimizer.pt"
 SHARDS = "shards"
 STATE = "state.json"
+WHOLE, SHARDED = "whole", "sharded"
+"""The form of a checkpoint, which its state.json says: left-over files of the other form change nothing."""
 
 
 def folder_name(steps_done: int) -> str:
@@ -69,7 +71,8 @@ def save(folder: Path, learner: Learner, state: dict[str, Any], rank: int) -> No
                 save_file(whole, folder / name)
         torch.save(get_optimizer_state_dict(learner.model, learner.optimizer), folder / OPTIMIZER)
     if rank == 0:
-        (folder / STATE).write_text(json.dumps(state))
+        form = SHARDED if learner.recipe.resources.shard else WHOLE
+        (folder / STATE).write_text(json.dumps(state | {"form": form}))
 
 
 def restore(checkpoint: Checkpoint, learner: Learner) -> dict[str, Any]:
@@ -90,7 +93,7 @@ def restore(checkpoint: Checkpoint, learner: Learner) -> dict[str, Any]:
     with checkpoint.as_directory() as name:
         folder = Path(name)
         state: dict[str, Any] = json.loads((folder / STATE).read_text())
-        sharded = (folder / SHARDS).is_dir()
+        sharded = state["form"] == SHARDED
         if sharded:
             shards = _sharded_state(learner)
             dcp.load(shards, checkpoint_id=folder / SHARDS)
@@ -117,7 +120,7 @@ def weights(folder: Path, model: nn.Module) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     found = {name: value.clone() for name, value in model.state_dict().items()}
-    if (folder / SHARDS).is_dir():
+    if json.loads((folder / STATE).read_text())["form"] == SHARDED:
         dcp.load({"model": found}, checkpoint_id=folder / SHARDS, no_dist=True)
         averaged = {key.removeprefix("average.") for key in _keys(folder / SHARDS) if key.startswith("average.")}
         if averaged:
@@ -235,9 +238,8 @@ def _with_only(there: list[tuple[int, dict[str, Any]]], record: dict[str, Any]) 
 def _opens(folder: Place) -> bool:
     """Whether a checkpoint's files are there and reach their ends."""
     try:
-        json.loads(folder.read(STATE))
-        if folder.exists(f"{SHARDS}/.metadata"):
-            return True
+        if json.loads(folder.read(STATE))["form"] == SHARDED:
+            return folder.exists(f"{SHARDS}/.metadata")
         with folder.open(OPTIMIZER) as file, zipfile.ZipFile(file) as moments:
             moments.infolist()
         with folder.open(WEIGHTS) as file:
@@ -245,7 +247,7 @@ def _opens(folder: Place) -> bool:
             header = json.loads(file.read(size))
             end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
             return bool(file.seek(0, 2) == 8 + size + end)
-    except (OSError, ValueError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return False
 
 

@@ -80,7 +80,7 @@ def test_a_newest_checkpoint_that_cannot_be_opened_is_passed_over(run: Path, nam
     assert checkpoint.steps_done(place) == 8
     assert [checkpoint.step_of(kept.path) for kept in checkpoint.kept(place)] == [8, 4]
     state = checkpoint.restore(checkpoint.newest(place), learner())  # type: ignore[arg-type]
-    assert state == {"step": 8}
+    assert state == {"step": 8, "form": "whole"}
 
 
 def test_a_cut_record_is_replaced_by_what_the_one_before_names_and_is_there(run: Path) -> None:
@@ -101,3 +101,15 @@ def test_where_nothing_is_whole_the_run_begins_anew(run: Path) -> None:
     assert checkpoint.steps_done(place) == 0
     assert not _snapshot(run).exists()
     checkpoint.mend(place)
+
+
+def test_left_over_shards_do_not_decide_how_a_whole_checkpoint_is_read(run: Path) -> None:
+    newest = run / checkpoint.RUN / checkpoint.folder_name(12)
+    (newest / "shards").mkdir()
+    (newest / "shards" / ".metadata").write_bytes(b"of another form")
+    place = Place(str(run))
+    checkpoint.mend(place)
+    assert checkpoint.steps_done(place) == 12
+    assert checkpoint.restore(checkpoint.newest(place), learner())["step"] == 12  # type: ignore[arg-type]
+    one = learner()
+    assert checkpoint.weights(newest, one.model).keys() == one.model.state_dict().keys()
