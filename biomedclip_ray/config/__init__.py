@@ -11,7 +11,7 @@ import difflib
 from pathlib import Path
 from typing import Any, get_args
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError, model_validator
 from yaml import MarkedYAMLError, YAMLError
@@ -102,29 +102,51 @@ class Config(Section):
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """Read a YAML file and dotted overrides (`train.lr=3e-4`) into a checked `Config`.
 
+    A file may name another as its `base`, seen from itself: it then says only what is different.
+
     Raises:
         ConfigError: no such file, no YAML, an unknown key (with the nearest valid name), or a value that does not fit.
     """
     path = Path(path)
-    if not path.is_file():
-        near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise ConfigError(f"config file {path} does not exist" + (f"; beside it: {', '.join(near)}" if near else ""))
     for item in overrides:
         if "=" not in item:
             raise ConfigError(f"override {item!r} is not of the form key=value, for example train.lr=3e-4")
     try:
-        loaded = OmegaConf.load(path)
-        if not OmegaConf.is_dict(loaded):
-            raise ConfigError(f"{path}: expected a mapping with the keys {', '.join(Config.model_fields)}")
-        tree = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
+        tree = OmegaConf.merge(_with_base(path, ()), OmegaConf.from_dotlist(list(overrides)))
         raw = OmegaConf.to_container(tree, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {error}".splitlines()[0]) from error
+    assert isinstance(raw, dict)
+    return parse({str(key): value for key, value in raw.items()}, str(path))
+
+
+def _with_base(path: Path, above: tuple[Path, ...]) -> DictConfig:
+    """A file over the one that its `base` names, which may have a base of its own; `above` are the files that led here."""
+    if not path.is_file():
+        near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        named = f" (base of {above[-1]})" if above else ""
+        raise ConfigError(
+            f"config file {path}{named} does not exist" + (f"; beside it: {', '.join(near)}" if near else "")
+        )
+    if path.resolve() in above:
+        raise ConfigError(f"{path}: base leads back to this file by way of {above[-1].name}")
+    try:
+        loaded = OmegaConf.load(path)
     except MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{path}{line}: {error.problem or error.context}") from error
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}".splitlines()[0]) from error
-    assert isinstance(raw, dict)
-    return parse({str(key): value for key, value in raw.items()}, str(path))
+    if not isinstance(loaded, DictConfig):
+        raise ConfigError(f"{path}: expected a mapping with the keys {', '.join(Config.model_fields)}")
+    base = loaded.pop("base", None)
+    if base is None:
+        return loaded
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base={base!r}: expected the name of a YAML file, seen from this one")
+    merged = OmegaConf.merge(_with_base(path.parent / base, (*above, path.resolve())), loaded)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def parse(raw: dict[str, Any], origin: str) -> Config:

@@ -238,3 +238,28 @@ def test_licence_presets_name_what_they_allow() -> None:
     }
     assert SourceSelect(licenses="all").allowed() == frozenset(LICENSES)
     assert SourceSelect(licenses=("CC0",)).allowed() == {"CC0"}
+
+
+def test_a_file_says_only_what_is_other_than_its_base(tmp_path: Path) -> None:
+    (tmp_path / "paper.yaml").write_text("root: a\ntrain: {batch: 512, micro_batches: 4, betas: [0.9, 0.98]}\n")
+    (tmp_path / "middle.yaml").write_text("base: paper.yaml\ntrain: {betas: [0.8, 0.9]}\n")
+    below = tmp_path / "own"
+    below.mkdir()
+    (below / "mine.yaml").write_text("base: ../middle.yaml\ntrain: {batch: 1024}\n")
+    config = load(below / "mine.yaml", ["train.epochs=2"])
+    assert (config.root, config.train.batch, config.train.micro_batches) == ("a", 1024, 4)
+    assert (config.train.betas, config.train.epochs) == ((0.8, 0.9), 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("base: nowhere.yaml", r"nowhere\.yaml \(base of .*run\.yaml\) does not exist; beside it: .*run\.yaml"),
+        ("base: run.yaml", r"run\.yaml: base leads back to this file by way of run\.yaml"),
+        ("base: [a, b]", r"run\.yaml: base=.*: expected the name of a YAML file, seen from this one"),
+    ],
+)
+def test_a_base_that_cannot_be_had_is_named(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=told):
+        load(tmp_path / "run.yaml")
