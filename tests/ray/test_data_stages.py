@@ -41,10 +41,15 @@ def _config(root: Path | str, uri: Path | str, **source: object) -> Config:
 
 
 def _outcomes(config: Config) -> dict[str, Outcome]:
-    versions = catalog.run(config, resolve_inventory(config)).product
-    articles = ingest.run(config, versions.product).product
-    pairs = preprocess.run(config, articles.product).product
-    return {"catalog": versions, "ingest": articles, "preprocess": pairs, "curate": curate.run(config, pairs.product).product}
+    versions = catalog.run(config, resolve_inventory(config))
+    articles = ingest.run(config, versions.product)
+    pairs = preprocess.run(config, articles.product)
+    return {
+        "catalog": versions,
+        "ingest": articles,
+        "preprocess": pairs,
+        "curate": curate.run(config, pairs.product),
+    }
 
 
 def _data_stages(config: Config) -> dict[str, Product]:
@@ -148,7 +153,7 @@ def test_a_finished_stage_is_skipped_and_a_lost_part_is_made_again(bucket: Path,
     rows = _rows(first["preprocess"])
     first["preprocess"].place.delete("_MANIFEST.json")
     first["preprocess"].place.delete("data/part-00001.parquet")
-    resumed = preprocess.run(config, again["ingest"].product).product
+    resumed = preprocess.run(config, again["ingest"].product)
     assert resumed.state == "resumed"
     pd.testing.assert_frame_equal(_rows(resumed.product), rows)
     touched = [n for n, p in _files(tmp_path).items() if before.get(n) != p.stat().st_mtime_ns and "/part-" in n]
@@ -187,7 +192,7 @@ def test_a_source_that_fails_for_a_while_adds_exactly_what_was_missing(bucket: P
     s3.faults = {key: ["503"] for key in broken}
     with pytest.raises(UnfinishedError, match="run the same command again"):
         preprocess.run(config, articles)
-    pairs = preprocess.run(config, articles).product
+    pairs = preprocess.run(config, articles)
     assert pairs.state == "resumed"
     columns = [name for name in PAIRS.names if name != "part"]
     pd.testing.assert_frame_equal(_rows(pairs.product)[columns], _rows(plain["preprocess"])[columns])

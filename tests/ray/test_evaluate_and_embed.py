@@ -215,7 +215,7 @@ def test_an_interrupted_embedding_goes_on_and_ends_with_the_same_rows(made, embe
     place = whole.place
     place.delete("_MANIFEST.json")
     place.delete(ledger_name(0))  # killed between the two files of part 0, and before the table was finished
-    again = embed.run(config, *made.inputs).product
+    again = embed.run(config, *made.inputs)
     assert again.state == "resumed"
     assert again.product.read(0).drop_columns(["image_vector", "text_vector"]) == before.drop_columns(
         ["image_vector", "text_vector"]

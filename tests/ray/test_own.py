@@ -55,7 +55,7 @@ def _config(root: Path, uri: Path | str, **own: object) -> Config:
 
 def _run(config: Config) -> Outcome:
     assert config.own.uri is not None
-    return own_pairs.run(config, find_files(config.own.uri, config.own.pairs_per_part)).product
+    return own_pairs.run(config, find_files(config.own.uri, config.own.pairs_per_part))
 
 
 def _take(config: Config) -> Product:
