@@ -148,7 +148,11 @@ PAIRS = pa.schema(
         column("original_width", pa.int32(), "of the original", "pixels"),
         column("original_height", pa.int32(), "of the original", "pixels"),
         column("original_format", pa.string(), "of the original file: JPEG, TIFF, ..."),
-        column("image_note", pa.string(), "how the image was taken from its file, where not plainly: page, window, channels"),
+        column(
+            "image_note",
+            pa.string(),
+            "how the image was taken from its file, where not plainly: page, window, channels",
+        ),
         column("media_name", pa.string(), "the original file"),
         column("media_md5", pa.string(), "of the original file, as the source gives it"),
         column("sha256", pa.string(), "of the original file; a panel: of its pixels"),
