@@ -35,6 +35,8 @@ NAMES = {
     "ray.data._internal.cluster_autoscaler.base_autoscaling_coordinator:STANDARD_RESOURCE_TYPES": (
         "the share of what is left that a dataset asks for, which may not change while it runs"
     ),
+    "ray._private.runtime_env.packaging:_dir_travel": "a working directory without what .gitignore and .rayignore name",
+    "ray._private.ray_constants:DASHBOARD_CLIENT_MAX_SIZE": "the most that a cluster takes of it: HTTP 413 beyond",
 }
 
 Autoscaler = Literal["v1", "v2"]
@@ -44,6 +46,8 @@ _KUBERNETES = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _EXPIRE_S = 180
 
 log = logging.getLogger(__name__)
+_QUIET = logging.getLogger("biomedclip.weighing")
+_QUIET.setLevel(logging.ERROR)
 
 
 def missing_names() -> list[str]:
@@ -198,3 +202,18 @@ def ask_for(name: str, bundles: Bundles | None) -> None:
             expire_after_s=_EXPIRE_S,
         )
     )
+
+
+def weigh_folder(folder: Path) -> tuple[dict[str, int], int]:
+    """Bytes of each file of a working directory that a submission would send, unpacked as it is sent, and the most that is taken."""
+    from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
+    from ray._private.runtime_env.packaging import _dir_travel
+
+    sizes: dict[str, int] = {}
+
+    def weigh(path: Path) -> None:
+        if path.is_file():
+            sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
+
+    _dir_travel(folder, [], weigh, include_gitignore=True, logger=_QUIET)
+    return sizes, int(DASHBOARD_CLIENT_MAX_SIZE)
