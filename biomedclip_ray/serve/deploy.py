@@ -76,7 +76,7 @@ def address(resources: ServeResources) -> str:
 def running(url: str) -> str | None:
     """The fingerprint of the ready application at this address; None if there is none."""
     try:
-        answer = httpx.get(f"{url}/v1/models", timeout=PROBE_S)
+        answer = httpx.get(f"{url}/v1/models", timeout=PROBE_S, trust_env=False)  # this machine is behind no proxy
         content = answer.json() if answer.status_code == 200 else {}
     except (httpx.HTTPError, ValueError):
         return None
@@ -140,7 +140,7 @@ def ask(url: str, index: Product) -> Iterator[str]:
     Captions of three kinds of figure (of articles that training did not see, where the index holds such) are searched
     for, then a picture; a picture is classified, and a text is embedded. Raises httpx.HTTPError.
     """
-    with httpx.Client(base_url=url, timeout=60) as client:
+    with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
 
         def post(path: str, body: dict[str, Any]) -> Any:
             return client.post(path, json=body).raise_for_status().json()

@@ -20,6 +20,7 @@ from biomedclip_ray.config import SourceResources
 from biomedclip_ray.schema import Reason
 from biomedclip_ray.sources.bucket import PUBLIC_BUCKET, ObjectError, SourceError, check_md5
 from biomedclip_ray.sources.deadline import until, watched
+from biomedclip_ray.store.place import Place
 
 Fetched = TypeVar("Fetched")
 _PIECE = 8 << 20
@@ -31,8 +32,9 @@ class S3Bucket:
     """An S3 bucket, read unsigned where it is PMC's own or where this machine has no credentials."""
 
     def __init__(self, uri: str, resources: SourceResources) -> None:
-        self.uri = uri.rstrip("/")
-        self.name, _, prefix = self.uri.removeprefix("s3://").partition("/")
+        place = Place(uri)
+        self.uri = place.uri
+        self.name, _, prefix = place.plain.removeprefix("s3://").partition("/")
         self.prefix = f"{prefix}/" if prefix else ""
         self.resources = resources
         session = boto3.Session()
@@ -50,6 +52,7 @@ class S3Bucket:
             watched(
                 session.client(
                     "s3",
+                    endpoint_url=place.endpoint,  # None: as the environment says
                     region_name="us-east-1" if self.name == PUBLIC_BUCKET else None,
                     config=config.merge(Config(retries={"total_max_attempts": attempts, "mode": "standard"})),
                 )

@@ -3,6 +3,9 @@
 A file appears whole or not at all: on a disk by temp + fsync + rename, on an object store by a single put. `create`
 answers who was first, which is what a lease needs; on S3 that is a conditional put (If-None-Match), which pyarrow does
 not offer, so boto3 sends it.
+
+A bucket somewhere else than the environment says is named in its URI, `s3://bucket/folder?endpoint_override=http://minio:9000`, as
+pyarrow reads it; every client here follows that (`endpoint`).
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import uuid
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -30,15 +34,37 @@ class Place:
     def __post_init__(self) -> None:
         if "://" not in self.uri:
             object.__setattr__(self, "uri", str(Path(self.uri).expanduser().absolute()))
-        object.__setattr__(self, "uri", self.uri.removeprefix("file://").rstrip("/") or "/")
+        plain, mark, query = self.uri.removeprefix("file://").partition("?") if self._remote else (self.uri, "", "")
+        plain = plain.removeprefix("file://").rstrip("/") or "/"
+        object.__setattr__(self, "uri", f"{plain}{mark}{query}")
 
     @property
     def local(self) -> Path | None:
         """The folder on a local disk, or None for remote places."""
         return None if "://" in self.uri else Path(self.uri)
 
+    @property
+    def _remote(self) -> bool:
+        return "://" in self.uri and not self.uri.startswith("file://")
+
+    @property
+    def plain(self) -> str:
+        """The URI without what stands after a question mark."""
+        return self.uri.partition("?")[0] if self._remote else self.uri
+
+    @property
+    def endpoint(self) -> str | None:
+        """Where an S3 place lies, if its URI says so: `http://minio:9000`."""
+        if not self.uri.startswith("s3://"):
+            return None
+        options = parse_qs(self.uri.partition("?")[2])
+        [named] = options.get("endpoint_override", [None])
+        if named is None or "://" in named:
+            return named
+        return f"{options.get('scheme', ['https'])[0]}://{named}"
+
     def at(self, name: str) -> Place:
-        return Place(f"{self.uri}/{name}")
+        return Place(f"{self.plain}/{name}{self.uri.removeprefix(self.plain)}")
 
     def read(self, name: str) -> bytes:
         """The bytes of a file. Raises FileNotFoundError."""
@@ -66,7 +92,7 @@ class Place:
         if self.local is not None:
             return self._write_local(self.local / name, data, exclusive=True)
         if self.uri.startswith("s3://"):
-            return _put_if_absent(f"{self.uri}/{name}", data)
+            return _put_if_absent(self.at(name), data)
         # No conditional put here: the last of two writers wins, and reading back tells which one that was.
         if self.exists(name):
             return False
@@ -188,17 +214,17 @@ def _filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     return fs, path.rstrip("/")
 
 
-def _put_if_absent(uri: str, data: bytes) -> bool:
+def _put_if_absent(place: Place, data: bytes) -> bool:
     import boto3
     from botocore.exceptions import ClientError
 
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    bucket, _, key = place.plain.removeprefix("s3://").partition("/")
     try:
-        boto3.client("s3").put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+        boto3.client("s3", endpoint_url=place.endpoint).put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
     except ClientError as error:
         if error.response["ResponseMetadata"]["HTTPStatusCode"] in (409, 412):
             return False
-        raise StorageError(f"{uri}: {error}") from error
+        raise StorageError(f"{place.uri}: {error}") from error
     return True
 
 

@@ -39,6 +39,15 @@ def test_a_passing_fault_is_tried_again_and_the_bytes_are_whole(s3: S3, uri: str
     assert s3.gets.count(KEY) == len(faults) + 1
 
 
+def test_a_source_may_lie_at_another_endpoint_than_the_environment_says(
+    s3: S3, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The public bucket beside a root on one's own MinIO."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody listens there
+    bucket = open_bucket(f"{uri}?endpoint_override={s3.url}", QUICK)
+    assert bucket.get(KEY, MD5) == DATA
+
+
 def test_an_object_without_md5_is_checked_against_its_etag_where_that_is_a_md5(s3: S3, uri: str) -> None:
     s3.faults[KEY] = ["corrupt"]
     assert open_bucket(uri, QUICK).get(KEY) == DATA

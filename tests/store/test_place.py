@@ -12,7 +12,7 @@ import pytest
 from biomedclip_ray.store.place import Place, StorageError, check_writable
 
 
-@pytest.fixture(params=["disk", "s3", "memory"])
+@pytest.fixture(params=["disk", "s3", "elsewhere", "memory"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     if request.param == "disk":
         return Place(str(tmp_path / "root"))
@@ -20,7 +20,11 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
         return Place(f"memory://{tmp_path.name}")
     server = request.getfixturevalue("s3")
     (tmp_path / "empty").mkdir()
-    return Place(server.upload(tmp_path / "empty") + "/root")
+    bucket = server.upload(tmp_path / "empty")
+    if request.param == "elsewhere":  # than the environment says, where nobody answers
+        request.getfixturevalue("monkeypatch").setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        return Place(f"{bucket}/root/?endpoint_override={server.url}")
+    return Place(f"{bucket}/root")
 
 
 def test_what_is_written_is_read_listed_and_deleted(place: Place) -> None:
@@ -120,3 +124,12 @@ def test_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     assert Place("a/b/").uri == str(tmp_path / "a" / "b")
     assert Place(f"file://{tmp_path}/x").local == tmp_path / "x"
+
+
+def test_an_endpoint_in_the_uri_stays_with_every_folder_and_is_no_part_of_a_name() -> None:
+    place = Place("s3://bucket/run/?endpoint_override=minio:9000&scheme=http").at("ingest/0123")
+    assert place.uri == "s3://bucket/run/ingest/0123?endpoint_override=minio:9000&scheme=http"
+    assert (place.plain, place.endpoint) == ("s3://bucket/run/ingest/0123", "http://minio:9000")
+    assert Place("s3://bucket/run?endpoint_override=https://minio").endpoint == "https://minio"
+    assert Place("s3://bucket/run").endpoint is None
+    assert Place("/mnt/what?/run").at("a").uri == "/mnt/what?/run/a"
