@@ -201,14 +201,22 @@ def index_schema(dimensions: int) -> pa.Schema:
         [
             _PAIR_ID,
             _ARTICLE_ID,
+            _PMCID,
+            _FIGURE_ID,
+            column("panel", pa.int16(), "0: the whole figure; 1 and more: a panel"),
+            _LABEL,
             column("image_vector", vector, "of the image, unit length"),
             column("text_vector", vector, "of the text, unit length"),
             _CAPTION,
+            column(
+                "words", pa.string(), "the caption's pieces and the article's numbers, as search/folding.py folds them"
+            ),
             _TITLE,
             _JOURNAL,
             _YEAR,
             _LICENSE,
             _DOI,
+            _PMID,
             _KIND,
             column("split", pa.string(), "train, validation or test"),
             column("thumbnail", pa.binary(), "JPEG, long side at most embed.thumbnail pixels"),
@@ -316,6 +324,7 @@ class Reason(StrEnum):
     # embed: pair
     NOT_IN_CORPUS = "not_in_corpus", "curate did not keep the pair"
     SPLIT_NOT_EMBEDDED = "split_not_embedded", "embed.splits does not name the pair's split"
+    NON_FINITE = "non_finite", "the bundle gives a vector that is non-finite or has no direction"
 
 
 _XML_ID = re.compile(r"[A-Za-z0-9._-]+")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from biomedclip_ray.config.section import KnownKinds, PartResources, Positive, Section, StageSection
+from biomedclip_ray.config.section import KnownKinds, PartResources, Positive, Section, Share, StageSection
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Area = Annotated[float, Field(gt=0, le=1)]
@@ -185,6 +185,8 @@ class Embed(StageSection):
     """Pixels of the long side of the picture that search shows."""
     ann_rows: Positive = 100_000
     """Rows from which an approximate index is built; below it search is exact."""
+    non_finite_limit: Share = 0.001
+    """Share of the pairs whose vectors may be non-finite (ledger rows); above it the stage ends: the bundle is broken."""
 
 
 class ServeResources(Section):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
@@ -22,18 +23,18 @@ import ray
 from numpy.typing import NDArray
 from PIL import Image
 
-from biomedclip_ray.clip.vectors import encode_pairs, to_column, to_matrix
+from biomedclip_ray.clip.vectors import check_unit, encode_pairs, to_column, to_matrix
 from biomedclip_ray.config import Config, ConfigError, Embed, PartResources
 from biomedclip_ray.run.capacity import Capacity
 from biomedclip_ray.run.stage import Made, RunParts, Stage
 from biomedclip_ray.schema import Reason, index_schema
-from biomedclip_ray.search import index
+from biomedclip_ray.search import build, folding, index
 from biomedclip_ray.store.attempt import Attempt
 from biomedclip_ray.store.ledger import Ledger, PartResult
 from biomedclip_ray.store.parquet import conform
-from biomedclip_ray.store.product import Product, ledger_name
+from biomedclip_ray.store.product import Product, StageError, data_name, ledger_name
 
-VERSION = 1
+VERSION = 2
 
 PARTS_PER_FRAGMENT = 64
 """About 130,000 pairs and a gigabyte: fifteen million pairs are some hundred fragments."""
@@ -41,7 +42,16 @@ PARTS_PER_FRAGMENT = 64
 MAP_ROWS = 20_000
 """Image vectors that the map's plane is fitted to."""
 
-_SHOWN = ("pair_id", "article_id", "caption", "title", "journal", "year", "license", "doi", "figure_kind")
+PARTS_PER_COUNT = 256
+"""Parts whose rows one task counts: 76 ms a part on the driver were 10 minutes at full scale."""
+
+_SHOWN = (
+    "pair_id article_id pmcid figure_id panel label caption title journal year license doi pmid figure_kind".split()
+)
+
+
+class NonFiniteError(StageError):
+    """A bundle whose towers overflow or whose weights hold NaN."""
 
 
 def _content(config: Config, bundle: Product, pairs: Product, corpus: Product) -> dict[str, Any]:
@@ -51,11 +61,12 @@ def _content(config: Config, bundle: Product, pairs: Product, corpus: Product) -
 def _work(
     attempt: Attempt, run_parts: RunParts, config: Config, bundle: Product, pairs: Product, corpus: Product
 ) -> Made:
-    """Raises ConfigError where no pair passes, BadIndexError where the table holds other rows than pairs less ledger."""
+    """Raises ConfigError where no pair passes, NonFiniteError where too many have no vector, BadIndexError where the table holds
+    other rows than data/."""
     section = config.embed
     attempt.parts = pairs.parts
     run_parts(_Embedder, section.resources, (bundle.place.at("bundle").uri, pairs, corpus, section))
-    expected = _rows(pairs) - _dropped(attempt)
+    expected = _checked(attempt, section)
     if expected <= 0:
         raise ConfigError(f"embed.splits={list(section.splits)}: {corpus.uri} keeps no pair of them; name other splits")
     settings = _build(attempt, expected, section.resources, section.ann_rows)
@@ -144,11 +155,15 @@ class _Embedder:
         columns |= {
             "image_vector": to_column(image),
             "text_vector": to_column(text),
+            "words": pa.array(_words(facts), pa.string()),
             "split": judged["split"].take(rows),
             "thumbnail": pa.array([thumbnail(data, self.section.thumbnail) for data in images], pa.binary()),
             "bundle": pa.array([self.encoder.bundle_id] * len(rows)),
         }
-        return PartResult(conform(pa.table(columns), schema), ledger)
+        sound = drop_non_finite(ledger, facts["pair_id"].to_pylist(), {"text": text, "image": image})
+        check_unit(text[sound], "text vectors")
+        check_unit(image[sound], "image vectors")
+        return PartResult(conform(pa.table(columns).filter(pa.array(sound)), schema), ledger)
 
 
 def _part_schema(dimensions: int) -> pa.Schema:
@@ -156,35 +171,88 @@ def _part_schema(dimensions: int) -> pa.Schema:
     return pa.schema([column for column in index_schema(dimensions) if column.name not in ("x", "y")])
 
 
-def _rows(pairs: Product) -> int:
-    return sum(file["rows"] for file in pairs.manifest["files"] if file["name"].startswith("data/"))
+def drop_non_finite(ledger: Ledger, ids: list[str], vectors: dict[str, NDArray[np.float32]]) -> NDArray[np.bool_]:
+    """Which rows have a direction in every matrix (n, d) of vectors; the others go to the ledger, and are kept no longer."""
+    sound = np.ones(len(ids), bool)
+    for what, matrix in vectors.items():
+        with np.errstate(over="ignore", invalid="ignore"):
+            lengths = np.linalg.norm(matrix, axis=1)
+        for row in np.flatnonzero(sound & ~(np.isfinite(lengths) & (lengths > 0))):
+            ledger.drop("pair", ids[row], Reason.NON_FINITE, f"{what} vector")
+            sound[row] = False
+    ledger.count("pair", 0, -int((~sound).sum()))
+    return sound
 
 
-def _dropped(attempt: Attempt) -> int:
-    total = 0
-    for part in range(attempt.parts or 0):
+def _words(facts: pa.Table) -> list[str]:
+    columns = (facts[name].to_pylist() for name in ("caption", "article_id", "pmid", "doi"))
+    return [folding.document(*row) for row in zip(*columns, strict=True)]
+
+
+def _checked(attempt: Attempt, section: Embed) -> int:
+    """Rows in data/, counted by tasks from the files' footers; an error where too many pairs were lost to non-finite vectors."""
+    parts = range(attempt.parts or 0)
+    chunks = [parts[at : at + PARTS_PER_COUNT] for at in range(0, len(parts), PARTS_PER_COUNT)]
+    counted = ray_tasks(section.resources)([(_count, (attempt, chunk)) for chunk in chunks])
+    rows, lost = (sum(column) for column in zip(*counted, strict=True))
+    if lost > section.non_finite_limit * (rows + lost):
+        raise NonFiniteError(
+            f"{attempt.product.uri}: {lost} of {rows + lost} pairs have a non-finite vector, above embed.non_finite_limit="
+            f"{section.non_finite_limit:g}; the bundle's weights are broken or overflow: train from an earlier checkpoint"
+        )
+    return rows
+
+
+def _count(attempt: Attempt, parts: range) -> tuple[int, int]:
+    """Rows of these parts, and pairs that were lost to non-finite vectors."""
+
+    def one(part: int) -> tuple[int, int]:
+        with attempt.place.open(data_name(part)) as file:
+            rows = int(pq.read_metadata(file).num_rows)
         with attempt.place.open(ledger_name(part)) as file:
-            total += pq.read_metadata(file).num_rows
-    return total
+            reasons = pq.ParquetFile(file).read(columns=["reason"])["reason"].to_pylist()
+        return rows, reasons.count(Reason.NON_FINITE.value)
+
+    with ThreadPoolExecutor(16) as threads:
+        counted = list(threads.map(one, parts))
+    return sum(rows for rows, _ in counted), sum(lost for _, lost in counted)
+
+
+def ray_tasks(resources: PartResources) -> build.Tasks:
+    """Calls as tasks on the cluster's workers."""
+
+    def run(calls: list[tuple[Any, tuple[Any, ...]]]) -> list[Any]:
+        task = ray.remote(num_cpus=resources.num_cpus)(_call)
+        results: list[Any] = ray.get([task.remote(function, arguments) for function, arguments in calls])
+        return results
+
+    return run
+
+
+def _call(function: Any, arguments: tuple[Any, ...]) -> Any:
+    return function(*arguments)
 
 
 def _build(attempt: Attempt, expected: int, resources: PartResources, ann_rows: int) -> index.Settings:
-    """Write the table from data/ and index it. What an interrupted run left of it is removed first."""
+    """Write the table from data/ and index it, by tasks. What an interrupted run left of it is removed first."""
     attempt.place.at(index.TABLE).delete_all()
-    axes = plane(_sample(attempt))
+    tasks = ray_tasks(resources)
+    (axes,) = tasks([(_map_axes, (attempt,))])
     schema = index_schema(axes.shape[1])
     parts = range(attempt.parts or 0)
     chunks = [parts[at : at + PARTS_PER_FRAGMENT] for at in range(0, len(parts), PARTS_PER_FRAGMENT)]
-    task = ray.remote(num_cpus=resources.num_cpus)(_write_fragments)
-    fragments: list[Any] = []
-    for written in ray.get([task.remote(attempt, chunk, axes, schema) for chunk in chunks]):
-        fragments.extend(written)
-    index.commit(attempt.place, fragments, schema, expected)
-    return index.finish(attempt.place, ann_rows)
+    written = tasks([(_write_fragments, (attempt, chunk, axes, schema)) for chunk in chunks])
+    fragments = [fragment for chunk in written for fragment in chunk]
+    build.commit(attempt.place, fragments, schema, expected)
+    return build.finish(attempt.place, ann_rows, tasks)
+
+
+def _map_axes(attempt: Attempt) -> NDArray[np.float32]:
+    return plane(_sample(attempt))
 
 
 def _write_fragments(attempt: Attempt, parts: range, axes: NDArray[np.float32], schema: pa.Schema) -> list[Any]:
-    return index.write_rows(attempt.place, (_placed(attempt.read(part), axes, schema) for part in parts), schema)
+    return build.write_rows(attempt.place, (_placed(attempt.read(part), axes, schema) for part in parts), schema)
 
 
 def _placed(table: pa.Table, axes: NDArray[np.float32], schema: pa.Schema) -> pa.Table:

@@ -1,25 +1,28 @@
-"""The index: a Lance table of every embedded pair, exact search on a small one, IVF_PQ on a large one.
+"""The index: a Lance table of every embedded pair, opened for search. `build.py` writes it, `query.py` combines what is found here.
 
-Filters always run before the search: filtering k results afterwards loses rows (16 of 322 came back in one report), and
-a filter that one row in a thousand passes must still give min(k, all that pass). Below `embed.ann_rows` search is exact,
-which at 100,000 rows of 512 numbers took 270 ms on two busy cores; above, the probe count is
-raised until measured recall is good enough, and the settings are stored with the recall they gave.
+Filters always run before the search: filtering k results afterwards loses rows (16 of 322 came back in one report). A table, and a
+filter that few rows pass, is searched exactly; else so many partitions are probed as reached the wanted recall when the index was
+built, at that share of the rows (with the probes of no filter, recall was 0.63 where one row in a thousand passed).
+Ids and scores are found first, rows are read only for what is returned.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from typing import Any, Literal, NamedTuple
 
 import lance
 import numpy as np
 import pyarrow as pa
-from lance.fragment import FragmentMetadata, write_fragments
+from lance.query import FullTextQuery
 from numpy.typing import NDArray
 
+from biomedclip_ray.search import folding, words
+from biomedclip_ray.search.filters import Filters, quoted
 from biomedclip_ray.store.place import Place
 from biomedclip_ray.store.product import StageError
 
@@ -28,10 +31,13 @@ SETTINGS = "search.json"
 METRIC = "cosine"
 VECTORS = ("image_vector", "text_vector")
 
-WANTED_RECALL = 0.95
-_REFINE = (10, 50)  # so many times k rows are re-ranked with their whole vectors: a row must find itself first
-_QUERIES = 200
-_NOT_SHOWN = frozenset({*VECTORS, "thumbnail"})
+TIERS = (48, 256, 2048)
+"""Rows that an approximate search finds, whatever k, and of which the better half is given: so the first k of a larger k are the smaller k.
+Whoever reads on gets what a deeper search adds, and after that what an exact one does. Ranking a row again costs 30 us."""
+_TIES = 8
+"""Rows found beyond k by an exact search, to see whether equal ones follow; more where they do."""
+_TAKEN = 10_000  # rows read at once
+_NOT_SHOWN = frozenset({*VECTORS, "thumbnail", folding.COLUMN})
 
 Column = Literal["image_vector", "text_vector"]
 
@@ -41,32 +47,8 @@ class BadIndexError(StageError):
 
 
 @dataclass(frozen=True)
-class Filters:
-    """What a row must be to be searched at all; None does not filter."""
-
-    kinds: tuple[str, ...] | None = None
-    licenses: tuple[str, ...] | None = None
-    splits: tuple[str, ...] | None = None
-    year_from: int | None = None
-    year_to: int | None = None
-
-    def sql(self) -> str | None:
-        """The condition in Lance's SQL; values are quoted, so that any text is only a value."""
-        terms = []
-        for column, values in (("figure_kind", self.kinds), ("license", self.licenses), ("split", self.splits)):
-            if values is not None:
-                quoted = ", ".join("'" + value.replace("'", "''") + "'" for value in values)
-                terms.append(f"{column} IN ({quoted})" if values else "false")
-        if self.year_from is not None:
-            terms.append(f"year >= {int(self.year_from)}")
-        if self.year_to is not None:
-            terms.append(f"year <= {int(self.year_to)}")
-        return " AND ".join(terms) or None
-
-
-@dataclass(frozen=True)
 class Hit:
-    """One found row: its score (cosine, or BM25 for text search) and its columns."""
+    """One found row: its score (cosine, BM25 for words, or what `query.py` makes of several) and its columns."""
 
     score: float
     row: dict[str, Any]
@@ -76,24 +58,68 @@ class Hit:
         return str(self.row["pair_id"])
 
 
+class Found(NamedTuple):
+    """Row ids (n,) uint64 and scores (n,) float32, best first, equal ones by pair_id."""
+
+    ids: NDArray[np.uint64]
+    scores: NDArray[np.float32]
+
+
 @dataclass(frozen=True)
 class Settings:
     """How the table is searched, and the recall@10 that this gave when it was built."""
 
-    exact: bool = True
-    nprobes: int = 0
+    kind: str = "exact"
+    """exact, IVF_RQ or IVF_PQ."""
     refine_factor: int = 0
+    """So many times the wanted rows are ranked again by their whole vectors."""
+    exact_rows: int = 0
+    """A filter that so few rows pass is searched exactly."""
+    probes: dict[str, int] = field(default_factory=dict)
+    """Share of the rows that pass -> partitions probed; between two shares the smaller one's hold."""
+    partitions: int = 0
     recall: dict[str, float] = field(default_factory=dict)
+    """What was searched -> recall@10 against exact search."""
+    output_recall: dict[str, float] = field(default_factory=dict)
+    """Type of a vector's numbers (`outputs.py`) -> recall@10 among vectors of that type, against float32."""
+    int8_scale: float = 0.0
+    """What a float is multiplied by to become int8."""
+
+    @property
+    def exact(self) -> bool:
+        return self.kind == "exact"
+
+    def nprobes(self, share: float) -> int:
+        """Partitions to probe where this share of the rows passes; all where it is below every share that was measured."""
+        measured = [float(key) for key in self.probes if float(key) <= share]
+        return self.probes[f"{max(measured):g}"] if measured else self.partitions
 
 
 class Index:
-    """An opened index. Safe to use from several threads; holds no rows in memory."""
+    """An opened index. Safe to use from several threads; holds no rows in memory.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from biomedclip_ray.search import build
+    >>> rows = [
+    ...     {"pair_id": f"PMC{n}.1/F1#0", "article_id": f"PMC{n}.1", "caption": f"IL-6 in {kind}", "figure_kind": kind,
+    ...      "image_vector": [np.cos(n), np.sin(n)], "text_vector": [1.0, 0.0], "year": 2020 + n, "bundle": "b"}
+    ...     for n, kind in enumerate(["gels", "charts", "gels"])
+    ... ]
+    >>> folder = TemporaryDirectory()
+    >>> index = build.from_rows(folder.name, rows)
+    >>> [hit.pair_id for hit in index.search([1.0, 0.1], k=2)]
+    ['PMC0.1/F1#0', 'PMC1.1/F1#0']
+    >>> [hit.pair_id for hit in index.text_search("IL6 gel", filters=Filters(year_from=2021))]
+    ['PMC2.1/F1#0']
+    >>> folder.cleanup()
+    """
 
     def __init__(self, dataset: lance.LanceDataset, settings: Settings) -> None:
         self.dataset = dataset
         self.settings = settings
         self.dimensions = int(dataset.schema.field("image_vector").type.list_size)
         self._shown = [name for name in dataset.schema.names if name not in _NOT_SHOWN]
+        self._rows = lru_cache(1024)(lambda where: int(dataset.count_rows(filter=where)))
 
     @classmethod
     def open(cls, uri: str) -> Index:
@@ -107,11 +133,11 @@ class Index:
             settings = Settings(**json.loads(place.read(SETTINGS)))
         except FileNotFoundError as error:
             raise BadIndexError(f"{place.uri} holds no finished index; run the embed stage") from error
-        return cls(_open(place), settings)
+        return cls(open_table(place), settings)
 
     def count(self, filters: Filters | None = None) -> int:
         """Rows, of those that pass."""
-        return int(self.dataset.count_rows(filter=filters.sql() if filters else None))
+        return self._rows(filters.sql() if filters else None)
 
     @property
     def bundle(self) -> str:
@@ -134,182 +160,204 @@ class Index:
         Raises:
             ValueError: another number of dimensions, or a vector of zeros, NaN or infinity.
         """
-        query = np.asarray(vector, np.float32)
-        if query.shape != (self.dimensions,):
-            raise ValueError(f"the index has {self.dimensions} dimensions, the query shape {query.shape}")
-        length = float(np.linalg.norm(query))
-        if not (np.isfinite(length) and length > 0):
-            raise ValueError("the query vector has no direction (zero, NaN or infinite)")
-        if k < 1:
-            raise ValueError(f"k={k}: at least one row must be asked for")
-        columns = [*self._shown, "thumbnail"] if thumbnails else self._shown
-        where = filters.sql() if filters else None
-        rows = _nearest(self.dataset, query, k, column, columns, where, self.settings)
-        if not self.settings.exact and len(rows) < k:
-            # too few of the probed partitions' rows pass: the scalar index leaves little to search exactly
-            rows = _nearest(self.dataset, query, k, column, columns, where, Settings())
-        return sorted((Hit(1.0 - row.pop("_distance"), row) for row in rows), key=lambda hit: (-hit.score, hit.pair_id))
+        return self.hits(self.nearest(vector, k, column, filters), thumbnails)
 
     def text_search(
         self, query: str, k: int = 10, filters: Filters | None = None, thumbnails: bool = False
     ) -> list[Hit]:
-        """The k rows whose caption matches the words best (BM25), among those that pass the filters."""
-        if not query.strip():
-            return []
+        """The k rows whose captions match the words best (BM25), among those that pass the filters: those that hold every word
+        (`words.py`), or where there is none, some."""
+        return self.hits(self.matching(words.read(query), k, filters), thumbnails)
+
+    def nearest(
+        self,
+        vector: NDArray[np.floating[Any]] | Sequence[float],
+        k: int = 10,
+        column: Column = "image_vector",
+        filters: Filters | None = None,
+    ) -> Found:
+        """What `search` finds, as row ids and cosines."""
+        query = self.unit(vector)
+        if k < 1:
+            raise ValueError(f"k={k}: at least one row must be asked for")
+        where = filters.sql() if filters else None
+        passing, rows = self._rows(where), self._rows(None)
+        if not passing:
+            return _nothing()
+        settings = self.settings
+        exact = settings.exact or passing <= settings.exact_rows
+        probes = 0 if exact else settings.nprobes(passing / rows)
+
+        def look(depth: int, probes: int) -> Found:
+            return nearest_rows(self.dataset, query, depth, column, where, probes, settings.refine_factor)
+
+        if exact:
+            return self._first(partial(look, probes=0), k, k + _TIES, passing)
+        found = _nothing()
+        for tier in TIERS:
+            added = self._first(partial(look, probes=probes), tier // 2, tier, passing)
+            found = _after(found, added)
+            if len(found.ids) >= k:
+                return Found(found.ids[:k], found.scores[:k])
+        added = self._first(partial(look, probes=0), k, k + _TIES, passing)
+        found = _after(found, added)
+        return Found(found.ids[:k], found.scores[:k])
+
+    def matching(
+        self,
+        reading: words.Reading,
+        k: int = 10,
+        filters: Filters | None = None,
+        without: tuple[words.Reading, ...] = (),
+    ) -> Found:
+        """What `text_search` finds, as row ids and BM25 scores; `without` is what a caption must not hold."""
+        if not reading.required:
+            return _nothing()
+        where = filters.sql() if filters else None
+        found = _nothing()
+        for query in dict.fromkeys((reading.all_of(without), reading.any_of(without))):
+
+            def look(depth: int, query: FullTextQuery = query) -> Found:
+                return self._words(query, depth, where)
+
+            found = self._first(look, k, k + _TIES, self._rows(None))
+            if len(found.ids):
+                break
+        return found
+
+    def hits(self, found: Found, thumbnails: bool = False) -> list[Hit]:
+        """The rows of what was found, in its order."""
         columns = [*self._shown, "thumbnail"] if thumbnails else self._shown
-        scanner = self.dataset.scanner(
-            columns=columns,
-            full_text_query={"query": query, "columns": ["caption"]},
-            filter=filters.sql() if filters else None,
-            prefilter=True,
-            limit=k,
-            disable_scoring_autoprojection=False,
-        )
-        rows = scanner.to_table().to_pylist()
-        return sorted((Hit(row.pop("_score"), row) for row in rows), key=lambda hit: (-hit.score, hit.pair_id))
+        rows = self.take(found.ids, columns)
+        return [Hit(float(score), row) for score, row in zip(found.scores, rows, strict=True)]
+
+    def take(self, ids: NDArray[np.uint64], columns: list[str]) -> list[dict[str, Any]]:
+        """The columns of these rows, in this order."""
+        if not len(ids):
+            return []
+        inside = ",".join(map(str, ids.tolist()))
+        table = self.dataset.scanner(columns=columns, filter=f"_rowid IN ({inside})", with_row_id=True).to_table()
+        place = {row_id: n for n, row_id in enumerate(table["_rowid"].to_pylist())}
+        rows: list[dict[str, Any]] = table.drop_columns(["_rowid"]).take([place[n] for n in ids.tolist()]).to_pylist()
+        return rows
 
     def get(self, pair_id: str) -> dict[str, Any] | None:
         """Every column of one row, thumbnail and vectors too; None where it is not in the index."""
-        quoted = pair_id.replace("'", "''")
-        rows: list[dict[str, Any]] = (
-            self.dataset.scanner(filter=f"pair_id = '{quoted}'", limit=1).to_table().to_pylist()
-        )
+        where = f"pair_id = {quoted(pair_id)}"
+        rows: list[dict[str, Any]] = self.dataset.scanner(filter=where, limit=1).to_table().to_pylist()
         return rows[0] if rows else None
 
+    def vector_of(self, pair_id: str, column: Column) -> tuple[int, NDArray[np.float32]]:
+        """Row id and vector of one row.
 
-def write_rows(place: Place, tables: Iterable[pa.Table], schema: pa.Schema) -> list[FragmentMetadata]:
-    """Write rows as fragments that no version of the table holds yet; many processes may do so at once."""
-    batches = (batch for table in tables for batch in table.cast(schema).to_batches())
-    reader = pa.RecordBatchReader.from_batches(schema, batches)
-    uri = f"{place.uri}/{TABLE}"
-    written: list[FragmentMetadata] = write_fragments(
-        reader, uri, schema, mode="create", storage_options=storage_options(uri)
-    )
-    return written
+        Raises:
+            ValueError: it is not in the index.
+        """
+        where = f"pair_id = {quoted(pair_id)}"
+        rows = self.dataset.scanner(columns=[column], filter=where, limit=1, with_row_id=True).to_table().to_pylist()
+        if not rows:
+            raise ValueError(f"the index has no {pair_id!r}")
+        return rows[0]["_rowid"], np.array(rows[0][column], np.float32)
 
+    def unit(self, vector: NDArray[np.floating[Any]] | Sequence[float]) -> NDArray[np.float32]:
+        """A query vector of unit length.
 
-def commit(place: Place, fragments: list[FragmentMetadata], schema: pa.Schema, rows: int) -> lance.LanceDataset:
-    """Make the table of all fragments in one commit and count it.
+        Raises:
+            ValueError: another number of dimensions, or a vector of zeros, NaN or infinity.
+        """
+        query = np.asarray(vector, np.float32)
+        if query.shape != (self.dimensions,):
+            raise ValueError(f"the index has {self.dimensions} dimensions, the query shape {query.shape}")
+        length = float(np.linalg.norm(query.astype(np.float64)))
+        if not (np.isfinite(length) and length > 0):
+            raise ValueError("the query vector has no direction (zero or non-finite)")
+        return (query / np.float32(length)).astype(np.float32)
 
-    Raises:
-        BadIndexError: no rows, or another number than `rows`.
-    """
-    uri = f"{place.uri}/{TABLE}"
-    if not rows:
-        raise BadIndexError(f"{uri}: no rows to index")
-    operation = lance.LanceOperation.Overwrite(schema, fragments)
-    dataset = lance.LanceDataset.commit(uri, operation, storage_options=storage_options(uri))
-    there = dataset.count_rows()
-    if there != rows:
-        raise BadIndexError(f"{uri} holds {there} rows after its commit, expected {rows}")
-    return dataset
+    def holding(self, readings: Sequence[words.Reading]) -> NDArray[np.uint64]:
+        """Row ids of the captions that hold every unit of one of the readings."""
+        found = [self._words(reading.all_of(), None, None).ids for reading in readings if reading.required]
+        return np.unique(np.concatenate([np.empty(0, np.uint64), *found]))
 
+    def column(
+        self,
+        name: str,
+        filters: Filters | None = None,
+        readings: Sequence[words.Reading] | None = None,
+        without: tuple[words.Reading, ...] = (),
+    ) -> Iterator[pa.Array]:
+        """One column of the rows that pass, and whose captions match one of the readings (as `matching` does) where there are some."""
+        where = filters.sql() if filters else None
+        if readings is None:
+            for batch in self.dataset.scanner(columns=[name], filter=where).to_batches():
+                yield batch[name]
+            return
+        ids = np.empty(0, np.uint64)
+        for reading in readings:
+            if reading.required:
+                whole = self._words(reading.all_of(without), None, where)
+                found = whole if len(whole.ids) else self._words(reading.any_of(without), None, where)
+                ids = np.union1d(ids, found.ids)
+        for at in range(0, len(ids), _TAKEN):
+            rows = self.take(ids[at : at + _TAKEN], [name])
+            yield pa.array([row[name] for row in rows], self.dataset.schema.field(name).type)
 
-def finish(place: Place, ann_rows: int, seed: int = 0) -> Settings:
-    """Build the scalar, text and, from `ann_rows` rows, vector indices, and write the settings last."""
-    dataset = _open(place)
-    for column, kind in (
-        ("pair_id", "BTREE"),
-        ("year", "BTREE"),
-        ("figure_kind", "BITMAP"),
-        ("license", "BITMAP"),
-        ("split", "BITMAP"),
-        ("caption", "INVERTED"),
-    ):
-        dataset.create_scalar_index(column, index_type=kind)
-    settings = Settings() if dataset.count_rows() < ann_rows else _approximate(dataset, seed)
-    place.write(SETTINGS, json.dumps(asdict(settings), indent=1).encode())
-    return settings
-
-
-def _approximate(dataset: lance.LanceDataset, seed: int) -> Settings:
-    """Build IVF_PQ on both vectors and find the fewest probes, and rows re-ranked, that reach the wanted recall.
-
-    Queries are rows of the table, by the searched column's own vectors and by the other's, and each of these must reach it
-    alone: captions lie apart from pictures (the modality gap), and a probe count that serves pictures fails text queries.
-    """
-    rows = dataset.count_rows()
-    dimensions = dataset.schema.field("image_vector").type.list_size
-    partitions = max(1, round(rows**0.5))
-    sub_vectors = next(n for n in range(max(1, dimensions // 8), 0, -1) if dimensions % n == 0)
-    for column in VECTORS:
-        dataset.create_index(
-            column, "IVF_PQ", metric=METRIC, num_partitions=partitions, num_sub_vectors=sub_vectors, replace=True
+    def _words(self, query: FullTextQuery, depth: int | None, where: str | None) -> Found:
+        scanner = self.dataset.scanner(
+            columns=["_score"],
+            with_row_id=True,
+            full_text_query=query,
+            filter=where,
+            prefilter=True,
+            limit=depth,
+            disable_scoring_autoprojection=True,
         )
-    chosen = np.random.default_rng(seed).choice(rows, min(_QUERIES, rows), replace=False)
-    sample = dataset.take(np.sort(chosen).tolist(), columns=list(VECTORS))
-    queries = {name: np.array(sample[name].to_pylist(), np.float32) for name in VECTORS}
-    every = np.concatenate(list(queries.values()))
-    truth = {column: np.split(exact_neighbours(dataset, column, every), len(VECTORS)) for column in VECTORS}
-    for refine_factor in _REFINE:
-        probes = 1
+        table = scanner.to_table()
+        return Found(table["_rowid"].to_numpy(), table["_score"].to_numpy())
+
+    def _first(self, look: Any, k: int, depth: int, most: int) -> Found:
+        """The first k of what `look` finds, equal scores in the order of pair_id: so it looks on while the last found equals the k-th."""
         while True:
-            settings = Settings(False, probes, refine_factor)
-            recall = {
-                f"{name} in {column}@10": round(_recall(dataset, column, queries[name], exact, settings), 4)
-                for column in VECTORS
-                for name, exact in zip(queries, truth[column], strict=True)
-            }
-            if min(recall.values()) >= WANTED_RECALL or probes >= partitions:
+            depth = min(depth, most)
+            found: Found = look(depth)
+            ids, scores = found
+            order = np.argsort(-scores, kind="stable")
+            ids, scores = ids[order], scores[order]
+            if len(ids) <= k or depth >= most or len(ids) < depth or scores[-1] < scores[k - 1]:
                 break
-            probes = min(2 * probes, partitions)
-        if min(recall.values()) >= WANTED_RECALL:
-            break
-    return replace(settings, recall=recall)
+            depth *= 4
+        wanted = int((scores >= scores[k - 1]).sum()) if len(ids) > k else len(ids)
+        ids, scores = ids[:wanted], scores[:wanted]
+        tied = np.concatenate([scores[1:] == scores[:-1], [False]]) if len(ids) else np.zeros(0, bool)
+        tied[1:] |= tied[:-1]
+        if tied.any():
+            names = np.full(len(ids), "", object)
+            names[tied] = [row["pair_id"] for row in self.take(ids[tied], ["pair_id"])]
+            order = np.array(sorted(range(len(ids)), key=lambda n: (-scores[n], names[n])))
+            ids, scores = ids[order], scores[order]
+        return Found(ids[:k], scores[:k])
 
 
-def exact_neighbours(
-    dataset: lance.LanceDataset, column: str, queries: NDArray[np.float32], k: int = 10
-) -> NDArray[np.uint64]:
-    """Row ids of the k nearest rows of each query, (queries, k); one scan of the table serves all queries.
-
-    A search for each query alone would read the column two hundred times: hours at fifteen million rows.
-    """
-    best = np.full((len(queries), k), -np.inf, np.float32)
-    ids = np.zeros((len(queries), k), np.uint64)
-    for batch in dataset.scanner(columns=[column], with_row_id=True, batch_size=8192).to_batches():
-        vectors = batch[column].flatten().to_numpy(zero_copy_only=False).reshape(batch.num_rows, -1)
-        scores = np.concatenate([best, queries @ vectors.T], axis=1)
-        row_ids = np.broadcast_to(batch["_rowid"].to_numpy(zero_copy_only=False), (len(queries), batch.num_rows))
-        keep = np.argpartition(-scores, k - 1, axis=1)[:, :k]
-        best = np.take_along_axis(scores, keep, axis=1)
-        ids = np.take_along_axis(np.concatenate([ids, row_ids], axis=1), keep, axis=1)
-    return ids
-
-
-def _recall(
-    dataset: lance.LanceDataset,
-    column: str,
-    queries: NDArray[np.float32],
-    truth: NDArray[np.uint64],
-    settings: Settings,
-) -> float:
-    """Share of the exact neighbours that the settings find, over all queries."""
-    found = 0
-    for query, exact in zip(queries, truth, strict=True):
-        nearest = _nearest(dataset, query, truth.shape[1], column, ["_rowid"], None, settings)
-        found += len({row["_rowid"] for row in nearest} & set(exact.tolist()))
-    return found / truth.size
-
-
-def _nearest(
+def nearest_rows(
     dataset: lance.LanceDataset,
     query: NDArray[np.float32],
-    k: int,
+    depth: int,
     column: str,
-    columns: list[str],
     where: str | None,
-    settings: Settings,
-) -> list[dict[str, Any]]:
-    nearest: dict[str, Any] = {"column": column, "q": query, "k": k, "metric": METRIC, "use_index": not settings.exact}
-    if not settings.exact:
-        nearest |= {"nprobes": settings.nprobes, "refine_factor": settings.refine_factor}
-    scanner = dataset.scanner(columns=[*columns, "_distance"], nearest=nearest, filter=where, prefilter=True)
-    rows: list[dict[str, Any]] = scanner.to_table().to_pylist()
-    return rows
+    probes: int,
+    refine_factor: int,
+) -> Found:
+    """The `depth` nearest rows among those that pass; exact where no partition is to be probed. Scores are cosines of whole vectors."""
+    nearest: dict[str, Any] = {"column": column, "q": query, "k": depth, "metric": METRIC, "use_index": probes > 0}
+    if probes:
+        # Without a refine_factor Lance gives twice the distance where the index covers every row, and once where it does not.
+        nearest |= {"nprobes": probes, "refine_factor": max(1, refine_factor)}
+    scanner = dataset.scanner(columns=["_distance"], with_row_id=True, nearest=nearest, filter=where, prefilter=True)
+    table = scanner.to_table()
+    return Found(table["_rowid"].to_numpy(), 1 - table["_distance"].to_numpy())
 
 
-def _open(place: Place) -> lance.LanceDataset:
+def open_table(place: Place) -> lance.LanceDataset:
+    """The Lance table below a place."""
     uri = f"{place.uri}/{TABLE}"
     return lance.dataset(uri, storage_options=storage_options(uri))
 
@@ -320,3 +368,13 @@ def storage_options(uri: str) -> dict[str, str] | None:
     if not uri.startswith("s3://") or not endpoint:
         return None
     return {"aws_endpoint": endpoint, "allow_http": str(endpoint.startswith("http://")).lower()}
+
+
+def _after(found: Found, added: Found) -> Found:
+    """What was found, and after it what is new in `added`."""
+    new = ~np.isin(added.ids, found.ids)
+    return Found(np.concatenate([found.ids, added.ids[new]]), np.concatenate([found.scores, added.scores[new]]))
+
+
+def _nothing() -> Found:
+    return Found(np.empty(0, np.uint64), np.empty(0, np.float32))

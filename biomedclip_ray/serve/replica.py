@@ -68,7 +68,7 @@ class Engine:
 
     async def search(self, query: Item, k: int, by: str, filters: dict[str, Any]) -> Found | Problem:
         """The k figures nearest to the query by picture, by caption or by their captions' words, best first."""
-        from biomedclip_ray.search.index import Filters
+        from biomedclip_ray.search.filters import Filters
 
         for name, known in (("kinds", self._facts.kinds), ("licenses", self._facts.licenses)):
             unknown = sorted(set(filters.get(name) or ()) - set(known))

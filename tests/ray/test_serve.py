@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import httpx
 import numpy as np
 import openai
-import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -28,10 +27,8 @@ from biomedclip_ray.clip.prompts import class_weights, classify
 from biomedclip_ray.clip.tokenizer import fit_tokenizer
 from biomedclip_ray.config import Config, ConfigError, Model, Serve, ServeResources
 from biomedclip_ray.sample import imaging, plots
-from biomedclip_ray.schema import index_schema
-from biomedclip_ray.search import index as ix
+from biomedclip_ray.search import build
 from biomedclip_ray.serve import deploy as stage
-from biomedclip_ray.store.place import Place
 from biomedclip_ray.store.product import Product
 
 KINDS = {"micrograph": imaging.micrograph, "gel": imaging.gel, "bar_chart": plots.bar_chart}
@@ -75,33 +72,28 @@ def make(root: Path, seed: int, pictures: list[bytes], captions: list[str]) -> t
         folder, built.model, built.model_cfg, built.preprocess_cfg, tokenizer, {"name": "t", "starts": built.starts}
     )
     encoder = Encoder.load(folder)
-    schema = index_schema(encoder.dimensions)
-
-    def vectors(matrix: np.ndarray) -> pa.Array:
-        return pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel()), encoder.dimensions)
-
-    numbers = range(FIGURES)
-    rows = {
-        "pair_id": [f"PMC{n}.1/F1#0" for n in numbers],
-        "article_id": [f"PMC{n}.1" for n in numbers],
-        "image_vector": vectors(encoder.encode_images(pictures)),
-        "text_vector": vectors(encoder.encode_text(captions)),
-        "caption": captions,
-        "title": ["A title"] * FIGURES,
-        "journal": ["A journal"] * FIGURES,
-        "year": pa.array([2000 + n % 20 for n in numbers], pa.int32()),
-        "license": ["CC0" if n % 30 == 1 else "CC BY" for n in numbers],
-        "doi": pa.nulls(FIGURES, pa.string()),
-        "figure_kind": [list(KINDS)[n % 3] for n in numbers],
-        "split": ["test" if n % 5 == 0 else "train" for n in numbers],
-        "thumbnail": [thumbnail(picture) for picture in pictures],
-        "x": pa.array(np.zeros(FIGURES), pa.float32()),
-        "y": pa.array(np.zeros(FIGURES), pa.float32()),
-        "bundle": [encoder.bundle_id] * FIGURES,
-    }
-    place = Place(index.place.uri)
-    ix.commit(place, ix.write_rows(place, [pa.table(rows, schema=schema)], schema), schema, FIGURES)
-    ix.finish(place, 10**6)
+    images, texts = encoder.encode_images(pictures), encoder.encode_text(captions)
+    rows = [
+        {
+            "pair_id": f"PMC{n}.1/F1#0",
+            "article_id": f"PMC{n}.1",
+            "image_vector": images[n],
+            "text_vector": texts[n],
+            "caption": captions[n],
+            "title": "A title",
+            "journal": "A journal",
+            "year": 2000 + n % 20,
+            "license": "CC0" if n % 30 == 1 else "CC BY",
+            "figure_kind": list(KINDS)[n % 3],
+            "split": "test" if n % 5 == 0 else "train",
+            "thumbnail": thumbnail(pictures[n]),
+            "x": 0.0,
+            "y": 0.0,
+            "bundle": encoder.bundle_id,
+        }
+        for n in range(FIGURES)
+    ]
+    build.from_rows(index.place.uri, rows, 10**6)
     return bundle, index, encoder
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from biomedclip_ray.schema import CORPUS
-from biomedclip_ray.search.embed import plane, select, thumbnail
+from biomedclip_ray.search.embed import drop_non_finite, plane, select, thumbnail
 
 
 def test_pairs_that_do_not_enter_are_in_the_ledger_with_their_reason():
@@ -25,6 +25,23 @@ def test_pairs_that_do_not_enter_are_in_the_ledger_with_their_reason():
     assert rows.tolist() == [0, 3]
     assert ledger.counts == {"pair": (4, 2)}
     assert {row["id"]: row["reason"] for row in ledger.rows} == {"b": "split_not_embedded", "c": "not_in_corpus"}
+
+
+def test_a_vector_without_a_direction_is_a_ledger_row_that_names_its_pair():
+    _, ledger = select(
+        pa.Table.from_pylist([{"pair_id": name, "split": "train", "kept": True} for name in "abcd"], schema=CORPUS),
+        ("train",),
+    )
+    text = np.eye(4, dtype=np.float32)
+    image = np.eye(4, dtype=np.float32)
+    text[1, 2], image[1, 0], image[2], image[3, 1] = np.nan, np.inf, 0, -np.inf
+    assert drop_non_finite(ledger, list("abcd"), {"text": text, "image": image}).tolist() == [True, False, False, False]
+    assert ledger.counts == {"pair": (4, 1)}
+    assert [(row["id"], row["reason"], row["detail"]) for row in ledger.rows] == [
+        ("b", "non_finite", "text vector"),
+        ("c", "non_finite", "image vector"),
+        ("d", "non_finite", "image vector"),
+    ]
 
 
 @pytest.mark.parametrize(("mode", "size", "expected"), [("RGB", (400, 200), (100, 50)), ("L", (60, 90), (60, 90))])

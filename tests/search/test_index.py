@@ -7,7 +7,10 @@ import pyarrow as pa
 import pytest
 
 from biomedclip_ray.schema import index_schema
+from biomedclip_ray.search import build as building
+from biomedclip_ray.search import calibrate, folding
 from biomedclip_ray.search import index as ix
+from biomedclip_ray.search.filters import Filters
 from biomedclip_ray.store.place import Place
 
 ROWS, D = 4000, 32
@@ -34,14 +37,20 @@ def rows() -> pa.Table:
         {
             "pair_id": [f"PMC{i}.1/F1#0" for i in n],
             "article_id": [f"PMC{i}.1" for i in n],
+            "pmcid": [f"PMC{i}" for i in n],
+            "figure_id": [f"PMC{i}.1/F1" for i in n],
+            "panel": pa.array([0] * ROWS, pa.int16()),
+            "label": ["Fig. 1"] * ROWS,
             "image_vector": vector(IMAGE),
             "text_vector": vector(TEXT),
             "caption": [f"A {KINDS[i % 3]} of sample number{i}" for i in n],
+            "words": [folding.document(f"A {KINDS[i % 3]} of sample number{i}", f"PMC{i}.1") for i in n],
             "title": ["O'Brien's title"] * ROWS,
             "journal": ["J"] * ROWS,
             "year": pa.array([2000 + i % 20 for i in n], pa.int32()),
             "license": ["CC BY" if i % 1000 else "it's odd" for i in n],
             "doi": pa.nulls(ROWS, pa.string()),
+            "pmid": pa.nulls(ROWS, pa.string()),
             "figure_kind": [KINDS[i % 3] for i in n],
             "split": ["train" if i % 10 else "test" for i in n],
             "thumbnail": [b"\xff\xd8%d" % i for i in n],
@@ -55,9 +64,9 @@ def rows() -> pa.Table:
 
 def build(folder: Path, ann_rows: int) -> ix.Index:
     place, table, schema = Place(str(folder)), rows(), index_schema(D)
-    fragments = [f for start in (0, 1000, 2500) for f in ix.write_rows(place, [_slice(table, start)], schema)]
-    ix.commit(place, fragments, schema, ROWS)
-    ix.finish(place, ann_rows)
+    fragments = [f for start in (0, 1000, 2500) for f in building.write_rows(place, [_slice(table, start)], schema)]
+    building.commit(place, fragments, schema, ROWS)
+    building.finish(place, ann_rows)
     return ix.Index.open(str(folder))
 
 
@@ -66,8 +75,13 @@ def _slice(table: pa.Table, start: int) -> pa.Table:
 
 
 @pytest.fixture(scope="module")
-def exact(tmp_path_factory) -> ix.Index:
-    return build(tmp_path_factory.mktemp("exact"), ann_rows=ROWS + 1)
+def place_of_exact(tmp_path_factory) -> Place:
+    return Place(str(tmp_path_factory.mktemp("exact")))
+
+
+@pytest.fixture(scope="module")
+def exact(place_of_exact) -> ix.Index:
+    return build(Path(place_of_exact.uri), ann_rows=ROWS + 1)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +117,7 @@ def test_exact_search_gives_what_numpy_gives(exact):
 
 
 def test_a_filter_that_one_in_a_thousand_passes_gives_all_that_pass(index):
-    filters = ix.Filters(licenses=("it's odd",))
+    filters = Filters(licenses=("it's odd",))
     assert index.count(filters) == 4
     found = {hit.pair_id for hit in index.search(IMAGE[7], 10, filters=filters)}
     assert found == {f"PMC{i}.1/F1#0" for i in (0, 1000, 2000, 3000)}
@@ -111,7 +125,7 @@ def test_a_filter_that_one_in_a_thousand_passes_gives_all_that_pass(index):
 
 
 def test_filters_hold_for_every_hit_and_combine(index):
-    filters = ix.Filters(kinds=("gel", "chart"), splits=("test",), year_from=2003, year_to=2012)
+    filters = Filters(kinds=("gel", "chart"), splits=("test",), year_from=2003, year_to=2012)
     hits = index.search(IMAGE[0], 20, filters=filters)
     passing = [i for i in range(ROWS) if i % 3 < 2 and i % 10 == 0 and 3 <= i % 20 <= 12]
     assert index.count(filters) == len(passing) > 20
@@ -121,38 +135,45 @@ def test_filters_hold_for_every_hit_and_combine(index):
 
 
 def test_an_empty_list_of_kinds_lets_nothing_pass(index):
-    assert index.search(IMAGE[0], 5, filters=ix.Filters(kinds=())) == []
+    assert index.search(IMAGE[0], 5, filters=Filters(kinds=())) == []
 
 
 def test_a_value_of_a_filter_is_never_sql(index):
-    assert index.count(ix.Filters(kinds=("gel' OR '1'='1",))) == 0
+    assert index.count(Filters(kinds=("gel' OR '1'='1",))) == 0
 
 
 def test_the_settings_are_stored_with_the_recall_that_they_give(approximate, exact):
     settings = approximate.settings
     assert not settings.exact
-    assert min(settings.recall.values()) >= ix.WANTED_RECALL
+    assert min(settings.recall.values()) >= calibrate.WANTED_RECALL
     found = sum(
         len({h.pair_id for h in approximate.search(TEXT[i], 10)} & {h.pair_id for h in exact.search(TEXT[i], 10)})
         for i in range(0, ROWS, 20)
     )
     assert found / 2000 >= 0.93
-    assert exact.settings == ix.Settings()
+    assert exact.settings.exact
+    assert exact.settings.output_recall["int8"] > 0.95 > exact.settings.output_recall["binary"]
 
 
-def test_the_neighbours_that_recall_is_measured_by_are_those_of_the_whole_product(exact):
-    queries = np.concatenate([IMAGE[:5], TEXT[5:10]])
-    ids = ix.exact_neighbours(exact.dataset, "image_vector", queries)
+def test_the_neighbours_that_recall_is_measured_by_are_those_of_the_whole_product(exact, place_of_exact):
+    fragments = [fragment.fragment_id for fragment in exact.dataset.get_fragments()]
+    queries = {"image_vector": IMAGE[:5], "text_vector": TEXT[5:10]}
+    filters = [("", 1.0, None), (" years", 0.5, "year < 2010")]
+    found = calibrate.true_neighbours(place_of_exact, "image_vector", queries, filters, fragments)
     table = exact.dataset.to_table(columns=["pair_id"], with_row_id=True)
     row_of = dict(zip(table["_rowid"].to_pylist(), table["pair_id"].to_pylist(), strict=True))
-    for query, found in zip(queries, ids, strict=True):
-        best = np.argsort(-(IMAGE @ query))[:10]
-        assert {row_of[row] for row in found.tolist()} == {f"PMC{i}.1/F1#0" for i in best}
+    early = np.arange(ROWS) % 20 < 10
+    for n, (vectors, mask) in enumerate(
+        [(IMAGE[:5], True), (IMAGE[:5], early), (TEXT[5:10], True), (TEXT[5:10], early)]
+    ):
+        for query, ids in zip(vectors, found[n][1], strict=True):
+            best = np.argsort(-np.where(mask, IMAGE @ query, -2))[:10]
+            assert {row_of[row] for row in ids.tolist()} == {f"PMC{i}.1/F1#0" for i in best}
 
 
 def test_words_of_a_caption_find_their_row_and_only_among_those_that_pass(index):
     assert [hit.pair_id for hit in index.text_search("number1234", 5)] == ["PMC1234.1/F1#0"]
-    assert index.text_search("number1234", 5, ix.Filters(kinds=("gel",))) == []
+    assert index.text_search("number1234", 5, Filters(kinds=("gel",))) == []
     assert {hit.row["figure_kind"] for hit in index.text_search("micrograph", 5)} == {"micrograph"}
 
 
@@ -186,16 +207,81 @@ def test_a_query_that_has_no_place_is_refused(exact, query, message):
 
 def test_a_count_that_differs_from_what_was_expected_is_an_error(tmp_path):
     place, schema = Place(str(tmp_path)), index_schema(D)
-    fragments = ix.write_rows(place, [rows().slice(0, 10)], schema)
+    fragments = building.write_rows(place, [rows().slice(0, 10)], schema)
     with pytest.raises(ix.BadIndexError, match="holds 10 rows after its commit, expected 11"):
-        ix.commit(place, fragments, schema, 11)
+        building.commit(place, fragments, schema, 11)
 
 
 def test_no_rows_is_an_error(tmp_path):
     with pytest.raises(ix.BadIndexError, match="no rows"):
-        ix.commit(Place(str(tmp_path)), [], index_schema(D), 0)
+        building.commit(Place(str(tmp_path)), [], index_schema(D), 0)
 
 
 def test_a_folder_without_a_finished_index_is_named(tmp_path):
     with pytest.raises(ix.BadIndexError, match=f"{tmp_path} holds no finished index"):
         ix.Index.open(str(tmp_path))
+
+
+@pytest.fixture(scope="module", params=["exact", "approximate"])
+def equal(request, tmp_path_factory) -> ix.Index:
+    """Every row is there ten times, under ids in no order."""
+    ids = np.random.default_rng(5).permutation(3000)
+    rows = [
+        {
+            "pair_id": f"P{i:04}#0",
+            "caption": f"gel number{n % 300 % 7}",
+            "image_vector": IMAGE[n % 300],
+            "text_vector": TEXT[0],
+            "x": 0.0,
+        }
+        for n, i in enumerate(ids)
+    ]
+    return building.from_rows(str(tmp_path_factory.mktemp("equal")), rows, 10_000 if request.param == "exact" else 1000)
+
+
+def test_the_first_of_more_hits_are_those_of_fewer_and_equal_ones_come_by_pair_id(equal):
+    for find in (
+        lambda k: equal.search(IMAGE[3], k),
+        lambda k: equal.search(IMAGE[3], k, "text_vector"),  # all rows are equal
+        lambda k: equal.text_search("number3", k),
+    ):
+        most = [(hit.pair_id, hit.score) for hit in find(95)]
+        assert len(most) == 95
+        assert most == sorted(most, key=lambda hit: (-hit[1], hit[0]))
+        for k in (1, 2, 7, 10, 31, 64):
+            assert [(hit.pair_id, hit.score) for hit in find(k)] == most[:k]
+
+
+def test_neighbours_of_a_filter_are_found_wherever_they_lie(tmp_path, monkeypatch):
+    """A tenth of the rows passes, all of them far from the query: where probing stops at k rows, none of the true ten is found."""
+    monkeypatch.setattr(calibrate, "EXACT_ROWS", 10)
+    random = np.random.default_rng(7)
+    centres = random.normal(size=(100, D))
+    cluster = random.integers(100, size=ROWS)
+    image = centres[cluster] + 0.3 * random.normal(size=(ROWS, D))
+    image /= np.linalg.norm(image, axis=1, keepdims=True)
+    x = np.argsort(np.argsort(centres @ centres[0]))[cluster] / 100  # the rows of a cluster lie together on the map
+    index = building.from_rows(
+        str(tmp_path),
+        [
+            {
+                "pair_id": f"P{n:05}#0",
+                "image_vector": image[n],
+                "text_vector": image[n],
+                "x": x[n],
+                "caption": "",
+                "figure_kind": "gel" if x[n] < 0.1 else "chart",
+            }
+            for n in range(ROWS)
+        ],
+        ann_rows=1000,
+    )
+    assert min(index.settings.recall.values()) >= calibrate.WANTED_RECALL
+    assert {name.partition(",")[2] for name in index.settings.recall} >= {" 10.0% by map@10", " 10.0% by id@10"}
+    passing = np.flatnonzero(x < 0.1)
+    found = 0
+    for query in image[cluster == 0][:20].astype(np.float32):
+        best = passing[np.argsort(-(image[passing] @ query))[:10]]
+        hits = index.search(query, 10, filters=Filters(kinds=("gel",)))
+        found += len({hit.pair_id for hit in hits} & {f"P{n:05}#0" for n in best})
+    assert found / 200 >= 0.95

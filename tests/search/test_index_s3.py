@@ -9,7 +9,9 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from biomedclip_ray.schema import index_schema
+from biomedclip_ray.search import build, folding
 from biomedclip_ray.search import index as ix
+from biomedclip_ray.search.filters import Filters
 from biomedclip_ray.store.place import Place
 
 D = 8
@@ -35,19 +37,20 @@ def test_an_index_on_s3_is_built_searched_and_removed(place):
     columns = {
         "pair_id": [f"p{i}" for i in range(40)],
         "caption": [f"gel number{i}" for i in range(40)],
+        "words": [folding.document(f"gel number{i}") for i in range(40)],
         "year": pa.array(range(2000, 2040), pa.int32()),
         "bundle": ["b"] * 40,
     }
     for name in ("image_vector", "text_vector"):
         columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), D)
     table = pa.table({name: columns.get(name, pa.nulls(40, schema.field(name).type)) for name in schema.names})
-    fragments = [f for start in (0, 20) for f in ix.write_rows(place, [table.slice(start, 20)], schema)]
-    ix.commit(place, fragments, schema, 40)
-    ix.finish(place, ann_rows=1000)
+    fragments = [f for start in (0, 20) for f in build.write_rows(place, [table.slice(start, 20)], schema)]
+    build.commit(place, fragments, schema, 40)
+    build.finish(place, ann_rows=1000)
 
     index = ix.Index.open(place.uri)
     assert index.count() == 40
-    hits = index.search(vectors[3], 10, filters=ix.Filters(year_from=2010))
+    hits = index.search(vectors[3], 10, filters=Filters(year_from=2010))
     assert [hit.pair_id for hit in hits[:4]] == ["p11", "p19", "p27", "p35"]
     assert [hit.pair_id for hit in index.text_search("number17", 3)] == ["p17"]
 
