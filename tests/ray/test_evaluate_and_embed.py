@@ -238,7 +238,7 @@ def with_nan(made: Made, folder: Path) -> tuple[Product, set[str]]:
     ids = bundle.tokenizer([row["text"] for row in kept])
     token = min(np.unique(ids).tolist(), key=lambda token: (ids == token).any(axis=1).sum())
     with torch.no_grad():
-        bundle.model.token_embedding.weight[token] = float("nan")
+        bundle.model.text.token_embedding.weight[token] = float("nan")
     info = bundle.info
     save_bundle(folder, bundle.model, info["model_cfg"], info["preprocess_cfg"], bundle.tokenizer, {})
     product = Product.plan(made.config.root, "train", 1, {"nan": token}, [made.pairs, made.corpus])
