@@ -17,6 +17,7 @@ from scipy.sparse.csgraph import connected_components
 
 from biomedclip_ray.corpus.near import LINKS, look_alike, near_pairs, signature
 from biomedclip_ray.images.image import perceptual_hash
+from biomedclip_ray.sample import plots
 
 
 def _brute(hashes: NDArray[np.uint64], radius: int) -> set[tuple[int, int]]:
@@ -140,18 +141,18 @@ def test_thumbnails_of_real_figures_are_found_and_look_alike(corpus: Path) -> No
 def test_a_signature_keeps_the_mean_whatever_the_size(height: int, width: int, seed: int) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
     vector = signature(pixels)
-    assert vector.shape == (3072,)
+    assert vector.shape == (6912,)
     assert abs(float(vector.mean()) - float(pixels.mean())) < 1
 
 
 def test_a_signature_is_the_mean_of_each_cell() -> None:
-    pixels = np.random.default_rng(1).integers(0, 256, (128, 96, 3)).astype(np.uint8)
-    expected = pixels.reshape(32, 4, 32, 3, 3).mean(axis=(1, 3))
-    assert np.abs(signature(pixels).reshape(32, 32, 3) - expected).max() <= 0.51
+    pixels = np.random.default_rng(1).integers(0, 256, (192, 144, 3)).astype(np.uint8)
+    expected = pixels.reshape(48, 4, 48, 3, 3).mean(axis=(1, 3))
+    assert np.abs(signature(pixels).reshape(48, 48, 3) - expected).max() <= 0.51
 
 
 def test_flat_pictures_are_the_same_only_if_they_are_equal() -> None:
-    flat = np.full((2, 3072), 200, np.uint8)
+    flat = np.full((2, 6912), 200, np.uint8)
     speck = flat.copy()
     speck[1, 7] = 0
     assert look_alike(flat, speck).tolist() == [True, False]
@@ -164,3 +165,66 @@ def test_the_same_drawing_in_another_colour_is_another_picture() -> None:
             picture[95 - height :, 10 + 28 * bar : 30 + 28 * bar] = colour
     signatures = np.stack([signature(red), signature(blue)])
     assert look_alike(signatures, signatures[::-1]).tolist() == [False, False]
+
+
+def _figures(corpus: Path) -> list[Image.Image]:
+    """Real figures and drawings, as the pairs hold them."""
+    drawn = [plots.KINDS[k](np.random.default_rng(3), 480, 360)[0].convert("RGB") for k in sorted(plots.KINDS)]
+    names = sorted(corpus.glob("bucket/PMC[0-8]*/*.jpg"))[:60:2]
+    real = [Image.open(name).convert("RGB") for name in names]
+    for image in real:
+        image.thumbnail((600, 600))
+    return drawn + [image for image in real if min(image.size) >= 112]
+
+
+def _marked(image: Image.Image, place: float, colour: tuple[int, int, int]) -> Image.Image:
+    """A square of 0.2% of the area, at this part of the way from the upper left to the lower right; its contrast is sure."""
+    pixels = np.array(image)
+    side = round((0.002 * pixels.shape[0] * pixels.shape[1]) ** 0.5)
+    y, x = (int(place * (size - side)) for size in pixels.shape[:2])
+    part = pixels[y : y + side, x : x + side]
+    far = np.abs(part.mean(axis=(0, 1)) - colour).max() > 90
+    part[:] = colour if far else 255 - np.array(colour)
+    return Image.fromarray(pixels)
+
+
+def _signed(image: Image.Image, quality: int, scale: float = 1.0) -> NDArray[np.uint8]:
+    size = (round(image.width * scale), round(image.height * scale))
+    out = io.BytesIO()
+    image.resize(size, Image.Resampling.LANCZOS).save(out, "JPEG", quality=quality)
+    return signature(np.array(Image.open(out).convert("RGB")))
+
+
+def test_recompressed_and_shrunk_figures_are_the_same_image(corpus: Path) -> None:
+    figures = _figures(corpus)
+    whole = np.stack([_signed(image, 90) for image in figures])
+    for quality, scale, least in ((30, 1.0, 1.0), (50, 1.0, 1.0), (70, 0.5, 1.0), (75, 1 / 3, 0.95)):
+        again = np.stack([_signed(image, quality, scale) for image in figures])
+        assert look_alike(whole, again).mean() >= least, (quality, scale)
+
+
+@pytest.mark.parametrize("colour", [(220, 40, 40), (40, 120, 220), (15, 15, 15)])
+def test_a_spot_of_a_five_hundredth_of_the_area_makes_another_image(corpus: Path, colour: tuple[int, int, int]) -> None:
+    figures = _figures(corpus)
+    whole = np.stack([_signed(image, 90) for image in figures])
+    here = np.stack([_signed(_marked(image, 0.3, colour), 85) for image in figures])
+    there = np.stack([_signed(_marked(image, 0.62, colour), 75) for image in figures])
+    assert not look_alike(whole, here).any()
+    assert not look_alike(here, there).any()
+
+
+def test_bar_charts_of_one_template_and_other_data_are_different_images() -> None:
+    def chart(seed: int) -> NDArray[np.uint8]:
+        image = np.full((288, 384, 3), 255, np.uint8)
+        for bar, height in enumerate(np.random.default_rng(seed).integers(90, 240, 4).tolist()):
+            cv2.rectangle(image, (50 + 80 * bar, 270 - height), (100 + 80 * bar, 270), (90, 90, 90), -1)
+        cv2.line(image, (40, 270), (375, 270), (0, 0, 0), 2)
+        return image
+
+    charts = [chart(seed) for seed in range(190)]
+    pairs = near_pairs(np.array([perceptual_hash(each) for each in charts], np.uint64), 4)
+    signatures = np.stack([signature(each) for each in charts])
+    assert len(pairs.left) > 10
+    assert not look_alike(signatures[pairs.left], signatures[pairs.right]).any()
+    copies = np.stack([_signed(Image.fromarray(each), 60, 0.5) for each in charts])
+    assert look_alike(signatures, copies).all()
