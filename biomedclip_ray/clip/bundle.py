@@ -14,20 +14,22 @@ import json
 import logging
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from biomedclip_ray.clip import foreign
+from biomedclip_ray.clip.fits import CONFIG, UnfitError, check_shapes, check_size, check_words, preprocessing
 from biomedclip_ray.clip.model_card import model_card
-from biomedclip_ray.clip.tokenizer import Tokenizer, load_tokenizer
+from biomedclip_ray.clip.tokenizer import Tokenizer, Ways, load_tokenizer, openai_tokenizer
 from biomedclip_ray.store.place import Place
 
 if TYPE_CHECKING:
     import torch
 
 WEIGHTS = "open_clip_model.safetensors"
-CONFIG = "open_clip_config.json"
 PROVENANCE = "bundle.json"
 TOWER = "text_tower"
 """Folder in a bundle with the config.json of a Hugging Face text tower."""
@@ -107,7 +109,9 @@ def save_bundle(
     tokenizer.save(folder)
     config = copy.deepcopy(model_cfg)
     config["vision_cfg"].pop("timm_model_pretrained", None)
-    config["text_cfg"]["hf_tokenizer_name"] = "in this folder"  # open_clip asks that it be set, not what it says
+    for key in ("hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode"):
+        config["text_cfg"].pop(key, None)
+    config["text_cfg"].update(tokenizer.ways.text_cfg)
     if config["text_cfg"].get("hf_model_name"):
         tower = bare.text.config
         (folder / TOWER).mkdir(exist_ok=True)
@@ -134,17 +138,22 @@ def relocate(folder: Path) -> None:
 
 
 def load_bundle(uri: str | Path) -> Bundle:
-    """Load a CLIP: one of our bundles, or any folder that open_clip's `local-dir:` and `hf-hub:` take.
+    """Load a CLIP: one of our bundles, any folder that open_clip's `local-dir:` and `hf-hub:` take, or what `clip.foreign` puts into
+    that form.
 
     Args:
-        uri: a folder, `local-dir:PATH`, a storage URI (`s3://...`; downloaded for as long as loading takes), or
-            `hf-hub:OWNER/NAME` (the network, or with HF_HUB_OFFLINE=1 the Hugging Face cache).
+        uri: a folder, `local-dir:PATH`, a storage URI (`s3://...`; downloaded for as long as loading takes),
+            `hf-hub:OWNER/NAME` (the network, or with HF_HUB_OFFLINE=1 the Hugging Face cache), `open_clip:MODEL:TAG`, or
+            `open_clip:MODEL:FILE` for a checkpoint.
 
     Raises:
-        BundleError: nothing there, a weight missing or unexpected (named), no tokenizer, or weights that are not those
-            that bundle.json names.
+        BundleError: nothing there, a weight missing or unexpected (named), no tokenizer or another model's, nobody says how
+            images enter, or a bundle that is not what its bundle.json says.
     """
     uri = str(uri)
+    if uri.startswith(foreign.PREFIX):
+        with tempfile.TemporaryDirectory(prefix="bundle-") as scratch, _told(uri):
+            return _load_folder(foreign.from_open_clip(uri.removeprefix(foreign.PREFIX), Path(scratch)), uri)
     if uri.startswith("hf-hub:"):
         return _load_folder(_from_hub(uri.removeprefix("hf-hub:")), uri)
     if "://" not in uri:
@@ -161,26 +170,42 @@ def _load_folder(folder: Path, uri: str) -> Bundle:
     import open_clip
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
+    if folder.is_file():
+        raise BundleError(f"{uri}: a file of weights does not say its towers; write {foreign.PREFIX}MODEL:{folder}")
     if not (folder / CONFIG).is_file():
-        raise BundleError(f"{uri}: no {CONFIG} there; a bundle is a folder that open_clip's local-dir: loads")
+        if not foreign.is_transformers(folder):
+            raise BundleError(f"{uri}: no {CONFIG} there; a bundle is a folder that open_clip's local-dir: loads")
+        with tempfile.TemporaryDirectory(prefix="bundle-") as scratch, _told(uri):
+            return _load_folder(foreign.from_transformers(folder, Path(scratch)), uri)
     weights = _weights_file(folder)
     if weights is None:
         raise BundleError(f"{uri}: no weights there (looked for {', '.join(_WEIGHT_FILES)})")
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_cfg"]
+        whole = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = whole["model_cfg"]
         text = {_OLD_TEXT_KEYS.get(key, key): value for key, value in config["text_cfg"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{uri}: {CONFIG} is not JSON with a model_cfg and a text_cfg in it") from error
     config = {**config, "text_cfg": text}
+    with _told(uri):
+        images = preprocessing(folder, whole)
     with tempfile.TemporaryDirectory() as scratch:
         here = dict(text)
         try:
+            shapes = _shapes(weights)
+            check_shapes(shapes, config)
             if text.get("hf_model_name"):
-                tower = _tower_config(folder, text, weights, Path(scratch))
+                tower = _tower_config(folder, text, shapes, Path(scratch))
                 here.update(hf_model_name=tower, hf_model_pretrained=False)
             model = open_clip.create_model(
-                f"local-dir:{folder}", require_pretrained=True, pretrained_text=False, text_cfg=here
+                f"local-dir:{folder}",
+                require_pretrained=True,
+                pretrained_text=False,
+                text_cfg=here,
+                force_preprocess_cfg=images,
             )
+        except UnfitError as error:
+            raise BundleError(f"{uri}: {error}") from error
         except BundleError:
             raise
         except (
@@ -189,21 +214,38 @@ def _load_folder(folder: Path, uri: str) -> Bundle:
             raise BundleError(f"{uri}: {weights.name}: {type(error).__name__}: {error}") from error
     tokenizer = _tokenizer(folder, text, uri)
     preprocess_cfg = _plain(model.visual.preprocess_cfg)
+    with _told(uri):
+        check_words(tokenizer.vocab_size, shapes)
+        check_size(whole.get("preprocess_cfg") or {}, preprocess_cfg["size"])
     digest = _sha256(weights)
     file = folder / PROVENANCE
     provenance = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if provenance.get("weights_sha256", digest) != digest:
         raise BundleError(f"{uri}: {weights.name} is not the file that {PROVENANCE} describes (sha256 differs)")
+    bundle_id = _bundle_id(digest, config, preprocess_cfg, tokenizer)
+    if provenance.get("bundle_id", bundle_id) != bundle_id:
+        raise BundleError(
+            f"{uri}: {PROVENANCE} says bundle {provenance['bundle_id']}, and its config, preprocessing and tokenizer make "
+            f"{bundle_id}: one of them was changed, or tokenizers is no longer {provenance.get('versions', {}).get('tokenizers')}"
+        )
     info = {
         "uri": uri,
         "name": provenance.get("name") or uri.rstrip("/").rsplit("/", 1)[-1].removeprefix("local-dir:"),
-        "bundle_id": _bundle_id(digest, config, preprocess_cfg, tokenizer),
+        "bundle_id": bundle_id,
         "model_cfg": config,
         "preprocess_cfg": preprocess_cfg,
         "provenance": provenance,
     }
     transform = image_transform_v2(PreprocessCfg(**preprocess_cfg), is_train=False)
     return Bundle(model.eval(), transform, tokenizer, info)
+
+
+@contextmanager
+def _told(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except UnfitError as error:
+        raise BundleError(f"{uri}: {error}") from error
 
 
 def _weights_file(folder: Path) -> Path | None:
@@ -215,37 +257,45 @@ def _weights_file(folder: Path) -> Path | None:
 
 
 def _from_hub(name: str) -> Path:
-    """The snapshot folder of a hub repository, with the one weights file that open_clip would take."""
+    """The snapshot folder of a hub repository, with the one weights file that open_clip, or else transformers, would take."""
     from huggingface_hub import snapshot_download
     from open_clip.pretrained import download_pretrained_from_hf
 
     try:
-        weights = Path(download_pretrained_from_hf(name))
-        snapshot_download(name, allow_patterns=["*.json", "*.txt", f"{TOWER}/*"])
+        folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", f"{TOWER}/*"]))
+        if (folder / CONFIG).is_file():
+            return Path(download_pretrained_from_hf(name)).parent
+        for weights in ("model.safetensors", "pytorch_model.bin"):
+            if not any((folder / one).is_file() for one in ("model.safetensors", "pytorch_model.bin")):
+                snapshot_download(name, allow_patterns=[weights])
+        return folder
     except (OSError, ValueError) as error:
         raise BundleError(
             f"hf-hub:{name} cannot be reached ({str(error).splitlines()[0]}); download it where there is a network "
             "and give the folder, or fill the Hugging Face cache"
         ) from error
-    return weights.parent
 
 
 def _tokenizer(folder: Path, text: dict[str, Any], uri: str) -> Tokenizer:
-    if not text.get("hf_tokenizer_name"):
+    kwargs = dict(text.get("tokenizer_kwargs") or {})
+    mode: Any = text.get("tokenizer_mode") or "plain"
+    context = text.get("context_length", 77)
+    unread = [key for key in ("language", "reduction_mask", "bpe_path", "additional_special_tokens") if kwargs.get(key)]
+    if unread or mode not in ("plain", "clips"):
         raise BundleError(
-            f"{uri}: text_cfg.hf_tokenizer_name is not set: OpenAI's BPE is not read here, only tokenizer.json"
+            f"{uri}: text_cfg.{f'tokenizer_kwargs.{unread[0]}' if unread else 'tokenizer_mode'} is not understood"
         )
-    unread = [key for key in ("tokenizer_kwargs", "tokenizer_mode") if text.get(key)]
-    if unread:
-        raise BundleError(f"{uri}: text_cfg.{unread[0]} is not understood here")
-    here = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
+    if not text.get("hf_tokenizer_name"):
+        return openai_tokenizer(context, kwargs.get("clean", "lower"))
+    ways = Ways(kwargs.pop("clean", "whitespace"), bool(kwargs.pop("strip_sep_token", False)), mode)
+    here = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "spiece.model", "merges.txt"))
     try:
-        return load_tokenizer(folder if here else text["hf_tokenizer_name"], text.get("context_length", 77))
+        return load_tokenizer(folder if here else text["hf_tokenizer_name"], context, ways, **kwargs)
     except ValueError as error:
         raise BundleError(f"{uri}: {error}") from error
 
 
-def _tower_config(folder: Path, text: dict[str, Any], weights: Path, scratch: Path) -> str:
+def _tower_config(folder: Path, text: dict[str, Any], shapes: dict[str, tuple[int, ...]], scratch: Path) -> str:
     """Where the Hugging Face tower's config is: in the bundle, else by its name, else read off the weights' shapes.
 
     The published BiomedCLIP names its tower on the hub and does not carry the config. Offline it is still known but
@@ -261,7 +311,6 @@ def _tower_config(folder: Path, text: dict[str, Any], weights: Path, scratch: Pa
         AutoConfig.from_pretrained(text["hf_model_name"])
         return str(text["hf_model_name"])
     except (OSError, ValueError) as error:
-        shapes = _shapes(weights)
         words = shapes.get("text.transformer.embeddings.word_embeddings.weight")
         if words is None:
             raise BundleError(

@@ -46,7 +46,9 @@ class Encoder:
         mean, std = (torch.tensor(bundle.info["preprocess_cfg"][key], device=self.device) for key in ("mean", "std"))
         self._mean, self._std = mean.view(3, 1, 1), std.view(3, 1, 1)
         # Only a tower that masks its padding gives the same vector for a shorter row.
-        self._trims = isinstance(self.model._modules.get("text"), HFTextEncoder)
+        ways = self.tokenizer.ways
+        padded_behind = ways.mode == "plain" and not ways.pad_left
+        self._trims = isinstance(self.model._modules.get("text"), HFTextEncoder) and padded_behind
 
     @classmethod
     def load(cls, uri: str | Path, device: str | torch.device | None = None) -> Encoder:

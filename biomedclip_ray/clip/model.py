@@ -146,6 +146,10 @@ def _from_bundle(uri: str, tokenizer: Tokenizer) -> Built:
         ours, its = getattr(tokenizer, key), getattr(loaded.tokenizer, key)
         if ours != its:
             raise ConfigError(f"model.bundle={uri} has a tokenizer with {key} {its}, the one given has {ours}")
+    if "multimodal_cfg" in loaded.info["model_cfg"]:
+        raise ConfigError(
+            f"model.bundle={uri} is a CoCa, whose decoder learns from another loss; it is measured and served, not trained on"
+        )
     start = f"bundle {uri} ({loaded.info['bundle_id']})"
     info = loaded.info
     return Built(loaded.model.train(), info["model_cfg"], {"image": start, "text": start}, info["preprocess_cfg"])

@@ -22,7 +22,8 @@ class Model(Section):
     vocab_size: Positive = 4096
     """Tokens of a fitted tokenizer."""
     bundle: str | None = None
-    """URI of a CLIP to start from instead of the model config (local-dir:PATH, hf-hub:NAME, or one of our bundles)."""
+    """URI of a CLIP to start from instead of the model config (local-dir:PATH, hf-hub:NAME, open_clip:MODEL:TAG,
+    open_clip:MODEL:FILE[:TAG], a transformers folder of CLIP, or one of our bundles)."""
 
 
 class TrainResources(Section):

@@ -1,12 +1,16 @@
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from biomedclip_ray.clip.tokenizer import Tokenizer, fit_tokenizer, load_tokenizer
+from biomedclip_ray.clip.tokenizer import Tokenizer, Ways, fit_tokenizer, load_tokenizer, openai_tokenizer
 
 ODD = [
     "  Fig. 2:  caf\u00e9 &amp;amp; \u201cquoted\u201d  10^4 cells/\u00b5L ",
@@ -115,3 +119,102 @@ def test_nothing_to_fit_on_is_an_error() -> None:
 def test_a_name_that_cannot_be_reached_names_the_fix() -> None:
     with pytest.raises(ValueError, match=r"'nobody/nothing' cannot be loaded.*set model\.tokenizer"):
         load_tokenizer("nobody/nothing", 16)
+
+
+# What open_clip's wrappers do beside the vocabulary --------------------------------------------------------------------
+
+STRANGE = [
+    *ODD,
+    "A cat's <end_of_text> tail, DON'T",
+    "hello <START_OF_TEXT>!!<end_of_text>x <start_of_text>",
+    "\ufb01ne \uff21\uff22 &lt;b&gt; \u0130stanbul \U0001d400 \U0001f9ec x_y 3.5%",
+    "a\x1cb\x85c\u200bd",
+]
+
+
+@pytest.mark.parametrize("way", ["lower", "whitespace", "canonicalize"])
+@pytest.mark.parametrize("context", [77, 12])
+def test_openais_bpe_gives_open_clips_ids_also_saved_and_pickled(
+    captions: list[str], tmp_path: Path, way: str, context: int
+) -> None:
+    from open_clip.tokenizer import SimpleTokenizer
+
+    texts = [*captions[:50], *STRANGE]
+    expected = SimpleTokenizer(context_length=context, clean=way)(texts).numpy()
+    loaded = openai_tokenizer(context, way)
+    loaded.save(tmp_path)
+    for tokenizer in (loaded, load_tokenizer(tmp_path), pickle.loads(pickle.dumps(loaded))):
+        np.testing.assert_array_equal(tokenizer(texts), expected)
+        assert (tokenizer.vocab_size, tokenizer.eos_id, tokenizer.fingerprint) == (49408, 49407, loaded.fingerprint)
+    truncated = loaded.encode(texts).truncated
+    assert truncated[texts.index("lung " * 200)] and not truncated[texts.index("")]
+
+
+# the two libraries disagree on what no Unicode has named yet
+ASSIGNED = st.characters(exclude_categories=("Cn", "Cs", "Co"))
+
+
+@pytest.fixture(scope="module")
+def openais() -> tuple[Tokenizer, Any]:
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return openai_tokenizer(20), SimpleTokenizer(context_length=20)
+
+
+@settings(max_examples=200, deadline=None)
+@given(texts=st.lists(st.text(ASSIGNED, max_size=40), min_size=1, max_size=5))
+def test_openais_bpe_gives_open_clips_ids_for_any_text(openais: tuple[Tokenizer, Any], texts: list[str]) -> None:
+    ours, theirs = openais
+    np.testing.assert_array_equal(ours(texts), theirs(texts).numpy())
+
+
+def test_openais_bpe_needs_no_torch() -> None:
+    code = "import sys; from biomedclip_ray.clip.tokenizer import openai_tokenizer as t; t(77); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("ways", "kwargs"),
+    [
+        (Ways("canonicalize"), {"clean": "canonicalize"}),
+        (Ways("lower", strip_sep=True), {"clean": "lower", "strip_sep_token": True}),
+        (Ways(mode="clips"), {"tokenizer_mode": "clips"}),
+        (Ways("canonicalize", strip_sep=True), {"clean": "canonicalize", "strip_sep_token": True}),
+    ],
+)
+def test_the_ways_of_siglip_and_clips_give_open_clips_ids(
+    bert_folder: Path, captions: list[str], tmp_path: Path, ways: Ways, kwargs: dict[str, Any]
+) -> None:
+    from open_clip.tokenizer import HFTokenizer
+
+    more = {"bos_token": "[MASK]", "eos_token": "."} if ways.mode == "clips" else {}
+    texts = [*captions[:30], *STRANGE]
+    expected = HFTokenizer(str(bert_folder), context_length=24, **kwargs, **more)(texts).numpy()
+    loaded = load_tokenizer(bert_folder, 24, ways, **more)
+    np.testing.assert_array_equal(loaded(texts), expected)
+    loaded.save(tmp_path)
+    np.testing.assert_array_equal(load_tokenizer(tmp_path)(texts), expected)
+    assert loaded.fingerprint != load_tokenizer(bert_folder, 24).fingerprint
+
+
+def test_a_tokenizer_that_pads_on_the_left_does_so_here_too(bert_folder: Path) -> None:
+    from open_clip.tokenizer import HFTokenizer
+
+    loaded = load_tokenizer(bert_folder, 24, padding_side="left")
+    expected = HFTokenizer(str(bert_folder), context_length=24, padding_side="left")(ODD).numpy()
+    np.testing.assert_array_equal(loaded(ODD), expected)
+    assert loaded.ways.pad_left
+
+
+@pytest.mark.parametrize("left", [(), ("tokenizer_config.json",)])
+def test_a_bert_config_without_its_vocabulary_is_refused(
+    bert_folder: Path, tmp_path: Path, left: tuple[str, ...]
+) -> None:
+    for name in ("config.json", *left):
+        shutil.copy(bert_folder / name, tmp_path / name)
+    with pytest.raises(
+        ValueError, match=r"has \d entries where its config.json says 93: vocab.txt or tokenizer.json is missing"
+    ):
+        load_tokenizer(tmp_path, 24)
+    shutil.copy(bert_folder / "vocab.txt", tmp_path / "vocab.txt")
+    np.testing.assert_array_equal(load_tokenizer(tmp_path, 24)(ODD), load_tokenizer(bert_folder, 24)(ODD))
