@@ -47,10 +47,16 @@ class Figure:
     is_table: bool = False
 
 
+_CITED = r"(?:\bet al\b|\[\s*\d|\bref(?:s|erences?)?\b|\b(?:19|20)\d\d\b)"
+# "Smith", "Smith and Jones", "the work of Smith".
+_NAMES = r"(?-i:(?:the [a-z]+ of )?[A-Z][\w'’-]+(?:,? (?:and|&) [A-Z][\w'’-]+|(?:, [A-Z][\w'’-]+)*)?)"
 _ADAPTED = re.compile(
     r"\b(?:adapted|reproduced|reprinted|republished|redrawn|reused)\b[^.;]{0,40}?\b(?:from|by|after|with|under|courtesy)\b"
-    r"|\bmodified (?:and \w+ )?(?:from|after|with permission)\b[^.;]{0,80}?\b(?:et al|permission|ref|copyright|\d{4})\b"
-    r"|\bwith (?:\w+ )?permission (?:from|of|by)\b|\bcourtesy of\b",
+    rf"|\bmodified (?:and \w+ )?(?:from|after|with permission)\b[^.;]{{0,80}}?(?:{_CITED}|\bpermission|\bcopyright)"
+    rf"|\b(?:taken|obtained|borrowed|extracted) from (?:ref(?:s|erence)?\b|\[\s*\d|{_NAMES} ?(?:et al\b|\[\s*\d|\(\d{{4}}))"
+    rf"|\bsources?: (?!own\b|(?:the )?authors?\b)[^;]{{0,100}}?(?:{_CITED}|https?:|\bwiki)"
+    r"|\b(?:image|photo|photograph|picture|figure) (?:source|credit)s?: (?!own\b|(?:the )?authors?\b)"
+    r"|\bwith (?:\w+ ){0,2}permission\b|\bcourtesy\b",
     re.IGNORECASE,
 )
 # Looked for first: the expression above takes 25 us a caption, these words 2 us.
@@ -64,6 +70,12 @@ _ADAPTED_WORDS = (
     "modified",
     "permission",
     "courtesy",
+    "taken from",
+    "obtained from",
+    "borrowed from",
+    "extracted from",
+    "source",
+    "credit",
 )
 # Of SciELO's and others' alternatives: "scielo-267x140" is a thumbnail, "scielo-web" a full image.
 _STATED_SIZE = re.compile(r"(\d{2,5})\s*x\s*(\d{2,5})")

@@ -28,6 +28,11 @@ _RESTRICTIONS = (
     ("-sa", ("sharealike",)),
     ("-nd", ("noderiv",)),
 )
+# "commercial and non-commercial" use: both are allowed.
+_BOTH_USES = re.compile(
+    r"\b(?:commercial(?:ly)?\W+(?:and|or|and/or|as well as)?\W*non-? ?commercial(?:ly)?"
+    r"|non-? ?commercial(?:ly)?\W+(?:and|or|and/or|as well as)\W+commercial(?:ly)?)\b"
+)
 _SQUEEZE = str.maketrans("", "", " -")
 _HYPHENS = str.maketrans(dict.fromkeys("\u00ad\u2010\u2011\u2012\u2013\u2014\u2212", "-"))
 
@@ -47,11 +52,18 @@ def _code_in(low: str) -> str | None:
     return _code(match[1]) if match else _named(low)
 
 
+def _codes_in(low: str) -> list[str]:
+    """Every code that a statement names, by links, abbreviations and words."""
+    codes = [_code(match[1]) for form in (_URL, _CODE) for match in form.finditer(low)]
+    words = _code_in(low), _named(low)
+    return codes + [code for code in words if code is not None]
+
+
 def _named(low: str) -> str | None:
     """The code of a licence called by its words ("Creative Commons Attribution NonCommercial")."""
     if "creative commons" not in low:
         return None
-    squeezed = low.translate(_SQUEEZE)
+    squeezed = _BOTH_USES.sub("", low).translate(_SQUEEZE)
     if "attribution" in low:
         return _code("by" + "".join(term for term, words in _RESTRICTIONS if any(word in squeezed for word in words)))
     return "CC0" if "publicdomaindedication" in squeezed or "creativecommonszero" in squeezed else None
@@ -70,14 +82,17 @@ def stated_license(permissions: etree._Element) -> tuple[str | None, str | None]
 
     Links come before prose: `license/@xlink:href`, `ali:license_ref`, links in the licence's paragraphs, their text,
     `license/@license-type`, and last the copyright statement. Where a later one of them is narrower than the first (a
-    link to CC BY over a text that says NonCommercial), the narrower one holds.
+    link to CC BY over a text that says NonCommercial), the narrower one holds; where neither is (ShareAlike against
+    NonCommercial), the licence is "unknown".
     """
     first: tuple[str | None, str | None] = None, None
     for text, source in _statements(permissions):
         low = _plain(text)
-        for code in (_code_in(low), _named(low)) if low else ():
-            if code and (first[0] is None or _narrower(code, first[0])):
+        for code in _codes_in(low):
+            if first[0] is None or _demands(code) > _demands(first[0]):
                 first = code, source
+            elif not _demands(code) <= _demands(first[0]):
+                return "unknown", source
     return first
 
 
@@ -96,7 +111,6 @@ def _statements(permissions: etree._Element) -> Iterator[tuple[str, str]]:
         yield text_of(element), "copyright-statement"
 
 
-def _narrower(code: str, than: str) -> bool:
-    """Does a CC BY licence forbid all that another one forbids, and more?"""
-    terms, others = set(code[3:].split("-")), set(than[3:].split("-"))
-    return code.startswith("CC BY") and than.startswith("CC BY") and terms > others
+def _demands(code: str) -> set[str]:
+    """What a licence asks of its user: {"BY", "NC"}; nothing for CC0."""
+    return set(code[3:].split("-")) if code != "CC0" else set()

@@ -178,9 +178,9 @@ def _row(raw: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
         "pmcid": raw["pmcid"],
         "version": int(raw["version"]),
         "license": _text(raw.get("license_code")) or "unknown",
-        "is_retracted": bool(raw.get("is_retracted")),
-        "is_manuscript": bool(raw.get("is_manuscript")),
-        "is_historical_ocr": bool(raw.get("is_historical_ocr")),
+        "is_retracted": _flag(raw, "is_retracted"),
+        "is_manuscript": _flag(raw, "is_manuscript"),
+        "is_historical_ocr": _flag(raw, "is_historical_ocr"),
         "title": _text(raw.get("title")),
         "citation": _text(raw.get("citation")),
         "doi": _text(raw.get("doi")),
@@ -207,6 +207,18 @@ def _object(url: str, article_id: str) -> tuple[str, str | None]:
     if not key.startswith(f"{article_id}/") or ".." in key.split("/"):
         raise ValueError(f"{url} is outside {article_id}/")
     return key, md5 if _MD5.fullmatch(md5) else None
+
+
+_FLAGS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False, "none": False, "": False}
+
+
+def _flag(raw: dict[str, Any], name: str) -> bool:
+    """A flag as JSON's true and false or as text. Raises ValueError where it is neither: a retraction is not guessed."""
+    value = raw.get(name)
+    flag = _FLAGS.get(str("" if value is None else value).strip().lower())
+    if flag is None:
+        raise ValueError(f"{name} is {value!r}, neither true nor false")
+    return flag
 
 
 def _text(value: Any) -> str | None:

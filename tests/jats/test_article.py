@@ -544,6 +544,49 @@ def with_permissions(permissions: str) -> Article:
             "CC BY",
             "license/@xlink:href",
         ),
+        # Neither is narrower: nobody can tell.
+        (
+            '<license xlink:href="http://creativecommons.org/licenses/by-sa/4.0/"><license-p>Under CC BY-NC.</license-p>'
+            "</license>",
+            "unknown",
+            "license-p",
+        ),
+        (
+            '<license xlink:href="http://creativecommons.org/licenses/by-nd/4.0/"><license-p>Creative Commons Attribution'
+            "-NonCommercial license.</license-p></license>",
+            "unknown",
+            "license-p",
+        ),
+        (
+            "<license><license-p>CC BY-SA, http://creativecommons.org/licenses/by-nc/4.0/.</license-p></license>",
+            "unknown",
+            "license-p",
+        ),
+        (
+            '<license xlink:href="http://creativecommons.org/licenses/by-nc-sa/4.0/"><license-p>Under CC BY-SA.</license-p>'
+            "</license>",
+            "CC BY-NC-SA",
+            "license/@xlink:href",
+        ),
+        (
+            '<license xlink:href="http://creativecommons.org/publicdomain/zero/1.0/"><license-p>Under CC BY-NC.</license-p>'
+            "</license>",
+            "CC BY-NC",
+            "license-p",
+        ),
+        # Both uses are allowed.
+        *(
+            (
+                f"<license><license-p>The Creative Commons Attribution License permits {uses} use.</license-p></license>",
+                "CC BY",
+                "license-p",
+            )
+            for uses in (
+                "commercial and noncommercial",
+                "non-commercial or commercial",
+                "commercial and/or non commercial",
+            )
+        ),
     ],
 )
 def test_the_licence_is_found_where_it_stands_and_the_narrower_one_holds(permissions, code, source):
@@ -580,6 +623,24 @@ def test_a_figures_own_permissions_override_the_articles():
         ("(Reproduced with permission from ref. 12.)", True),
         ("Modified after Roe 1999.", True),
         ("Image courtesy of NASA.", True),
+        ("A heart, modified from [2].", True),
+        ("Modified from Roe and Doe, ref. 2.", True),
+        ("Pictures taken from Doe et al.", True),
+        ("Data obtained from Roe and Doe [7].", True),
+        ("The drawing was taken from ref. 12.", True),
+        ("Source: World Health Organization [25].", True),
+        ("Image source: NASA.", True),
+        ("Source: the report at https://who.int.", True),
+        ("A heart (courtesy Dr. J. Doe).", True),
+        ("Photo courtesy: J. Doe.", True),
+        ("Portrait, included with permission.", True),
+        ("Used with kind permission.", True),
+        ("A protocol modified from the original.", False),
+        ("Samples taken from mice as in Doe et al.", False),
+        ("Cells obtained from Sigma.", False),
+        ("Light source: a laser of 405 nm.", False),
+        ("Source: own work, 2019.", False),
+        ("Source: authors.", False),
         ("Cells adapted to heat; the medium was modified.", False),
         ("Photographs taken from rice fields in 2016.", False),
     ],

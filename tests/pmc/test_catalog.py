@@ -46,8 +46,27 @@ def test_keys_are_taken_as_they_stand_and_md5_where_there_is_one() -> None:
 
 
 @pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("false", False),
+        ("False", False),
+        ("no", False),
+        ("0", False),
+        (0, False),
+        (None, False),
+        ("true", True),
+        (1, True),
+    ],
+)
+@pytest.mark.parametrize("flag", ["is_retracted", "is_manuscript", "is_historical_ocr"])
+def test_a_flag_may_be_written_as_text(flag: str, written: object, meant: bool) -> None:
+    assert parse_metadata(_json(**{flag: written}), ENTRY)[flag] is meant
+
+
+@pytest.mark.parametrize(
     "changes",
     [
+        {"is_retracted": "perhaps"},
         {"xml_url": "s3://pmc-oa-opendata/PMC11.1/PMC11.1.xml"},
         {"xml_url": "s3://pmc-oa-opendata/PMC10.2/../PMC11.1/x.xml"},
         {"media_urls": ["s3://pmc-oa-opendata/PMC10.21/x.jpg"]},
