@@ -42,6 +42,7 @@ from biomedclip_ray.run.preflight import (
 from biomedclip_ray.run.prune import prune
 from biomedclip_ray.run.record import Run, list_products
 from biomedclip_ray.run.runs import RunRecord
+from biomedclip_ray.run.telemetry import Telemetry
 from biomedclip_ray.sources.bucket import SourceError
 from biomedclip_ray.sources.inventory import resolve_inventory
 from biomedclip_ray.sources.own_files import OwnFiles, find_files
@@ -213,7 +214,8 @@ def _run(config: Config, options: argparse.Namespace, record: RunRecord) -> int:
         record.stages = run.stages
         record.begin()
         try:
-            pairs, corpus = _tell(run, config, own)
+            with Telemetry(record.id):
+                pairs, corpus = _tell(run, config, own)
         except HeldError:  # the root is another driver's, its report too
             raise
         except Exception:

@@ -15,6 +15,7 @@ from typing import Self
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from biomedclip_ray.run.telemetry import tell
 from biomedclip_ray.store.attempt import Attempt
 
 log = logging.getLogger(__name__)
@@ -74,6 +75,8 @@ class Progress:
         next_line = self.started + LINE_S
         while not self._stop.wait(POLL_S):
             done = len(self.product.done_parts()) - self.before
+            tell("parts_done", self.before + done, stage=self.product.stage)
+            tell("parts_left", self.missing - done, stage=self.product.stage)
             text = rate_and_eta(done, self.missing, time.monotonic() - self.started, "part")
             if self._bar is not None:
                 self._bar.update(self._task, completed=self.before + done, rate=text.split(",")[0])

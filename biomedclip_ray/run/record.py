@@ -21,6 +21,7 @@ from rich.table import Table
 from biomedclip_ray.config import STAGES, Config, ConfigError
 from biomedclip_ray.run.preflight import Step
 from biomedclip_ray.run.stage import Stage
+from biomedclip_ray.run.telemetry import forget, tell
 from biomedclip_ray.store.place import Place, StorageError
 from biomedclip_ray.store.product import Product
 
@@ -95,7 +96,11 @@ class Run:
             return stage.plan(self.config, *inputs)
         self.working_on = stage.name
         log.info("%s: %s", stage.name, stage.plan(self.config, *inputs).uri)
-        outcome = stage.run(self.config, *inputs)
+        tell("stage_running", 1, stage=stage.name)
+        try:
+            outcome = stage.run(self.config, *inputs)
+        finally:
+            forget(stage=stage.name)
         self.note(stage.name, outcome.state, outcome.product, outcome.seconds)
         return outcome.product
 
@@ -121,6 +126,9 @@ class Run:
     def note(self, name: str, state: str, product: Product | None, seconds: float) -> None:
         """Write a stage into root/run.json."""
         manifest = product.manifest if product is not None else {}
+        for count in manifest.get("counts", []):
+            for outcome, number in {"kept": count["kept"], **count["dropped"]}.items():
+                tell("units", number, stage=name, unit=count["unit"], outcome=outcome)
         self.stages.append(
             {
                 "name": name,

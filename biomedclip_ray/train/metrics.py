@@ -23,7 +23,9 @@ from typing import Any, Self
 from ray.util.metrics import Gauge
 
 from biomedclip_ray.run.progress import rate_and_eta
+from biomedclip_ray.run.telemetry import tell
 from biomedclip_ray.store.place import Place
+from biomedclip_ray.train.checkpoint import RUN, step_of
 from biomedclip_ray.train.trackers import Tracker, close, send
 
 log = logging.getLogger(__name__)
@@ -125,7 +127,7 @@ class Watch:
         self._thread.join()
 
     def _watch(self) -> None:
-        warned = 0
+        warned, saved = 0, 0
         last = self.done
         while not self._stop.wait(self.line_s):
             lines = [line for line in read(self.product) if line["step"] > self.done]
@@ -133,6 +135,14 @@ class Watch:
                 continue
             now = lines[-1]
             last = now["step"]
+            tell("train_steps", self.steps)
+            newest = max(
+                map(step_of, (name for name in self.product.at(RUN).folders() if name.startswith("step-"))), default=0
+            )
+            if newest > saved:
+                saved = newest
+                tell("checkpoint_step", newest)
+                tell("checkpoint_timestamp_seconds", time.time())
             spent = now["seconds"] - lines[0]["seconds"]
             pace = rate_and_eta(now["step"] - lines[0]["step"], self.steps - lines[0]["step"], spent, "step")
             log.info(

@@ -1,0 +1,113 @@
+"""What a running driver tells Prometheus, by Ray's own metrics: stages, parts, units, nodes, the newest checkpoint.
+
+Whoever knows a number calls `tell`, which only keeps it; one thread of the driver sets every gauge anew each few seconds, because
+Ray exports a gauge for about 20 s after it was last set, and a stage of hours changes less often. The driver alone counts: series of
+workers that have ended would stay in their node's agent for ever. The trainer's own gauges are in `train/metrics.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from types import TracebackType
+from typing import Any, Self
+
+log = logging.getLogger(__name__)
+
+SET_S = 7.0
+
+GAUGES = {
+    "beat_timestamp_seconds": ("when the driver last set these; the heart of its leases is the same process", ()),
+    "stage_running": ("1 for the stage that runs", ("stage",)),
+    "parts_done": ("parts of the running stage that are in the root", ("stage",)),
+    "parts_left": ("parts of the running stage that are not", ("stage",)),
+    "units": ("units that a finished stage accounts for; outcome: kept, or the reason", ("stage", "unit", "outcome")),
+    "train_steps": ("optimiser steps of the whole run", ()),
+    "checkpoint_step": ("step of the newest checkpoint", ()),
+    "checkpoint_timestamp_seconds": ("when the newest checkpoint was first seen", ()),
+    "nodes": ("nodes that are up; kind: head, cpu or gpu", ("kind",)),
+}
+"""Name (after `biomedclip_`, and Ray's own `ray_` before that), what it says, its labels."""
+
+_Key = tuple[str, tuple[tuple[str, str], ...]]
+_told: dict[_Key, float] = {}
+_lock = threading.Lock()
+
+
+def tell(name: str, value: float, **labels: str) -> None:
+    """Keep a number until the next round; without a `Telemetry` it is kept for nobody."""
+    expected = GAUGES[name][1]
+    if set(labels) != set(expected):
+        raise ValueError(f"{name} has the labels {expected}, not {tuple(labels)}")
+    with _lock:
+        _told[name, tuple(sorted(labels.items()))] = float(value)
+
+
+def forget(**labels: str) -> None:
+    """Numbers with all of these labels are told no more, so they end with what they are about."""
+    with _lock:
+        for key in [key for key in _told if set(labels.items()) <= set(key[1]) and key[0] != "units"]:
+            del _told[key]
+
+
+class Telemetry:
+    """Sets the gauges for as long as the run lives: `with Telemetry(run_id): ...`, connected to Ray."""
+
+    def __init__(self, run: str, set_s: float = SET_S) -> None:
+        self.run, self.set_s = run, set_s
+        self._gauges: dict[str, Any] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="telemetry", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join(self.set_s)
+        with _lock:
+            _told.clear()
+
+    def _loop(self) -> None:
+        while True:
+            try:
+                self._round()
+            except (
+                Exception
+            ) as error:  # Ray's errors of a head that does not answer are many; telling is not worth a run
+                log.debug("telemetry: %r", error)
+            if self._stop.wait(self.set_s):
+                return
+
+    def _round(self) -> None:
+        tell("beat_timestamp_seconds", time.time())
+        for kind, count in _nodes().items():
+            tell("nodes", count, kind=kind)
+        with _lock:
+            now = dict(_told)
+        for (name, labels), value in now.items():
+            self._gauge(name).set(value, tags={"run": self.run, **dict(labels)})
+
+    def _gauge(self, name: str) -> Any:
+        if name not in self._gauges:
+            from ray.util.metrics import Gauge
+
+            says, labels = GAUGES[name]
+            self._gauges[name] = Gauge(f"biomedclip_{name}", says, tag_keys=("run", *labels))
+        return self._gauges[name]
+
+
+def _nodes() -> dict[str, int]:
+    import ray
+
+    counts = {"head": 0, "cpu": 0, "gpu": 0}
+    for node in ray.nodes():
+        if node["Alive"]:
+            have = node["Resources"]
+            head = "node:__internal_head__" in have and not have.get("CPU")
+            counts["head" if head else "gpu" if have.get("GPU") else "cpu"] += 1
+    return counts
