@@ -28,7 +28,13 @@ _MAC_RUN = re.compile(
     "‚[ÄÅÇÉÑÖÜáàâäãåçéèêë][Ä-üƒ†°¢£§•¶ß®©™´¨≠ÆØ∞±≤≥¥µ∂∑∏π∫ªºΩæø]|[Œœ][†°¢£§•¶ß®©™´¨≠∞±≤≥¥µ∂∑∏π∫ªºΩ]|√ó"
 )
 # Letters and signs that English biomedical text holds; a "repair" that gives others (Armenian, Hebrew, ...) is chance.
-_PLAUSIBLE = ((0xA0, 0xFF), (0x370, 0x3FF), (0x2000, 0x22FF), (0x2300, 0x23FF), (0x25A0, 0x26FF), (0x2A00, 0x2AFF))
+_PLAUSIBLE = ((0xA0, 0xFF), (0x391, 0x3D6), (0x2000, 0x23FF), (0x2500, 0x26FF), (0x2A00, 0x2AFF))
+# What Mac Roman can hold: a real sign that it cannot (a box drawing, a beta) ends one stretch and begins the next.
+_MAC_STRETCH = re.compile(f"[\x00-\x7f{re.escape(bytes(range(0x80, 0x100)).decode('mac_roman'))}]+")
+# A root of pi, and square or cubic angstroms, are what they look like: \u221a\u03c0 would be a letter, \u00c5\u00b2 another.
+_ROOT = re.compile(r"(?<![^\W\d_])√[πΩµ∂∑∏∫]")
+_SQUARED = re.compile("(?<![^\\W\\d_])([ÅØ])(?=[²³¹°±])")
+_KEPT = {"Å": "\ue000", "Ø": "\ue001"}
 
 _SCRIPTS = (
     ("ja", re.compile("[\u3040-\u30ff]")),
@@ -83,17 +89,16 @@ def text_sha256(text: str) -> str:
 def repair(text: str) -> str:
     """Undo provable encoding accidents: UTF-8 once read as Mac Roman, Latin-1, Windows-1252 and the like.
 
-    The whole string if it is one accident, else the sequences that cannot be anything else. "Muñoz" and "l'été" stay.
+    Each stretch that Mac Roman can hold if it is one accident, else the sequences that cannot be anything else. "Muñoz",
+    "l'été", box drawings, "5 Å²" and "2/√π" stay.
     """
     if text.isascii():
         return text
-    try:
-        whole = text.encode("mac_roman").decode("utf-8")
-    except UnicodeError:
-        whole = _MAC_RUN.sub(_repair_run, text)
-    if whole != text and all(_is_plausible(c) for c in set(whole) - set(text)):
-        text = whole
-    return unicodedata.normalize("NFC", ftfy.fix_encoding(text))
+    text = _MAC_STRETCH.sub(_repair_stretch, text)
+    text = ftfy.fix_encoding(_SQUARED.sub(lambda sign: _KEPT[sign[1]], text))
+    for sign, kept in _KEPT.items():
+        text = text.replace(kept, sign)
+    return unicodedata.normalize("NFC", text)
 
 
 def language(text: str) -> str | None:
@@ -130,6 +135,18 @@ def _without_label(text: str, label: str | None) -> str:
     if re.fullmatch(r"\d+|\w", label) and not re.match(r"\s*[.:;,|)–—-]\s|$", rest):
         return text  # "2" before "2 cells"
     return _LEAD_PUNCTUATION.sub("", rest) or text
+
+
+def _repair_stretch(stretch: re.Match[str]) -> str:
+    """One accident as a whole if it can be, else those of its runs that can be nothing else."""
+    text = stretch[0]
+    if text.isascii() or _ROOT.sub("", text).isascii():
+        return text
+    try:
+        whole = text.encode("mac_roman").decode("utf-8")
+    except UnicodeError:
+        whole = _MAC_RUN.sub(_repair_run, text)
+    return whole if all(_is_plausible(c) for c in set(whole) - set(text)) else text
 
 
 def _repair_run(run: re.Match[str]) -> str:

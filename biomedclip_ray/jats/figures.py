@@ -55,7 +55,7 @@ _ADAPTED = re.compile(
     rf"|\bmodified (?:and \w+ )?(?:from|after|with permission)\b[^.;]{{0,80}}?(?:{_CITED}|\bpermission|\bcopyright)"
     rf"|\b(?:taken|obtained|borrowed|extracted) from (?:ref(?:s|erence)?\b|\[\s*\d|{_NAMES} ?(?:et al\b|\[\s*\d|\(\d{{4}}))"
     rf"|\bsources?: (?!own\b|(?:the )?authors?\b)[^;]{{0,100}}?(?:{_CITED}|https?:|\bwiki)"
-    r"|\b(?:image|photo|photograph|picture|figure) (?:source|credit)s?: (?!own\b|(?:the )?authors?\b)"
+    r"|\b(?:image|photo|photograph|picture|figure) sources?: (?!own\b|(?:the )?authors?\b)"
     r"|\bwith (?:\w+ ){0,2}permission\b|\bcourtesy\b",
     re.IGNORECASE,
 )
@@ -75,7 +75,6 @@ _ADAPTED_WORDS = (
     "borrowed from",
     "extracted from",
     "source",
-    "credit",
 )
 # Of SciELO's and others' alternatives: "scielo-267x140" is a thumbnail, "scielo-web" a full image.
 _STATED_SIZE = re.compile(r"(\d{2,5})\s*x\s*(\d{2,5})")

@@ -108,6 +108,29 @@ def test_the_language_is_told_by_script_and_common_words(text: str, code: str | 
     assert language(text) == code
 
 
+@pytest.mark.parametrize(
+    ("broken", "sound"),
+    [
+        ("│ Œ± and ‚Äì ─", "│ α and – ─"),
+        ("caf√© │ 5 ¬µm", "café │ 5 µm"),
+        ("β and Œ±-chain ‚â• 5 ¬∞C", "β and α-chain ≥ 5 °C"),
+        ("‚îÄ Œ±", "─ α"),
+        ("10 Â°C ─ 20 Â°C", "10 °C ─ 20 °C"),
+        ("α ─ Mu√±oz", "α ─ Muñoz"),
+    ],
+)
+def test_a_real_sign_that_no_accident_gives_does_not_stop_the_repair(broken: str, sound: str) -> None:
+    assert repair(broken) == sound
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["5 Å² and 3 Å³", "Ø² of 3 Å° tilt", "2/√π of √π r", "5√Ω", "NESTLÉ®", "cœur®", "α─β │ Å", "REGIÃO – A", "≈±3"],
+)
+def test_a_real_letter_is_not_eaten(text: str) -> None:
+    assert repair(text) == text
+
+
 def test_every_mojibake_caption_of_the_corpus_is_repaired(corpus: Path) -> None:
     repaired = 0
     for path in sorted(corpus.glob("bucket/PMC*/*.xml")):

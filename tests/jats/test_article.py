@@ -641,6 +641,7 @@ def test_a_figures_own_permissions_override_the_articles():
         ("Light source: a laser of 405 nm.", False),
         ("Source: own work, 2019.", False),
         ("Source: authors.", False),
+        ("Photo credit: an author.", False),
         ("Cells adapted to heat; the medium was modified.", False),
         ("Photographs taken from rice fields in 2016.", False),
     ],
