@@ -23,8 +23,9 @@ from biomedclip_ray.search.filters import Filters
 from biomedclip_ray.search.index import Column, Found, Hit, Index
 
 RECIPROCAL_K = 60
-FUSED_DEPTH = 1000
-"""Rows of each list that are fused; what comes after them follows in the order of one list."""
+FUSED_DEPTH = 120
+"""Rows of each list that are fused, as many as two cheap looks into the index give; what comes after them follows in the order of one
+list."""
 GROUP_HITS = 5
 FACETS = {"kinds": "figure_kind", "licenses": "license", "years": "year", "journals": "journal", "splits": "split"}
 FACET_VALUES = 100

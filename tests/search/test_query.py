@@ -6,7 +6,7 @@ import pytest
 from biomedclip_ray.search import build
 from biomedclip_ray.search.filters import Filters
 from biomedclip_ray.search.index import Index
-from biomedclip_ray.search.query import Like, Page, Query, Vector, Words, facets, find
+from biomedclip_ray.search.query import FUSED_DEPTH, Like, Page, Query, Vector, Words, facets, find
 
 D, ARTICLES = 16, 100
 KINDS = ("gel", "chart", "micrograph")
@@ -78,7 +78,7 @@ def test_words_and_vectors_are_fused_by_reciprocal_rank(index):
     lists = [(2, best(IMAGE @ IMAGE[9], 600)), (1, best(TEXT @ TEXT[30], 600)), (3, ids(by_words))]
     score = dict.fromkeys(IDS, 0.0)
     for weight, ranked in lists:
-        for rank, name in enumerate(ranked, 1):
+        for rank, name in enumerate(ranked[:FUSED_DEPTH], 1):
             score[name] += weight / (60 + rank)
     expected = sorted(IDS, key=lambda name: (-score[name], name))
     page = find(index, query, 10)
