@@ -305,6 +305,9 @@ def _connect() -> None:
 
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # it sets its level when it is imported
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that our bar replaces its own
+    logging.getLogger("ray.data.dataset").setLevel(
+        logging.ERROR
+    )  # it warns that nothing will run before nodes have come
     address = os.environ.get("RAY_ADDRESS", "local")
     if address != "local":
         if address != "auto":

@@ -61,6 +61,8 @@ class TrainResources(Section):
     """Worker losses after which the run ends; each resumes from the last checkpoint."""
     no_progress_timeout_s: Positive = 600
     """Seconds without a block moving before the run stops and names the operator; longer than any pause of the workers."""
+    wait_for_nodes_s: Positive = 86_400
+    """Seconds that a shortage of nodes for the workers is waited out before the run ends."""
 
     @property
     def min_workers(self) -> int:
@@ -212,8 +214,10 @@ class ServeResources(Section):
     Retry-After); the longest wait is this number over the encoder's items per second."""
     timeout_s: Annotated[float, Field(gt=0)] = 60.0
     """Seconds after which a request without an answer ends with 503."""
+    wait_for_nodes_s: Positive = 86_400
+    """Seconds that deploy waits for nodes that the replicas fit on."""
     ready_timeout_s: Annotated[float, Field(gt=0)] = 300.0
-    """Seconds deploy waits until the model and the index are loaded."""
+    """Seconds deploy then waits until the model and the index are loaded."""
 
 
 class Serve(Section):

@@ -33,7 +33,10 @@ class PartResources(Section):
     concurrency: Positive | None = None
     """Tasks at once at most; null lets Ray Data use what the cluster has."""
     no_progress_timeout_s: Positive = 600
-    """Seconds without a finished block after which the run stops and names the operator (Ray's own limit is 1800)."""
+    """Seconds without a finished block after which the run stops and names the operator (Ray's own limit is 1800). Waiting for
+    a node that the autoscaler has still to bring does not count: see wait_for_nodes_s."""
+    wait_for_nodes_s: Positive = 86_400
+    """Seconds that a shortage of nodes is waited out before the run ends (exit 1; the same command goes on from there)."""
 
 
 class StageSection(Section):

@@ -147,9 +147,12 @@ def _write_all(place: Place, shards: list[Shard], pairs: Product, corpus: Produc
     """Write what is missing, one Ray task a shard."""
     import ray
 
+    from biomedclip_ray.run.capacity import known
+    from biomedclip_ray.run.placement import place as place_task
+
     done = set(place.list(_MARKS))
     missing = [shard for shard in shards if _mark(shard) not in done]
-    task = ray.remote(num_cpus=1)(write_shard)
+    task = ray.remote(**place_task(known(), 1.0).options)(write_shard)
     shared = [ray.put(value) for value in (place, pairs, corpus)]
     waiting = [task.remote(shard, *shared, form) for shard in missing]
     told = time.monotonic()

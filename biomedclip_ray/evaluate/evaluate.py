@@ -24,7 +24,9 @@ from biomedclip_ray.evaluate import plots
 from biomedclip_ray.evaluate.leakage import check_leakage, near_copies
 from biomedclip_ray.evaluate.retrieval import by_kind, retrieval
 from biomedclip_ray.evaluate.sets import LabelledSet, load_set
-from biomedclip_ray.run.capacity import Capacity
+from biomedclip_ray.run.capacity import Capacity, known
+from biomedclip_ray.run.nodes import wait_for_nodes
+from biomedclip_ray.run.placement import place
 from biomedclip_ray.run.stage import Made, RunParts, Stage
 from biomedclip_ray.schema import Reason
 from biomedclip_ray.store.attempt import Attempt
@@ -127,7 +129,10 @@ def measure(pool: pa.Table, split: str, bootstraps: int, seed: int) -> dict[str,
 def _on_sets(sets: list[LabelledSet], bundle: Product, section: Evaluate) -> dict[str, Any]:
     """The figures of each labelled set by its name, and how many of its pictures the bundle saw in training."""
     resources = section.resources
-    task = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus)(measure_set)
+    where = place(known(), resources.num_cpus, resources.num_gpus)
+    if sets:
+        wait_for_nodes("evaluate", known(), [(where, 1)], resources.wait_for_nodes_s)
+    task = ray.remote(**where.options)(measure_set)
     uri = bundle.place.at("bundle").uri
     found = ray.get([task.remote(uri, labelled, section.bootstraps, section.seed) for labelled in sets])
     out: dict[str, Any] = {}

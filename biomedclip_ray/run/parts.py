@@ -19,7 +19,10 @@ from ray.data.block import Block
 from ray.data.datasource import Datasink
 
 from biomedclip_ray.config import PartResources
+from biomedclip_ray.run.capacity import Capacity, known
 from biomedclip_ray.run.memory import peak_rss
+from biomedclip_ray.run.nodes import Demand, watch
+from biomedclip_ray.run.placement import Placement, place
 from biomedclip_ray.run.progress import Progress
 from biomedclip_ray.schema import LEDGER
 from biomedclip_ray.store.attempt import Attempt
@@ -29,6 +32,8 @@ from biomedclip_ray.store.ledger import PartResult
 # together with the rows or not at all.
 _NOTE = "_note"
 
+WRITE_CPUS = 0.25
+"""Logical CPUs of a task that writes what an actor has made."""
 
 Worker = Callable[..., PartResult] | type[Any]
 """A function `(part, *args) -> PartResult`; or a class, made once per process from `args` and called with the part, for a
@@ -64,48 +69,62 @@ def on_ray(attempt: Attempt, worker: Worker, resources: PartResources, args: tup
     """Run the parts on the connected Ray cluster, as tasks or on a pool of actors.
 
     Raises:
-        ray.data.exceptions.ExecutionTimeoutError: nothing moved for resources.no_progress_timeout_s.
+        ray.data.exceptions.ExecutionTimeoutError: nothing moved for resources.no_progress_timeout_s, though nodes are up.
+        ShortageError: no node came within resources.wait_for_nodes_s.
     """
     missing = attempt.missing_parts()
     if not missing:
         return
-    compute: dict[str, Any] = {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus}
-    write = dict(compute)  # equal demands let Ray Data fuse tasks and writing into one step
+    capacity = known()
+    work = place(capacity, resources.num_cpus, resources.num_gpus)
+    compute: dict[str, Any] = {**work.options}
     apply: Any
     if isinstance(worker, type):
         apply = _actor(worker, args)
-        compute["compute"] = ActorPoolStrategy(min_size=1, max_size=_actors(resources, len(missing)))
-        write = {"num_cpus": 0.25}
+        write = place(capacity, WRITE_CPUS, beside="gpus" if resources.num_gpus else "cpus")
+        most = pool_size(capacity, work, resources, len(missing))
+        compute["compute"] = ActorPoolStrategy(min_size=1, max_size=most)
     else:
         apply = _part_task
+        write = work  # equal demands let Ray Data fuse tasks and writing into one step
+        most = min(resources.concurrency or len(missing), max(1, capacity.room(work.cpus, work.gpus, work.kinds)))
         compute["fn_args"] = (worker, args)
         compute["concurrency"] = resources.concurrency
-    with DataContext.current(_context(resources)), Progress(attempt, len(missing)):
+    demand = Demand(
+        attempt.product.stage,
+        capacity,
+        work,
+        () if write is work else (write,),
+        most,
+        len(missing),
+        resources.no_progress_timeout_s,
+        resources.wait_for_nodes_s,
+    )
+    with DataContext.current(_context(demand)), Progress(attempt, len(missing)):
         parts = ray.data.from_items([{"part": part} for part in missing], override_num_blocks=len(missing))
         # one row a block, so a batch of one row is a whole block; None would say the same, and is refused beside GPUs
         blocks = parts.map_batches(apply, batch_size=1, batch_format="pyarrow", **compute)
-        blocks.write_datasink(_PartSink(attempt), ray_remote_args=write)
+        blocks.write_datasink(_PartSink(attempt), ray_remote_args=write.options)
 
 
-def _context(resources: PartResources) -> DataContext:
+def _context(demand: Demand) -> DataContext:
     context: DataContext = DataContext.get_current().copy()
     context.target_max_block_size = (
         None  # with the default 128 MB a large part became two blocks, and one file got lost
     )
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = resources.no_progress_timeout_s
     context.execution_options = ExecutionOptions()
+    watch(context, demand)
     return context
 
 
-def _actors(resources: PartResources, parts: int) -> int:
-    """At most so many actors: the CPUs that are there, less one half for the tasks that write."""
-    cpus = float(ray.cluster_resources().get("CPU", 1))
-    room = max(1, int((cpus - 0.5) / resources.num_cpus))
-    if resources.num_gpus:
-        room = min(room, max(1, int(ray.cluster_resources().get("GPU", 0) / resources.num_gpus)))
-    return min(resources.concurrency or room, room, parts)
+def pool_size(capacity: Capacity, work: Placement, resources: PartResources, parts: int) -> int:
+    """At most so many actors: what all nodes take that may come, less one half of a CPU for the tasks that write."""
+    room = capacity.room(work.cpus, work.gpus, work.kinds)
+    cpus = sum(node.amount("CPU") * node.most for node in work.kinds)
+    room = min(room, int((cpus - 0.5) / work.cpus)) if capacity.sized else parts
+    return max(1, min(resources.concurrency or parts, room, parts))
 
 
 def _part_task(batch: pa.Table, worker: Callable[..., PartResult], args: tuple[Any, ...]) -> pa.Table:

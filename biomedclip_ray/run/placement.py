@@ -8,6 +8,7 @@ drops labels without a word. A cluster that says neither gets plain requests.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -52,6 +53,14 @@ class Placement:
         if self.resources:
             options["resources"] = self.resources
         return options
+
+    def admits(self, resources: Mapping[str, float], labels: Mapping[str, str]) -> bool:
+        """Whether a node of that kind is one that it may run on; its size is another question."""
+        named = all(
+            (labels.get(key) == value) if value[0] != "!" else (labels.get(key) != value[1:])
+            for key, value in self.selector.items()
+        )
+        return named and all(resources.get(name, 0.0) >= need for name, need in self.resources.items())
 
     @property
     def bundle(self) -> tuple[dict[str, float], dict[str, str]]:

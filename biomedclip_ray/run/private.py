@@ -180,6 +180,11 @@ def silence(executor: Any) -> None:
     executor._cluster_autoscaler.try_trigger_scaling = lambda: None
 
 
+def config_of(executor: Any, key: str) -> Any:
+    """What was set with `DataContext.set_config` for a running dataset."""
+    return executor._data_context.get_config(key)
+
+
 def operators(executor: Any) -> list[Any]:
     """The physical operators of a running dataset, from the first to the last."""
     return list(executor._topology)

@@ -62,6 +62,11 @@ class Arguments(Serve):
 # Not `from __future__ import annotations` in this file: Serve looks at the annotation to turn `args` into Arguments.
 def build(args: Arguments) -> Application:
     """Arguments -> application. Raises pydantic's ValidationError (by Serve) for unknown or missing keys."""
+    return application(args, {}, {})
+
+
+def application(args: Arguments, engines: dict[str, Any], ingresses: dict[str, Any]) -> Application:
+    """The same, with options that say on which nodes replicas run."""
     resources = args.resources
     scaling: dict[str, Any] = {"num_replicas": resources.replicas}
     if resources.max_replicas > resources.replicas:
@@ -78,7 +83,11 @@ def build(args: Arguments) -> Application:
         max_ongoing_requests=4 * resources.max_batch,  # one batch computes, the next are complete when it is done
         max_surge_percent=100,
         max_constructor_retry_count=START_TRIES,
-        ray_actor_options={"num_cpus": resources.cpus_per_replica, "num_gpus": resources.gpus_per_replica},
+        ray_actor_options={
+            "num_cpus": resources.cpus_per_replica,
+            "num_gpus": resources.gpus_per_replica,
+            **engines,
+        },
         **scaling,
     )
     ingress = serve.deployment(
@@ -90,7 +99,7 @@ def build(args: Arguments) -> Application:
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=RETRY_AFTER_S),
         max_surge_percent=100,
         max_constructor_retry_count=START_TRIES,
-        ray_actor_options={"num_cpus": INGRESS_CPUS},
+        ray_actor_options={"num_cpus": INGRESS_CPUS, **ingresses},
     )
     return ingress.bind(engine.bind(args.bundle, args.index, resources), args)
 

@@ -16,13 +16,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import httpx
-import ray
 from ray import serve
 from ray.serve import RunTarget
 
 from biomedclip_ray.config import Config, ConfigError, ServeResources
+from biomedclip_ray.run.capacity import Capacity, known
+from biomedclip_ray.run.nodes import wait_for_nodes
+from biomedclip_ray.run.placement import Placement, place
 from biomedclip_ray.search.index import TABLE, Index
-from biomedclip_ray.serve.app import Arguments, build
+from biomedclip_ray.serve.app import INGRESS_CPUS, Arguments, application
 from biomedclip_ray.store.product import Product, StageError
 
 PROBE_S = 5.0
@@ -51,10 +53,15 @@ def deploy(config: Config, bundle: Product, index: Product) -> Deployed:
     url = address(args.resources)
     if running(url) == args.fingerprint:
         return Deployed(url, "skipped", args.name)
-    check(args)
+    capacity = known()
+    check(args, capacity)
+    engine, ingress = placed(args.resources, capacity)
+    wanted = [(engine, args.resources.replicas), (ingress, args.resources.ingress_replicas)]
+    wait_for_nodes("deploy", capacity, wanted, args.resources.wait_for_nodes_s)
     serve.start(http_options={"host": args.resources.host, "port": args.resources.port})
+    app = application(args, engine.only, ingress.only)
     serve.run_many(
-        [RunTarget(build(args), name=args.name, route_prefix="/", logging_config={"enable_access_log": False})],
+        [RunTarget(app, name=args.name, route_prefix="/", logging_config={"enable_access_log": False})],
         wait_for_applications_running=False,
     )
     _wait(url, args)
@@ -84,18 +91,28 @@ def running(url: str) -> str | None:
     return models[0].get("application") if models else None
 
 
-def check(args: Arguments) -> None:
-    """Raises ConfigError for what would make Serve wait for ever: a taken port, CPUs or GPUs that are not there."""
+def placed(resources: ServeResources, capacity: Capacity) -> tuple[Placement, Placement]:
+    """Where the encoder's replicas run, and where the processes that read requests: beside them."""
+    engine = place(capacity, resources.cpus_per_replica, resources.gpus_per_replica)
+    return engine, place(capacity, INGRESS_CPUS, beside="gpus" if resources.gpus_per_replica else "cpus")
+
+
+def check(args: Arguments, capacity: Capacity) -> None:
+    """Raises ConfigError for what would make Serve wait for ever: a taken port, CPUs or GPUs that can never come."""
     resources = args.resources
-    there = ray.cluster_resources()
     for kind, key, needed in (
         ("CPU", "cpus_per_replica", args.cpus),
         ("GPU", "gpus_per_replica", resources.replicas * resources.gpus_per_replica),
     ):
-        if needed > there.get(kind, 0):
+        if capacity.sized and needed > capacity.total(kind):
             raise ConfigError(
-                f"serve.resources.{key}: the application needs {needed:g} {kind}s, the cluster has {there.get(kind, 0):g}"
+                f"serve.resources.{key}: the application needs {needed:g} {kind}s, {capacity.found} has {capacity.total(kind):g}"
             )
+    if not capacity.fits(resources.cpus_per_replica, resources.gpus_per_replica):
+        raise ConfigError(
+            f"serve.resources.cpus_per_replica={resources.cpus_per_replica:g} with gpus_per_replica="
+            f"{resources.gpus_per_replica:g}: no node of {capacity.found} has as many; lower one of them"
+        )
     if serve.status().proxies:  # Serve is up and holds its port
         return
     with socket.socket() as probe:

@@ -31,6 +31,7 @@ from ray.train import DataConfig
 from biomedclip_ray.clip.tokenizer import Tokenizer
 from biomedclip_ray.config import TrainResources
 from biomedclip_ray.images.image import decode
+from biomedclip_ray.run.nodes import Demand, watch
 from biomedclip_ray.store.product import Product
 from biomedclip_ray.train.order import Order, mix
 from biomedclip_ray.train.rows import SplitRows
@@ -68,8 +69,12 @@ class Feed:
     micro_rows: int
 
 
-def batches(feed: ray.ObjectRef, start: int, stop: int, resources: TrainResources) -> Dataset:
+def batches(
+    feed: ray.ObjectRef, start: int, stop: int, resources: TrainResources, demand: Demand | None = None
+) -> Dataset:
     """The micro-blocks of positions [start, stop), both multiples of a micro-block, in order.
+
+    `demand`: where the feed's tasks run, and what nodes they may ask for; None: wherever there is room.
 
     A block has position, group and length (tokens without padding) int64 (n,), pixels uint8 (n, size, size, 3), tokens
     int32 (n, context).
@@ -77,7 +82,11 @@ def batches(feed: ray.ObjectRef, start: int, stop: int, resources: TrainResource
     spec: Feed = ray.get(feed)
     spans = [{"start": a, "stop": b} for a, b in spec.order.spans(start, stop)]
     read_cpus = min(READ_CPUS, resources.feed_cpus)
-    with DataContext.current(_context(resources)):
+    only = {} if demand is None else demand.work.only
+    context = _context(resources)
+    if demand is not None:
+        watch(context, demand)
+    with DataContext.current(context):
         if not spans:
             return ray.data.from_arrow(_EMPTY.empty_table())
         blocks = ray.data.from_items(spans, override_num_blocks=len(spans)).map_batches(
@@ -87,8 +96,9 @@ def batches(feed: ray.ObjectRef, start: int, stop: int, resources: TrainResource
             fn_args=(feed,),
             num_cpus=read_cpus,
             compute=TaskPoolStrategy(size=2),
+            **only,
         )
-        blocks = _light(blocks.repartition(target_num_rows_per_block=spec.micro_rows), read_cpus)
+        blocks = _light(blocks.repartition(target_num_rows_per_block=spec.micro_rows), {"num_cpus": read_cpus, **only})
         return blocks.map_batches(
             _decode_task,
             batch_size=None,
@@ -96,13 +106,14 @@ def batches(feed: ray.ObjectRef, start: int, stop: int, resources: TrainResource
             fn_args=(feed,),
             num_cpus=resources.feed_cpus,
             compute=TaskPoolStrategy(size=resources.feed_concurrency),
+            **only,
         )
 
 
-def _light(cut: Dataset, num_cpus: float) -> Dataset:
+def _light(cut: Dataset, remote_args: dict[str, Any]) -> Dataset:
     """`repartition` with a share of a CPU: it takes no resources of its own (Ray 2.60), and its default of one CPU starves beside
     workers that leave the feed one."""
-    cut._logical_plan.dag.ray_remote_args["num_cpus"] = num_cpus
+    cut._logical_plan.dag.ray_remote_args.update(remote_args)
     return cut
 
 

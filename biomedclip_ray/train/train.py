@@ -24,8 +24,10 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig,
 
 from biomedclip_ray.clip.loss import LOSSES
 from biomedclip_ray.config import Config, ConfigError
-from biomedclip_ray.run.capacity import Capacity
+from biomedclip_ray.run.capacity import Capacity, known
 from biomedclip_ray.run.interrupt import in_thread
+from biomedclip_ray.run.nodes import wait_for_nodes
+from biomedclip_ray.run.placement import place as place_task
 from biomedclip_ray.run.stage import Made, RunParts, Stage
 from biomedclip_ray.store.attempt import Attempt
 from biomedclip_ray.store.ledger import Count
@@ -35,6 +37,7 @@ from biomedclip_ray.train import checkpoint, journal, validate
 from biomedclip_ray.train.batches import Feed, InOrder, batches
 from biomedclip_ray.train.check import STARTED, build, check
 from biomedclip_ray.train.metrics import Watch, read
+from biomedclip_ray.train.nodes import placed
 from biomedclip_ray.train.order import Order, shuffle_quality, total_steps
 from biomedclip_ray.train.rows import SplitRows, find_rows, texts
 
@@ -75,7 +78,7 @@ def _work(attempt: Attempt, run_parts: RunParts, config: Config, pairs: Product,
     if config.train.epochs == 0:
         start = _start(config, pairs, corpus, place)
         log.info("train: no epochs asked for, %s is taken as it is", start["starts"]["image"])
-        exported = ray.get(_export.remote(place.uri, _provenance(config, start, 0, 0, None)))
+        exported = _bundle(config, place, _provenance(config, start, 0, 0, None))
         facts = {**start, **exported, "steps": 0, "pairs": 0, "attempts": 0}
         return Made(facts, counts=(Count("pair", 0, 0),))
     rows = find_rows(pairs, corpus, SPLIT, config.train.kind_weights)
@@ -97,7 +100,7 @@ def _work(attempt: Attempt, run_parts: RunParts, config: Config, pairs: Product,
         attempt.peak_rss = _fit_towers(config, pairs, place, rows, order, start, steps)["peak_rss"]
     if config.train.validation_pairs:
         catch_up(config, place)
-    exported = ray.get(_export.remote(place.uri, _provenance(config, start, steps, rows.pairs, corpus)))
+    exported = _bundle(config, place, _provenance(config, start, steps, rows.pairs, corpus))
     validation = validate.figures(place)
     if config.train.validation_pairs and not validation:
         log.warning("train: no checkpoint could be measured (Ray's log says why); the last one became the bundle")
@@ -179,6 +182,9 @@ def _fit_towers(
     recipe, resources = config.train, config.train.resources
     with _local_copy(place.at(START)) as folder:
         tokenizer = load_tokenizer(folder, start["context_length"])
+    capacity = known()
+    places = placed(resources, capacity)
+    wait_for_nodes("train", capacity, [(places.worker, resources.min_workers)], resources.wait_for_nodes_s)
     feed = ray.put(
         Feed(
             pairs,
@@ -194,14 +200,12 @@ def _fit_towers(
 
     def from_checkpoint() -> ray.data.Dataset:
         """Asked anew by Ray Train at each start of the worker group."""
-        return batches(feed, checkpoint.steps_done(place) * recipe.batch, steps * recipe.batch, resources)
+        return batches(feed, checkpoint.steps_done(place) * recipe.batch, steps * recipe.batch, resources, places.feed)
 
     # Ray Train polls its workers every 2 s; what is not polled when a worker dies is lost, and each start and end waits for
     # polls: 11 of 25 s of a short run. Read by the controller, which gets RAY_TRAIN_* from here.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25" if resources.max_workers <= _FEW_WORKERS else "2")
-    worker = {"CPU": resources.cpus_per_worker}
-    if resources.gpus_per_worker:
-        worker["GPU"] = resources.gpus_per_worker
+    worker, selector = places.worker.bundle
     validates = place.exists(validate.PAIRS)
     trainer = TorchTrainer(
         train_loop,
@@ -212,6 +216,7 @@ def _fit_towers(
             num_workers=resources.workers,
             use_gpu=bool(resources.gpus_per_worker),
             resources_per_worker=worker,
+            label_selector=selector or None,
             elastic_resize_monitor_interval_s=resources.resize_interval_s,
         ),
         run_config=RunConfig(
@@ -244,8 +249,8 @@ def _fit_towers(
 
 
 def _validation(config: Config, place: Place) -> validate.Validation:
-    resources = config.train.resources
-    return validate.Validation(place.uri, place.at(START).uri, resources.validation_cpus, resources.validation_gpus)
+    where = placed(config.train.resources, known()).validation
+    return validate.Validation(place.uri, place.at(START).uri, where)
 
 
 def catch_up(config: Config, place: Place) -> None:
@@ -263,14 +268,14 @@ def _start(config: Config, pairs: Product, corpus: Product, place: Place) -> dic
     """Build what training starts from, once: the bundle start/ and its facts, which are written last."""
     if not place.exists(STARTED):
         try:
-            ray.get(_build.remote(config, pairs, corpus, place.uri))
+            ray.get(_build.options(**place_task(known(), _TASK_CPUS).options).remote(config, pairs, corpus, place.uri))
         except RayTaskError as error:
             raise error.cause if isinstance(error.cause, ConfigError) else error from None
     facts: dict[str, Any] = json.loads(place.read(STARTED))
     return facts
 
 
-@ray.remote(num_cpus=_TASK_CPUS)
+@ray.remote
 def _build(config: Config, pairs: Product, corpus: Product, uri: str) -> None:
     from biomedclip_ray.clip.bundle import save_bundle
 
@@ -294,7 +299,14 @@ def _build(config: Config, pairs: Product, corpus: Product, uri: str) -> None:
     place.write(STARTED, json.dumps(facts).encode())
 
 
-@ray.remote(num_cpus=_TASK_CPUS)
+def _bundle(config: Config, place: Place, provenance: dict[str, Any]) -> dict[str, Any]:
+    """On a node that training has left: those of the data stages have gone hours ago."""
+    where = place_task(known(), _TASK_CPUS, beside="gpus" if config.train.resources.gpus_per_worker else "cpus")
+    exported: dict[str, Any] = ray.get(_export.options(**where.options).remote(place.uri, provenance))
+    return exported
+
+
+@ray.remote
 def _export(uri: str, provenance: dict[str, Any]) -> dict[str, Any]:
     """The best checkpoint by validation, else the newest, as a bundle; returns its id and what chose it.
 

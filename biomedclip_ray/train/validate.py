@@ -20,6 +20,7 @@ import ray
 from ray.exceptions import RayError
 from ray.train import Checkpoint
 
+from biomedclip_ray.run.placement import Placement
 from biomedclip_ray.store.parquet import parquet_bytes
 from biomedclip_ray.store.place import Place
 from biomedclip_ray.store.product import Product
@@ -58,16 +59,15 @@ class Validation:
     Attributes:
         product: URI of the train product.
         start: URI of the bundle that training started from.
-        cpus, gpus: logical, of the task.
+        where: size and place of the task.
     """
 
     product: str
     start: str
-    cpus: float
-    gpus: float
+    where: Placement
 
     def __call__(self, checkpoint: Checkpoint) -> dict[str, float]:
-        task = _measure.options(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=1)
+        task = _measure.options(**self.where.options, max_retries=1)
         try:
             figures: dict[str, float] = ray.get(task.remote(self.product, self.start, checkpoint))
         except RayError as error:
