@@ -111,6 +111,10 @@ class Train(Section):
     kind_weights: Annotated[dict[str, Annotated[float, Field(ge=1)]], KnownKinds] = Field(default_factory=dict)
     """Figure kind -> how often an epoch shows a pair of it (1.5: half of them twice); kinds not named are shown once. What
     is too frequent is thinned by curate.balance."""
+    texts: dict[Literal["caption", "mentions", "panels"], Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """Which text of a whole figure a visit trains on, drawn with these weights: its caption, a sentence that cites it, or one
+    panel's part of the caption; {caption: 2, mentions: 1}. Where there is none of a kind, the caption. {}: always the caption.
+    Validation keeps the caption."""
     on_nan: Literal["stop", "skip"] = "stop"
     """A step whose loss or gradient is no number never touches the weights; "stop": the run then ends and names the last
     good checkpoint, "skip": it goes on, as long as such steps stay below one in a hundred."""

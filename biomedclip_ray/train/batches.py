@@ -12,9 +12,9 @@ as uint8: a quarter of float32 through the object store and over the bus.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -35,6 +35,8 @@ from biomedclip_ray.run.nodes import Demand, watch
 from biomedclip_ray.store.product import Product
 from biomedclip_ray.train.order import Order, mix
 from biomedclip_ray.train.rows import SplitRows
+from biomedclip_ray.train.texts import COLUMNS as TEXT_COLUMNS
+from biomedclip_ray.train.texts import drawn_texts
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -57,6 +59,7 @@ class Feed:
         size: pixels of the square picture that the tower takes.
         crop_scale: share of the area that a random crop keeps; (1, 1): the middle square, as in evaluation.
         micro_rows: pairs in a micro-block.
+        texts: which text of a pair a visit draws, with weights; empty: always its own.
     """
 
     pairs: Product
@@ -67,6 +70,7 @@ class Feed:
     crop_scale: tuple[float, float]
     seed: int
     micro_rows: int
+    texts: Mapping[Any, float] = field(default_factory=dict)
 
 
 def batches(
@@ -159,8 +163,13 @@ def read_span(feed: Feed, start: int, stop: int) -> pa.Table:
     with ThreadPoolExecutor(_READ_THREADS) as threads:
         tables = dict(pair for part in threads.map(read_part, sorted(by_part.items())) for pair in part)
     together = pa.concat_tables([tables[chunk] for chunk in sorted(tables)]).take(pa.array(inverse))
-    marks = pa.table({"position": np.arange(start, stop), "group": feed.rows.group[rows]})
-    return marks.append_column(_EMPTY.field("image"), together["image"]).append_column("text", together["text"])
+    positions = np.arange(start, stop)
+    text: Any = together["text"]
+    if feed.texts:
+        told = together.select(["text", *TEXT_COLUMNS])
+        text = pa.array(drawn_texts(told, positions, feed.seed, feed.texts), pa.string())
+    marks = pa.table({"position": positions, "group": feed.rows.group[rows]})
+    return marks.append_column(_EMPTY.field("image"), together["image"]).append_column("text", text)
 
 
 def decode_block(feed: Feed, block: pa.Table) -> dict[str, np.ndarray]:
@@ -213,10 +222,11 @@ _EMPTY = pa.schema({"position": pa.int64(), "group": pa.int64(), "image": pa.lar
 
 
 def _rows_of(feed: Feed, file: pq.ParquetFile, chunk: int, rows: npt.NDArray[np.int64]) -> pa.Table:
-    table = file.read_row_group(int(feed.rows.row_group[chunk]), columns=["image", "text"])
+    told = ["text", *(TEXT_COLUMNS if feed.texts else ())]
+    table = file.read_row_group(int(feed.rows.row_group[chunk]), columns=["image", *told])
     # large_binary: a window of pictures can pass the 2 GB that 32-bit offsets hold
     image = table["image"].cast(pa.large_binary())
-    return pa.table({"image": image, "text": table["text"]}).take(pa.array(feed.rows.row[rows]))
+    return table.select(told).append_column("image", image).take(pa.array(feed.rows.row[rows]))
 
 
 class _Pauses(ExecutionCallback):

@@ -58,6 +58,8 @@ class DivergedError(StageError):
 def _content(config: Config, pairs: Product, corpus: Product) -> dict[str, Any]:
     # what only watches or stops a run is no part of what it makes: a run that diverged goes on with other limits
     recipe = config.train.model_dump(mode="json", exclude={"trackers", "divergence_steps", "on_nan"})
+    if not config.train.texts:  # a key that came later: as it was, so is the fingerprint
+        recipe.pop("texts")
     return {"model": config.model.model_dump(mode="json"), "train": recipe}
 
 
@@ -195,6 +197,7 @@ def _fit_towers(
             recipe.crop_scale,
             recipe.seed,
             recipe.batch // recipe.micro_batches,
+            recipe.texts,
         )
     )
 

@@ -53,16 +53,18 @@ def products(
     parts: int = 3,
     misleading: tuple[str, ...] = (),
     unreadable: tuple[str, ...] = (),
+    mentions: int = 0,
 ) -> tuple[Product, Product]:
     """Finished pairs and corpus; of each article one figure is dropped, every eighth article is a test article.
 
     Args:
         misleading: splits whose captions name another colour and shape than is drawn.
         unreadable: splits whose pictures are none.
+        mentions: sentences that cite each figure.
     """
     pairs = Product.plan(str(root), "preprocess", 1, {"articles": articles}, [])
     corpus = Product.plan(str(root), "curate", 1, {}, [pairs])
-    rows = [_article(number, figures, misleading, unreadable) for number in range(articles)]
+    rows = [_article(number, figures, misleading, unreadable, mentions) for number in range(articles)]
     for product, schema, which in ((pairs, PAIRS, 0), (corpus, CORPUS, 1)):
         if product.finished:
             continue
@@ -78,7 +80,7 @@ def products(
 
 
 def _article(
-    number: int, figures: int, misleading: tuple[str, ...], unreadable: tuple[str, ...]
+    number: int, figures: int, misleading: tuple[str, ...], unreadable: tuple[str, ...], mentions: int
 ) -> tuple[list[dict], list[dict]]:
     draw = np.random.default_rng(number)
     pairs, corpus = [], []
@@ -93,6 +95,8 @@ def _article(
                 "pair_id": pair_id,
                 "article_id": f"PMC{number + 1}.1",
                 "text": text,
+                "panel": 0,
+                "mentions": [f"cited {n}: {text}" for n in range(mentions)],
                 "figure_kind": KIND if is_of_kind(number) else "chart",
                 "image": b"no picture" if split in unreadable else picture(colour, shape, count),
             }
