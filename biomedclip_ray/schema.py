@@ -304,6 +304,8 @@ class Reason(StrEnum):
     TOO_SMALL = "too_small", "a side is shorter than preprocess.min_side"
     BAD_ASPECT = "bad_aspect", "the sides' ratio is above preprocess.max_aspect"
     BLANK = "blank", "the picture is one colour"
+    NO_IMAGE = "no_image", "the file holds no image for a caption: a segmentation, a report, a plan"
+    BURNED_IN = "burned_in", "the DICOM file says that a name may stand in its pixels (BurnedInAnnotation)"
     # own data: picture
     BROKEN_FILE = "broken_file", "the file that holds the pair cannot be read to its end"
     TOO_LARGE = "too_large", "the image's file is larger than a task can hold"

@@ -69,11 +69,33 @@ def _is_jpeg_ls(data: bytes) -> bool:
     )
 
 
+def _is_dicom(data: bytes) -> bool:
+    """The word behind the preamble; or, of a file without one, its first element: of group 2, or of group 8 and few digits."""
+    if data[128:132] == b"DICM":
+        return True
+    group, element = data[:2], data[2:4]
+    if group in (b"\x02\0", b"\0\x02"):
+        return element == b"\0\0" and data[4:6] == b"UL"
+    return len(data) > 132 and (
+        (group == b"\x08\0" and element in (b"\0\0", b"\x01\0", b"\x05\0", b"\x08\0", b"\x16\0"))
+        or (group == b"\0\x08" and element in (b"\0\0", b"\0\x01", b"\0\x05", b"\0\x08", b"\0\x16"))
+    )
+
+
 _JP2_BOX, _JXL_BOX = b"\0\0\0\x0cjP  \r\n\x87\n", b"\0\0\0\x0cJXL \r\n\x87\n"
 _BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
 
 # In the order of preference among files of one stem in an article: a GIF beside a JPEG is its thumbnail.
 FORMATS = (
+    # before TIFF: the preamble of many a DICOM file is a TIFF's header
+    Format(
+        "DICOM",
+        ("dcm", "dicom", "dcm.gz"),
+        Decoder.DICOM,
+        _is_dicom,
+        "application/dicom",
+        in_articles=False,
+    ),
     # before JPEG, whose first bytes it shares
     Format("JPEG-LS", ("jls",), Decoder.CODEC, _is_jpeg_ls, "image/jls", False),
     Format("JPEG", ("jpg", "jpeg", "jpe", "jfif"), Decoder.JPEG, _begins(b"\xff\xd8\xff"), "image/jpeg"),
@@ -98,14 +120,6 @@ FORMATS = (
         "image/bmp",
     ),
     Format("GIF", ("gif",), Decoder.PILLOW, _begins(b"GIF87a", b"GIF89a"), "image/gif"),
-    Format(
-        "DICOM",
-        ("dcm", "dicom"),
-        Decoder.DICOM,
-        lambda d: d[128:132] == b"DICM",
-        "application/dicom",
-        in_articles=False,
-    ),
     Format("NIfTI", ("nii", "nii.gz"), Decoder.NIFTI, _is_nifti, None, in_articles=False),
     # a TIFF by its bytes: tiff.py hands it over
     Format(
@@ -126,7 +140,11 @@ _UNREAD: tuple[tuple[str, str, Callable[[bytes], bool]], ...] = (
     ("Leica LIF", "save it as OME-TIFF, e.g. with bfconvert", _begins(b"\x70\0\0\0")),
     ("Nikon ND2", "save it as OME-TIFF, e.g. with bfconvert", _begins(b"\xda\xce\xbe\n")),
     ("HDF5 (MINC 2, Imaris)", "save it as NIfTI or OME-TIFF", _begins(b"\x89HDF\r\n\x1a\n")),
-    ("MINC 1", "save it as NIfTI: nibabel.save(nibabel.load(FILE), 'FILE.nii.gz')", _begins(b"CDF\x01", b"CDF\x02")),
+    (
+        "MINC 1 or netCDF",
+        "save it as NIfTI: nibabel.save(nibabel.load(FILE), 'FILE.nii.gz')",
+        _begins(b"CDF\x01", b"CDF\x02"),
+    ),
     ("ECAT", "save it as NIfTI: nibabel.save(nibabel.ecat.load(FILE), 'FILE.nii.gz')", _begins(b"MATRIX")),
     ("PAR/REC", "save it as NIfTI: parrec2nii FILE.PAR", _begins(b"# === DATA DESCRIPTION FILE")),
     (
@@ -160,6 +178,26 @@ PICKER = ",".join(
     + [f".{extension}" for row in FORMATS if row.online for extension in row.extensions]
 )
 """What a browser's file picker offers: browsers know the media types of few."""
+
+
+_UNPACKED_BYTES = 1 << 30
+
+
+def unpacked(data: bytes) -> bytes:
+    """What a gzip file holds, of which hospitals' archives have many; anything else, and NIfTI, as it is. Raises ImageError."""
+    if not data.startswith(b"\x1f\x8b") or _is_nifti(data):
+        return data
+    try:
+        unpacker = zlib.decompressobj(31)
+        inner = unpacker.decompress(data, _UNPACKED_BYTES)
+    except zlib.error as error:
+        raise ImageError(Reason.BROKEN_IMAGE, f"gzip: {error}") from error
+    if not unpacker.eof:
+        raise ImageError(Reason.TRUNCATED_IMAGE, f"a gzip file that does not end within {_UNPACKED_BYTES:,} bytes")
+    return inner
+
+
+SLIDE = next(row for row in FORMATS if row.decoder is Decoder.SLIDE)
 
 
 def identify(data: bytes) -> Format:

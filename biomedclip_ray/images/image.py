@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -22,7 +22,9 @@ from PIL import Image
 from biomedclip_ray.images import codecs, jpeg, pillow, tiff
 from biomedclip_ray.images.depth import Decoded
 from biomedclip_ray.images.errors import ImageError, Limits
-from biomedclip_ray.images.formats import Decoder, identify
+from biomedclip_ray.images.formats import SLIDE, Decoder, Format, identify, unpacked
+from biomedclip_ray.images.medical import dicom, nifti, slides
+from biomedclip_ray.images.reading import ONE, Reading
 from biomedclip_ray.images.resample import Pixels, shrink, stored_size
 from biomedclip_ray.schema import Reason
 
@@ -44,6 +46,8 @@ class Read:
     format: str
     note: str = ""
     """How it was taken from its file where that is not plain: page, window, channels."""
+    patient: str | None = None
+    """Who is shown, where the file says it: for a keyed hash, never for a product."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,7 @@ class Picture:
     """64-bit perceptual hash, see `perceptual_hash`."""
     note: str = ""
     """See `Read`."""
+    patient: str | None = None
 
 
 def prepare(
@@ -88,11 +93,36 @@ def prepare(
     return _stored(read(data, limits, short_side), quality, hashlib.sha256(data).hexdigest())
 
 
+def prepare_each(
+    data: bytes,
+    reading: Reading,
+    *,
+    short_side: int,
+    quality: int,
+    min_side: int,
+    max_pixels: int,
+    max_aspect: float,
+) -> Iterator[Picture | ImageError]:
+    """`prepare` for every image that a file is asked for; of several each has a sha256 of its own."""
+    limits = Limits(max(min_side, 1), max_pixels, max_aspect)
+    digest = hashlib.sha256(data).hexdigest()
+    try:
+        for name, image in each(data, limits, short_side, reading):
+            own = hashlib.sha256(f"{digest} {name}".encode()).hexdigest() if name else digest
+            try:
+                yield _stored(image, quality, own)
+            except ImageError as error:
+                yield ImageError(error.reason, f"{name}: {error.detail}" if name else error.detail)
+    except ImageError as error:
+        yield error
+
+
 def _stored(image: Read, quality: int, sha256: str) -> Picture:
     encoded = _checked_jpeg(image.pixels, quality)
     height, width = image.pixels.shape[:2]
     phash = perceptual_hash(image.pixels)
-    return Picture(encoded, width, height, image.width, image.height, image.format, sha256, phash, image.note)
+    facts = (image.width, image.height, image.format, sha256, phash, image.note, image.patient)
+    return Picture(encoded, width, height, *facts)
 
 
 def prepare_crop(
@@ -134,6 +164,7 @@ def read(data: bytes, limits: Limits, short_side: int | None = None) -> Read:
     # One task has one core; OpenCV's own threads would take the neighbours'. The setting is one per process.
     if cv2.getNumThreads() != 1:
         cv2.setNumThreads(1)
+    data = unpacked(data)
     row = identify(data)
     if row.decoder is Decoder.JPEG:
         head = jpeg.header(data)
@@ -141,10 +172,36 @@ def read(data: bytes, limits: Limits, short_side: int | None = None) -> Read:
         fast = jpeg.shrunken(data, head, short_side)
         if fast is not None:
             return Read(*fast, row.name)
-    decoded = _DECODERS[row.decoder](data, row.name, limits)
+    row = _handed_over(row, data)
+    return _shrunken(_DECODERS[row.decoder](data, row.name, limits), row, short_side)
+
+
+def each(
+    data: bytes, limits: Limits, short_side: int | None = None, reading: Reading = ONE
+) -> Iterator[tuple[str, Read]]:
+    """All the images that a file of a hospital or a pathology is asked for, each with its name within the file ("" for one).
+
+    Raises:
+        ImageError: as `read` does.
+    """
+    data = unpacked(data)
+    row = _handed_over(identify(data), data)
+    if row.decoder not in _EACH:
+        yield "", read(data, limits, short_side)
+        return
+    for name, decoded in _EACH[row.decoder](data, limits, reading):
+        yield name, _shrunken(decoded, row, short_side)
+
+
+def _handed_over(row: Format, data: bytes) -> Format:
+    """A whole slide is a TIFF by its first bytes."""
+    return SLIDE if row.decoder is Decoder.TIFF and tiff.is_slide(data) else row
+
+
+def _shrunken(decoded: Decoded, row: Format, short_side: int | None) -> Read:
     height, width = decoded.pixels.shape[:2]
     pixels = shrink(decoded.pixels, *stored_size(width, height, short_side))
-    return Read(pixels, width, height, row.name, decoded.note)
+    return Read(pixels, width, height, row.name, decoded.note, decoded.patient)
 
 
 def as_pillow(data: bytes) -> Image.Image:
@@ -167,6 +224,7 @@ def as_pillow(data: bytes) -> Image.Image:
 
 def size(data: bytes) -> tuple[int, int]:
     """(width, height) that a file's header claims, upright or not. Raises ImageError as `read` does."""
+    data = unpacked(data)
     row = identify(data)
     if row.decoder is Decoder.JPEG:
         head = jpeg.header(data)
@@ -185,11 +243,20 @@ _DECODERS: dict[Decoder, Callable[[bytes, str, Limits], Decoded]] = {
     Decoder.PILLOW: pillow.read,
     Decoder.TIFF: tiff.read,
     Decoder.CODEC: codecs.read,
+    Decoder.DICOM: dicom.read,
+    Decoder.NIFTI: nifti.read,
+    Decoder.SLIDE: slides.read,
+}
+_EACH: dict[Decoder, Callable[[bytes, Limits, Reading], Iterator[tuple[str, Decoded]]]] = {
+    Decoder.DICOM: dicom.each,
+    Decoder.SLIDE: slides.each,
 }
 _SIZES: dict[Decoder, Callable[[bytes, str], tuple[int, int]]] = {
     Decoder.PILLOW: pillow.size,
     Decoder.TIFF: tiff.size,
     Decoder.CODEC: codecs.size,
+    Decoder.DICOM: dicom.size,
+    Decoder.NIFTI: nifti.size,
 }
 
 

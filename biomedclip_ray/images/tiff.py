@@ -53,6 +53,17 @@ class _Choice:
     """Planes that stand in no page of their own: ImageJ writes large stacks behind one page."""
 
 
+def is_slide(data: bytes) -> bool:
+    """Whether a TIFF is a whole slide by its scanner's tags: OpenSlide's to read."""
+    _quiet()
+    try:
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            page = file.pages.first
+            return bool(page.is_svs or page.is_ndpi or page.is_scn or page.is_bif or page.is_philips)
+    except Exception:  # broken, which `read` says in words
+        return False
+
+
 def read(data: bytes, name: str, limits: Limits) -> Decoded:
     """Decode. Raises ImageError."""
     _quiet()

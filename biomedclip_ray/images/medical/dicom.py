@@ -1,0 +1,251 @@
+"""DICOM by pydicom: stored values -> modality -> window -> 8 bits, as a viewer shows them; overlays are not drawn.
+
+**Privacy.** Of a file's tags only those that decide its pixels are read, and only the kind of device (Modality), the frame and the
+window are told. The patient's id leaves as `Decoded.patient`, for a keyed hash. What pydicom says of a broken file may quote
+its values, so the ledger gets the kind of error and no word of its message.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import imagecodecs
+import numpy as np
+
+from biomedclip_ray.images.depth import Decoded, Values, rgb, to_8_bits
+from biomedclip_ray.images.errors import ImageError, Limits
+from biomedclip_ray.images.reading import ONE, Reading, missing
+from biomedclip_ray.schema import Reason
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+_WAY_OUT = "give an image series, not the object that was made from it"
+_NO_IMAGES = {
+    "1.2.840.10008.5.1.4.1.1.66.4": "segmentation",
+    "1.2.840.10008.5.1.4.1.1.66.7": "label map segmentation",
+    "1.2.840.10008.5.1.4.1.1.66.5": "surface segmentation",
+    "1.2.840.10008.5.1.4.39.1": "colour palette",
+}
+_WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
+_JPEG_12 = ("1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
+_JPEG_XL = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (110, 111, 112))
+_VIDEO = re.compile(r"1\.2\.840\.10008\.1\.2\.4\.10[0-8](\.1)?")
+_PLAIN = re.compile(r"[A-Z]{1,16}")
+
+
+def read(data: bytes, name: str, limits: Limits) -> Decoded:
+    """The file's one image, or the middle one of its frames. Raises ImageError."""
+    return next(decoded for _, decoded in each(data, limits, ONE))
+
+
+def each(data: bytes, limits: Limits, reading: Reading) -> Iterator[tuple[str, Decoded]]:
+    """The images of a file, each with what tells it from the others: nothing, or its frame. Raises ImageError."""
+    dataset = _opened(data)
+    _judge(dataset, reading)
+    limits.check(_number(dataset, "Columns"), _number(dataset, "Rows"))
+    count = max(_number(dataset, "NumberOfFrames", 1), 1)
+    frames = range(count) if reading.frames == "all" else [count // 2]
+    for frame in frames:
+        yield (f"frame-{frame + 1}" if len(frames) > 1 else ""), _shown(dataset, frame, count)
+
+
+def size(data: bytes, name: str) -> tuple[int, int]:
+    """(width, height) by the header. Raises ImageError."""
+    dataset = _opened(data, pixels=False)
+    return _number(dataset, "Columns"), _number(dataset, "Rows")
+
+
+def _opened(data: bytes, pixels: bool = True) -> Dataset:
+    try:
+        import pydicom
+    except ImportError as error:
+        raise missing("DICOM", error) from error
+    _quiet()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dataset = pydicom.dcmread(io.BytesIO(data), force=True, stop_before_pixels=not pixels)
+            if "TransferSyntaxUID" not in dataset.file_meta:
+                # what a file without its own header holds is how pydicom could read it
+                dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(_syntax(dataset))
+            return dataset
+    except Exception as error:  # pydicom raises a dozen types on broken bytes; each becomes one ledger row
+        raise ImageError(Reason.BROKEN_IMAGE, f"DICOM that cannot be read ({type(error).__name__})") from error
+
+
+@lru_cache(maxsize=1)
+def _quiet() -> None:
+    """pydicom's warnings quote values, which do not belong into logs."""
+    import logging
+
+    from pydicom import config
+
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    config.settings.reading_validation_mode = config.IGNORE
+
+
+def _syntax(dataset: Dataset) -> str:
+    implicit, little = dataset.original_encoding
+    if implicit:
+        return "1.2.840.10008.1.2"
+    return "1.2.840.10008.1.2.1" if little else "1.2.840.10008.1.2.2"
+
+
+def _judge(dataset: Dataset, reading: Reading) -> None:
+    """Whether there is an image for a caption, and whether it may be taken. Raises ImageError."""
+    kind = str(dataset.get("SOPClassUID", ""))
+    if kind in _NO_IMAGES:
+        raise ImageError(Reason.NO_IMAGE, f"DICOM {_NO_IMAGES[kind]}: {_WAY_OUT}")
+    if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        raise ImageError(Reason.NO_IMAGE, f"DICOM without pixels ({_class_name(kind)})")
+    if kind == _WHOLE_SLIDE and _number(dataset, "NumberOfFrames", 1) > 1:
+        raise ImageError(Reason.NOT_SUPPORTED, "whole-slide DICOM: save it as SVS or TIFF, or give its thumbnail")
+    if _VIDEO.fullmatch(dataset.file_meta.TransferSyntaxUID):
+        raise ImageError(Reason.NOT_SUPPORTED, "DICOM video: save its frames as images, e.g. with ffmpeg")
+    if str(dataset.get("BurnedInAnnotation", "")).strip().upper() == "YES" and not reading.burned_in:
+        raise ImageError(Reason.BURNED_IN, "own.burned_in=true takes such files")
+
+
+def _class_name(kind: str) -> str:
+    from pydicom.uid import UID_dictionary
+
+    return str(UID_dictionary.get(kind, ("unknown class",))[0])
+
+
+def _shown(dataset: Dataset, frame: int, count: int) -> Decoded:
+    modality = str(dataset.get("Modality", ""))
+    told = [modality if _PLAIN.fullmatch(modality) else "DICOM"]
+    if count > 1:
+        told.append(f"frame {frame + 1} of {count}")
+    syntax = dataset.file_meta.TransferSyntaxUID
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            decoded = _rgb(dataset, _stored(dataset, frame), frame)
+    except ImageError:
+        raise
+    except Exception as error:  # decoders and tables raise a dozen types; their words may quote the file
+        cut = "less than expected" in str(error)
+        known = getattr(syntax, "name", "unknown transfer syntax")
+        reason = Reason.TRUNCATED_IMAGE if cut else Reason.BROKEN_IMAGE
+        detail = f"DICOM pixels that cannot be decoded ({type(error).__name__}, {known})"
+        raise ImageError(reason, detail) from error
+    if decoded.note:
+        told.append(decoded.note)
+    patient = str(dataset.get("PatientID") or "").strip()
+    return Decoded(decoded.pixels, ", ".join(told), patient or None)
+
+
+def _stored(dataset: Dataset, frame: int) -> Values:
+    """(h, w) or (h, w, 3) as stored, YBR as RGB."""
+    from pydicom.encaps import generate_frames
+    from pydicom.pixels import pixel_array
+
+    syntax = str(dataset.file_meta.TransferSyntaxUID)
+    if syntax in _JPEG_XL or syntax in _JPEG_12:
+        # pydicom's free decoders have no JPEG XL and no extended JPEG of 12 bits
+        frames = generate_frames(dataset.PixelData, number_of_frames=max(_number(dataset, "NumberOfFrames", 1), 1))
+        encoded = next(data for n, data in enumerate(frames) if n == frame)
+        decode = imagecodecs.jpegxl_decode if syntax in _JPEG_XL else imagecodecs.jpeg_decode
+        values: Values = decode(encoded)
+        if _number(dataset, "PixelRepresentation", 0) and values.dtype.kind == "u":
+            values = _signed(values, _number(dataset, "BitsStored"))
+        return values
+    values = pixel_array(dataset, index=frame)
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def _signed(values: Values, bits: int) -> Values:
+    wide = values.astype(np.int32)
+    return np.where(wide >= 1 << (bits - 1), wide - (1 << bits), wide)
+
+
+def _rgb(dataset: Dataset, values: Values, frame: int) -> Decoded:
+    from pydicom.pixels import apply_color_lut
+
+    kind = str(dataset.get("PhotometricInterpretation", "MONOCHROME2"))
+    if kind == "PALETTE COLOR":
+        coloured = apply_color_lut(values, dataset)[:, :, :3]
+        # entries of 16 bits: some writers fill the upper byte only, and 65280 is as white as 65535
+        deep = coloured.dtype != np.uint8 and int(coloured.max()) > 255
+        return Decoded(np.ascontiguousarray((coloured >> 8 if deep else coloured).astype(np.uint8)))
+    if values.ndim == 3:
+        return rgb(np.ascontiguousarray(values[:, :, :3]))
+    inverted = kind == "MONOCHROME1"
+    grey, note = _windowed(dataset, values, frame)
+    return Decoded(rgb(255 - grey if inverted else grey).pixels, note)
+
+
+def _windowed(dataset: Dataset, values: Values, frame: int) -> tuple[Values, str]:
+    """Grey values as the file's first window shows them; by their own range where it has none, or one that shows nothing."""
+    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
+    padding = values == int(dataset.PixelPaddingValue) if isinstance(dataset.get("PixelPaddingValue"), int) else None
+    modality = _group(dataset, frame, "PixelValueTransformationSequence")
+    voi = _group(dataset, frame, "FrameVOILUTSequence")
+    numbers = apply_modality_lut(values, modality)
+    if voi.get("VOILUTSequence"):
+        bits = int(voi.VOILUTSequence[0].LUTDescriptor[2])
+        looked_up = apply_voi_lut(
+            numbers.astype(values.dtype) if "RescaleSlope" not in modality else numbers.astype(np.int64), voi
+        )
+        return np.rint(looked_up * (255 / ((1 << bits) - 1))).astype(np.uint8), "by its table"
+    centre, width = _first(voi.get("WindowCenter")), _first(voi.get("WindowWidth"))
+    if centre is not None and width is not None and width > 0:
+        grey = _through(numbers, centre, width, str(voi.get("VOILUTFunction", "LINEAR")))
+        if np.ptp(grey) > 4 or np.ptp(numbers) == 0:
+            return grey, f"window {centre:g} / {width:g}"
+    seen = None if padding is None or padding.all() else ~padding
+    grey, window = to_8_bits(numbers, seen=seen)
+    if padding is not None and seen is not None:
+        grey[padding] = 0
+    return grey, window.note
+
+
+def _through(numbers: Values, centre: float, width: float, function: str) -> Values:
+    """PS3.3 C.11.2.1.2: the three functions of a window."""
+    numbers = numbers.astype(np.float64)
+    if function == "SIGMOID":
+        share = 1 / (1 + np.exp(-4 * (numbers - centre) / width))
+    elif function == "LINEAR_EXACT" or width <= 1:
+        share = (numbers - centre) / width + 0.5
+    else:
+        share = (numbers - (centre - 0.5)) / (width - 1) + 0.5
+    return np.rint(np.clip(share, 0, 1) * 255).astype(np.uint8)
+
+
+def _group(dataset: Dataset, frame: int, sequence: str) -> Any:
+    """Where a frame's own values stand: enhanced files have them for each frame, or shared by all, and not at the top."""
+    for groups, n in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
+        items = dataset.get(groups)
+        if items and n < len(items) and items[n].get(sequence):
+            return items[n][sequence].value[0]
+    return dataset
+
+
+def _first(value: Any) -> float | None:
+    """Of several windows the first."""
+    if value is None or value == "":
+        return None
+    if hasattr(value, "__len__") and not isinstance(value, str):
+        value = value[0] if len(value) else None
+    try:
+        return None if value is None else float(value)
+    except ValueError:
+        return None
+
+
+def _number(dataset: Dataset, name: str, otherwise: int | None = None) -> int:
+    value = dataset.get(name)
+    try:
+        return int(value)
+    except (TypeError, ValueError) as error:
+        if otherwise is not None:
+            return otherwise
+        raise ImageError(Reason.NO_IMAGE, f"DICOM without {name}") from error
