@@ -194,6 +194,15 @@ class Own(StageSection):
     """Licence of pairs that name none; curate.select.licenses judges it like any other."""
     pairs_per_part: Positive = 2000
     """Rows in one part, the unit of work, retry and resume (a WebDataset shard is a part of its own)."""
+    frames: Literal["middle", "all"] = "middle"
+    """Of a DICOM file of many frames: the middle one, or a pair for each."""
+    tiles: Annotated[int, Field(ge=0)] = 0
+    """Tiles of tissue beside the thumbnail of a whole slide, a pair for each."""
+    burned_in: bool = False
+    """Take DICOM files that say that a name may stand in their pixels (BurnedInAnnotation)."""
+    patient_key: str | None = None
+    """URI of a file whose bytes key the hash of DICOM's PatientID, the group; null: made once, and kept as own_patient.key in the
+    root. Who has key and products can test a guessed id: keep it, and do not publish it."""
 
     @field_validator("license")
     @classmethod

@@ -10,9 +10,13 @@ splits by article splits by patient. A hash keeps plain patient numbers out of p
 from __future__ import annotations
 
 import hashlib
+import hmac
 import re
+import secrets
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +28,8 @@ from biomedclip_ray.figures.captions import language, text_sha256, training_text
 from biomedclip_ray.figures.clip_kinds import bundle_id, name_kinds
 from biomedclip_ray.figures.kinds import figure_kind
 from biomedclip_ray.images.errors import ImageError
-from biomedclip_ray.images.image import Picture, decode, prepare
+from biomedclip_ray.images.image import Picture, decode, prepare_each
+from biomedclip_ray.images.reading import Reading
 from biomedclip_ray.jats.licenses import license_code
 from biomedclip_ray.run.ahead import fetch_ahead
 from biomedclip_ray.run.capacity import Capacity
@@ -35,6 +40,7 @@ from biomedclip_ray.sources.own.record import OwnFiles, Record
 from biomedclip_ray.sources.own_files import records
 from biomedclip_ray.store.attempt import Attempt
 from biomedclip_ray.store.ledger import Count, Ledger, PartResult
+from biomedclip_ray.store.place import Place
 from biomedclip_ray.store.product import Product, data_name, ledger_name
 
 VERSION = 5
@@ -43,19 +49,24 @@ _SPLITS = {"train": "train", "training": "train", "test": "test"}
 _SPLITS |= dict.fromkeys(("validation", "val", "valid", "dev"), "validation")
 _PLAIN_ID = re.compile(r"[A-Za-z0-9._-]{1,80}")
 _AHEAD = 32  # pictures in memory at once
+_KEY = "own_patient.key"
 
 
 def _content(config: Config, files: OwnFiles) -> dict[str, Any]:
     """Raises ConfigError where preprocess.kinds.bundle cannot be read."""
     content = config.own.model_dump(mode="json", include={"name", "license", "pairs_per_part", "columns"})
     content |= {"files": files.checksum, "pictures": _checks(config.preprocess)}
+    content |= config.own.model_dump(include={"frames", "tiles", "burned_in"}, exclude_defaults=True)
+    if config.own.patient_key is not None:
+        content["patient_key"] = hashlib.sha256(_patient_key(config)).hexdigest()[:16]
     return {"own": content | {"kinds": bundle_id(config.preprocess.kinds)}}
 
 
 def _work(attempt: Attempt, run_parts: RunParts, config: Config, files: OwnFiles) -> Made:
     """Raises ConfigError where not one image became a pair."""
     attempt.parts = len(files.pieces)
-    args = (attempt.product, files, config.own, config.preprocess, config.source.resources.threads)
+    key = _patient_key(config)
+    args = (attempt.product, files, config.own, config.preprocess, config.source.resources.threads, key)
     run_parts(_part, config.own.resources, args)
     _drop_repeated(attempt)
     _refuse_nothing(attempt, config.own)
@@ -97,22 +108,39 @@ def _checks(config: Preprocess) -> dict[str, Any]:
     return config.model_dump(include={"short_side", "quality", "min_side", "max_pixels", "max_aspect"})
 
 
-def _part(part: int, product: Product, files: OwnFiles, own: Own, config: Preprocess, threads: int) -> PartResult:
+def _patient_key(config: Config) -> bytes:
+    """What keys the hash of DICOM's PatientID. Raises ConfigError where own.patient_key cannot be read."""
+    if config.own.patient_key is not None:
+        folder, _, name = Place(config.own.patient_key).uri.rpartition("/")
+        try:
+            return Place(folder).read(name)
+        except OSError as error:
+            raise ConfigError(f"own.patient_key={config.own.patient_key} cannot be read: {error}") from error
+    root = Place(config.root)
+    try:
+        return root.read(_KEY)
+    except FileNotFoundError:
+        root.write(_KEY, secrets.token_bytes(32))
+        return root.read(_KEY)
+
+
+def _part(
+    part: int, product: Product, files: OwnFiles, own: Own, config: Preprocess, threads: int, key: bytes
+) -> PartResult:
     ledger = Ledger("preprocess")
     rows: dict[str, dict[str, Any]] = {}
     came_in = 0
     with ThreadPoolExecutor(threads) as pool:
         found = records(files, files.pieces[part])
         for record, image in fetch_ahead(pool, lambda r: _picture(files, r), found, ahead=_AHEAD):
-            came_in += 1
-            try:
-                row = _pair(record, image, part, own, config)
-            except ImageError as error:
-                ledger.drop(UNIT, record.where, error.reason, error.detail)
-                continue
-            if row["pair_id"] in rows:
-                ledger.drop(UNIT, record.where, Reason.DUPLICATE, row["pair_id"])
-            rows.setdefault(row["pair_id"], row)
+            for row in _pairs(record, image, part, own, config, key):
+                came_in += 1
+                if isinstance(row, ImageError):
+                    ledger.drop(UNIT, record.where, row.reason, row.detail)
+                    continue
+                if row["pair_id"] in rows:
+                    ledger.drop(UNIT, record.where, Reason.DUPLICATE, row["pair_id"])
+                rows.setdefault(row["pair_id"], row)
     name_kinds(list(rows.values()), config.kinds, product.config["own"]["kinds"])
     ledger.count(UNIT, came_in, len(rows))
     return PartResult(pa.Table.from_pylist([rows[name] for name in sorted(rows)], schema=PAIRS), ledger)
@@ -179,17 +207,33 @@ def _picture(files: OwnFiles, record: Record) -> bytes | ImageError:
         return error
 
 
-def _pair(record: Record, image: bytes | ImageError, part: int, own: Own, config: Preprocess) -> dict[str, Any]:
-    """A row of PAIRS. Raises ImageError with the reason where there is none."""
-    if isinstance(image, ImageError):
-        raise image
+def _pairs(
+    record: Record, image: bytes | ImageError, part: int, own: Own, config: Preprocess, key: bytes
+) -> Iterator[dict[str, Any] | ImageError]:
+    """A row of PAIRS, or why there is none, for each image that the record's file is asked for."""
     split = _SPLITS.get((record.split or "").lower())
-    if record.split is not None and split is None:
-        raise ImageError(Reason.BAD_SPLIT, record.split)
     text = training_text(record.text)
-    if not text:
-        raise ImageError(Reason.NO_CAPTION)
-    picture = prepare(image, **_checks(config))
+    if isinstance(image, ImageError):
+        yield image
+    elif record.split is not None and split is None:
+        yield ImageError(Reason.BAD_SPLIT, record.split)
+    elif not text:
+        yield ImageError(Reason.NO_CAPTION)
+    else:
+        # frames and tiles of one file are one figure, and never stand in two splits
+        record = replace(record, id=record.id or hashlib.sha256(image).hexdigest()[:16])
+        reading = Reading(own.frames, own.tiles, own.burned_in)
+        for picture in prepare_each(image, reading, **_checks(config)):
+            yield picture if isinstance(picture, ImageError) else _pair(record, picture, text, split, part, own, key)
+
+
+def _pair(
+    record: Record, picture: Picture, text: str, split: str | None, part: int, own: Own, key: bytes
+) -> dict[str, Any]:
+    """A row of PAIRS."""
+    if record.group is None and picture.patient is not None:
+        hashed = hmac.new(key, picture.patient.encode(), hashlib.sha256).hexdigest()
+        record = replace(record, group=f"patient {hashed}")
     kind, score = figure_kind(decode(picture.jpeg), text)
     text_hash = text_sha256(text)
     ids = _ids(record, picture, text_hash, own.name)
@@ -232,7 +276,7 @@ def _license(stated: str | None, otherwise: str) -> str:
 
 def _ids(record: Record, picture: Picture, text_hash: str, name: str) -> dict[str, str]:
     """`own-<hash of the group>/<id>/<hash of the content>#0`: one id with several pictures or texts is one figure."""
-    figure = record.id or picture.sha256[:16]
+    figure = record.id or ""
     article = f"{name}-{hash64(f'group {record.group}' if record.group else figure):016x}"
     figure_id = f"{article}/{figure if _PLAIN_ID.fullmatch(figure) else f'{hash64(figure):016x}'}"
     content = hashlib.sha256(f"{picture.sha256} {text_hash}".encode()).hexdigest()[:12]

@@ -57,6 +57,8 @@ def _opened(data: bytes, limits: Limits | None) -> Any:
     try:
         kind = nibabel.Nifti2Image if second else nibabel.Nifti1Image
         header = kind.header_class.from_fileobj(io.BytesIO(head), check=False)
+        if 3000 <= int(header["intent_code"]) < 3100:
+            raise ImageError(Reason.NO_IMAGE, "CIFTI: a matrix over the brain's surface, no image")
         shape = header.get_data_shape()
         length = int(np.prod(shape[:3], dtype=np.float64)) * header.get_data_dtype().itemsize
         if limits is not None and (not shape or length > 32 * limits.max_pixels):
