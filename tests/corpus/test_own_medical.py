@@ -1,0 +1,98 @@
+"""Hospitals' files as one's own pairs: each image counted, and no word of a patient in a product."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pydicom
+import pytest
+
+from biomedclip_ray.config import Config, ConfigError, parse
+from biomedclip_ray.corpus.own import own_pairs
+from biomedclip_ray.run.parts import in_process
+from biomedclip_ray.sources.own_files import find_files
+from biomedclip_ray.store.product import Product
+
+
+def _config(root: Path, uri: Path, **own: object) -> Config:
+    whole = {"root": str(root), "own": {"uri": str(uri), "alone": True, **own}, "preprocess": {"min_side": 8}}
+    return parse(whole, "test")
+
+
+def _take(config: Config) -> Product:
+    assert config.own.uri is not None
+    return own_pairs.run(config, find_files(config.own.uri, config.own.pairs_per_part), runner=in_process).product
+
+
+def _rows(product: Product) -> pd.DataFrame:
+    return pd.concat([table.to_pandas() for table in product.scan()], ignore_index=True)
+
+
+def test_dicom_goes_in_by_patient_and_no_word_of_a_patient_comes_out(tmp_path: Path) -> None:
+    """pydicom's own files through the whole stage: counts add up, frames are pairs, and PatientID is only a keyed hash."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    names = []
+    for path in sorted((Path(pydicom.__file__).parent / "data").rglob("*")):
+        if path.is_file() and path.suffix not in (".py", ".pyc", ".txt", ".md", ".json", ".dump", ".icc", ".sh"):
+            names.append(f"{len(names):03d}.dcm")
+            (folder / names[-1]).write_bytes(path.read_bytes())
+    lines = ["image,caption", *(f"{name},Scan number {n} of the phantom" for n, name in enumerate(names))]
+    (folder / "pairs.csv").write_text("\n".join(lines))
+    pairs = _take(_config(tmp_path / "root", folder, frames="all"))
+    rows = _rows(pairs)
+    [count] = pairs.manifest["counts"]
+    assert count["in"] == count["kept"] + sum(count["dropped"].values()) and count["kept"] == len(rows)
+    assert rows["media_name"].nunique() >= 90
+    assert rows["media_name"].value_counts().iloc[0] == 30  # of examples_ybr_color.dcm, each frame
+    assert (rows.groupby("media_name")["article_id"].nunique() == 1).all()
+    assert set(count["dropped"]) <= {
+        "no_image",
+        "broken_image",
+        "truncated_image",
+        "too_small",
+        "blank",
+        "unknown_format",
+        "duplicate",
+    }
+    # what stands in PatientID and PatientName stands in no product
+    said = set()
+    for name in names:
+        with contextlib.suppress(Exception):
+            dataset = pydicom.dcmread(folder / name)
+            said |= {str(dataset.get("PatientID", "")), str(dataset.get("PatientName", ""))}
+    said = {word.encode() for word in said if len(word) > 5}
+    assert len(said) > 10
+    for file in (tmp_path / "root").rglob("*"):
+        if file.suffix == ".parquet":
+            text = (
+                pq.read_table(file)
+                .drop_columns(["image"] if "data" in file.parts else [])
+                .to_pandas()
+                .to_csv()
+                .encode()
+            )
+            assert not [word for word in said if word in text], file
+    assert (tmp_path / "root" / "own_patient.key").stat().st_size == 32
+
+
+def test_the_key_decides_a_patients_group(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    source = Path(pydicom.__file__).parent / "data" / "test_files"
+    for n, name in enumerate(("MR_small.dcm", "MR_small_RLE.dcm", "CT_small.dcm")):
+        (folder / f"{n}.dcm").write_bytes((source / name).read_bytes())
+    (folder / "pairs.csv").write_text("image,caption\n0.dcm,A first scan\n1.dcm,A second scan\n2.dcm,A third scan\n")
+    groups = []
+    for key in ("one", "one", "two"):
+        (tmp_path / f"{key}.key").write_text(key)
+        root = tmp_path / f"root{len(groups)}"
+        rows = _rows(_take(_config(root, folder, patient_key=str(tmp_path / f"{key}.key"))))
+        groups.append(rows.set_index("media_name")["article_id"].to_dict())
+    assert groups[0] == groups[1] and not set(groups[0].values()) & set(groups[2].values())
+    assert groups[0]["0.dcm"] == groups[0]["1.dcm"] != groups[0]["2.dcm"]
+    with pytest.raises(ConfigError, match="own.patient_key"):
+        _take(_config(tmp_path / "none", folder, patient_key=str(tmp_path / "no.key")))
