@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 2.0
 LINE_S = 30.0
+_PAUSE_PER_LISTING = 20.0
 
 
 def rate_and_eta(done: int, total: int, seconds: float, unit: str) -> str:
@@ -73,10 +74,14 @@ class Progress:
 
     def _watch(self) -> None:
         next_line = self.started + LINE_S
-        while not self._stop.wait(POLL_S):
+        pause = POLL_S
+        while not self._stop.wait(pause):
+            asked = time.monotonic()
             done = len(self.product.done_parts()) - self.before
             tell("parts_done", self.before + done, stage=self.product.stage)
             tell("parts_left", self.missing - done, stage=self.product.stage)
+            # a listing of eighteen thousand parts takes a second of an object store: one in twenty is spent on looking
+            pause = max(POLL_S, _PAUSE_PER_LISTING * (time.monotonic() - asked))
             text = rate_and_eta(done, self.missing, time.monotonic() - self.started, "part")
             if self._bar is not None:
                 self._bar.update(self._task, completed=self.before + done, rate=text.split(",")[0])

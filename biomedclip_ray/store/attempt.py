@@ -27,6 +27,7 @@ from biomedclip_ray.store.place import Place
 from biomedclip_ray.store.product import MANIFEST, Product, data_name, ledger_name
 
 _META = b"biomedclip_ray"
+_REQUESTS = 32  # at once, to an object store
 _RECORDED_PACKAGES = ("biomedclip-ray", "ray", "pyarrow", "torch", "open_clip_torch", "pillow", "lxml")
 
 
@@ -81,7 +82,7 @@ class Attempt:
     ) -> None:
         """Write both files of a part, the ledger last: it is the mark that the part is done."""
         facts = {"counts": counts, "peak_rss": peak_rss, "reused": reused, "withdrawn": list(withdrawn)}
-        note = json.dumps(facts).encode()
+        note = json.dumps(facts | {"rows": data.num_rows}).encode()
         self.place.write(data_name(part), parquet_bytes(data))
         self.place.write(ledger_name(part), parquet_bytes(ledger.sort_by("id").replace_schema_metadata({_META: note})))
 
@@ -92,7 +93,7 @@ class Attempt:
             UnfinishedError: more than `transient_limit` of the units were lost to network or disk. Their parts are
                 opened again, so that the next run of the same command tries them once more.
         """
-        counts, transient, taken_over = self._balance()
+        counts, transient, taken_over, rows = self._balance()
         lost, units = sum(transient.values()), sum(count.came_in for count in counts)
         if lost > transient_limit * units:
             for part in transient:
@@ -104,11 +105,18 @@ class Attempt:
         parent = {}
         if self.parent is not None:
             parent = {"parent": {"stage": self.parent.stage, "fingerprint": self.parent.fingerprint, **taken_over}}
-        self.finish(counts, parent | (facts or {}))
+        self.finish(counts, parent | (facts or {}), rows)
 
-    def finish(self, counts: Iterable[Count], facts: dict[str, Any] | None = None) -> None:
-        """Write the manifest, the last file of a product: from now on it is finished and never changes."""
+    def finish(
+        self, counts: Iterable[Count], facts: dict[str, Any] | None = None, rows: dict[str, int] | None = None
+    ) -> None:
+        """Write the manifest, the last file of a product: from now on it is finished and never changes.
+
+        Args:
+            rows: of the files whose number of rows is known; other Parquet files are asked.
+        """
         product, balance = self.product, list(counts)
+        rows = rows or {}
         for count in balance:
             count.check(product.stage)
         manifest = {
@@ -119,7 +127,7 @@ class Attempt:
             "inputs": [{"stage": stage, "fingerprint": fingerprint} for stage, fingerprint in product.inputs],
             "parts": self.parts or 0,
             "files": [
-                {"name": name, "bytes": size, "rows": self._rows(name)}
+                {"name": name, "bytes": size, "rows": rows[name] if name in rows else self._rows(name)}
                 for name, size in self.place.list().items()
                 if not name.startswith("_")
             ],
@@ -136,19 +144,26 @@ class Attempt:
             raise RuntimeError(f"{self.product.stage}: nobody has said of how many parts it is made")
         return self.parts
 
-    def _balance(self) -> tuple[list[Count], dict[int, int], dict[str, Any]]:
-        """The counts over all parts, the transient rows of each part that has some, and what came from the parent."""
+    def _balance(self) -> tuple[list[Count], dict[int, int], dict[str, Any], dict[str, int]]:
+        """The counts over all parts, the transient rows of each part that has some, what came from the parent, and the rows of
+        every file.
+
+        Only ledgers are read, each whole in one request: with them and the data files' footers asked for one after the other,
+        closing 2,000 parts took 161 ms a part behind a store that answers in 30 ms.
+        """
 
         def load(part: int) -> tuple[int, pa.Table]:
-            with self.place.open(ledger_name(part)) as file:
-                return part, pq.ParquetFile(file).read(columns=["unit", "reason", "transient"])
+            ledger = pa.BufferReader(self.place.read(ledger_name(part)))
+            return part, pq.ParquetFile(ledger).read(columns=["unit", "reason", "transient"])
 
         counts: dict[str, Count] = {}
         transient: dict[int, int] = {}
+        rows: dict[str, int] = {}
         reused, withdrawn = 0, []
-        with ThreadPoolExecutor(16) as threads:
+        with ThreadPoolExecutor(_REQUESTS) as threads:
             for part, table in threads.map(load, range(self._all_parts())):
                 note = json.loads(table.schema.metadata[_META])
+                rows |= {data_name(part): note["rows"], ledger_name(part): table.num_rows}
                 self.peak_rss = max(self.peak_rss, note["peak_rss"])
                 reused += note["reused"]
                 withdrawn += note["withdrawn"]
@@ -162,7 +177,7 @@ class Attempt:
                 lost = table["transient"].to_pylist().count(True)
                 if lost:
                     transient[part] = lost
-        return list(counts.values()), transient, {"reused_rows": reused, "withdrawn": sorted(withdrawn)}
+        return list(counts.values()), transient, {"reused_rows": reused, "withdrawn": sorted(withdrawn)}, rows
 
     def _rows(self, name: str) -> int | None:
         if not name.endswith(".parquet"):

@@ -47,7 +47,7 @@ class Lease:
 
     def __enter__(self) -> Self:
         took_over = False
-        while not (self.place.create(_NAME, self._content()) and (not took_over or self._still_mine())):
+        while not (self._create() and (not took_over or self._still_mine())):
             self._wait_for_the_dead()
             took_over = True
         self._thread.start()
@@ -62,6 +62,13 @@ class Lease:
             self.place.delete(_NAME)
         elif error is None:
             raise HeldError(f"{self.what} was taken over meanwhile: this driver had stood still ({self.place.uri})")
+
+    def _create(self) -> bool:
+        """Whether the lease is ours now. A store that loses its first answer lets the second try find our own file."""
+        if self.place.create(_NAME, self._content()):
+            return True
+        holder = self._holder()
+        return holder is not None and holder["token"] == self.token
 
     def _wait_for_the_dead(self) -> None:
         """Return once the lease that stands there is gone. Raises HeldError when its holder shows a sign of life."""

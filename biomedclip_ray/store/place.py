@@ -15,6 +15,7 @@ import uuid
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs
 
 import pyarrow as pa
@@ -82,6 +83,9 @@ class Place:
         if self.local is not None:
             self._write_local(self.local / name, data, exclusive=False)
             return
+        if self.plain.startswith("s3://"):
+            _put(self.at(name), data)
+            return
         fs, path = self._file(name)
         # left to itself Arrow packs and unpacks by the name's ending: a .gz would be packed twice
         with fs.open_output_stream(path, compression=None) as stream:
@@ -92,7 +96,7 @@ class Place:
         if self.local is not None:
             return self._write_local(self.local / name, data, exclusive=True)
         if self.uri.startswith("s3://"):
-            return _put_if_absent(self.at(name), data)
+            return _put(self.at(name), data, only_if_absent=True)
         # No conditional put here: the last of two writers wins, and reading back tells which one that was.
         if self.exists(name):
             return False
@@ -214,18 +218,33 @@ def _filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     return fs, path.rstrip("/")
 
 
-def _put_if_absent(place: Place, data: bytes) -> bool:
-    import boto3
-    from botocore.exceptions import ClientError
+def _put(place: Place, data: bytes, only_if_absent: bool = False) -> bool:
+    """One request, so that an object is there whole or not at all; pyarrow's stream takes three, and publishes what a write
+    that failed has left. False where it is there already and must not be."""
+    from botocore.exceptions import BotoCoreError, ClientError
 
     bucket, _, key = place.plain.removeprefix("s3://").partition("/")
+    condition = {"IfNoneMatch": "*"} if only_if_absent else {}
     try:
-        boto3.client("s3", endpoint_url=place.endpoint).put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+        _client(place.endpoint or os.environ.get("AWS_ENDPOINT_URL")).put_object(
+            Bucket=bucket, Key=key, Body=data, **condition
+        )
     except ClientError as error:
-        if error.response["ResponseMetadata"]["HTTPStatusCode"] in (409, 412):
+        if only_if_absent and error.response["ResponseMetadata"]["HTTPStatusCode"] in (409, 412):
             return False
         raise StorageError(f"{place.uri}: {error}") from error
+    except BotoCoreError as error:
+        raise StorageError(f"{place.uri}: {error}") from error
     return True
+
+
+@lru_cache(maxsize=16)
+def _client(endpoint: str | None) -> Any:
+    """One for each endpoint and process, threads share it; its making takes a second on a busy machine."""
+    import boto3
+    from botocore.config import Config
+
+    return boto3.client("s3", endpoint_url=endpoint, config=Config(max_pool_connections=64))
 
 
 def check_writable(uri: str) -> None:
