@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PY := .venv/bin/python
 SAMPLE := workflows/configs/sample.yaml
 
-.PHONY: demo serve test test-full quick lint setup clean
+.PHONY: demo serve test test-full quick bench lint setup clean
 .DEFAULT_GOAL := demo
 
 # What the demo's programs write beside their products lies below .demo/ as well; where its path is too long for the
@@ -32,6 +32,18 @@ test-full: lint  ## the long loops too
 quick: lint  ## lint, types and the tests that need no Ray
 	$(PY) -m pytest tests --ignore=tests/cluster --ignore=tests/ray
 
+bench: setup .venv/.benchmarks  ## every benchmark, with what it is compared with installed; a table at the end
+	$(PY) benchmarks/bench.py
+
+# Daft wants an older pyarrow than ours: it has an environment of its own, which falls back on ours for all else.
+.venv/.benchmarks: .venv/.installed
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev,benchmark]'
+	rm -rf .venv-peers && $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet 'daft==0.7.26' 'pyarrow<26'
+	$(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> $$(.venv-peers/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ours.pth
+	touch $@
+
 lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -48,5 +60,5 @@ setup: .venv/.installed  ## the environment, built anew only when its pins chang
 	touch $@
 
 clean:  ## remove the environment, the demo and every cache
-	rm -rf .venv .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-peers .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

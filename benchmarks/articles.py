@@ -38,7 +38,7 @@ def compares_with(package: str, options: argparse.Namespace) -> bool:
         return False
     if importlib.util.find_spec(package) is None:
         print(
-            f"{package} is not installed: pip install 'biomedclip-ray[benchmark]', or leave it out with --skip {package}",
+            f"{package} is not installed: make bench installs it, or leave it out with --skip {package}",
             file=sys.stderr,
         )
         sys.exit(2)

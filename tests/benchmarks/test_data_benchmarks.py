@@ -35,7 +35,7 @@ def test_what_is_compared_with_must_be_there_or_be_left_out(script: str, package
     done = run(script)
     assert done.returncode == 2
     assert done.stderr == (
-        f"{package} is not installed: pip install 'biomedclip-ray[benchmark]', or leave it out with --skip {package}\n"
+        f"{package} is not installed: make bench installs it, or leave it out with --skip {package}\n"
     )
 
 
@@ -106,3 +106,16 @@ def test_search_is_measured_beside_faiss_with_and_without_filters():
 def test_the_embed_stage_is_measured_beside_its_forward_passes(corpus: Path):
     done = run("embed.py", "--tower", "small", "--pairs", "3", "--data", str(corpus.parent))
     assert ratios(done) == {"embed_vs_forward", "embed_with_index_vs_forward"}
+
+
+def test_closing_a_stage_behind_a_slow_store_is_measured() -> None:
+    done = run("driver.py", "--parts", "60", "--delay-ms", "5")
+    assert ratios(done) == {"ms_a_part_finish"}
+
+
+def test_one_command_runs_what_is_asked_for_and_ends_with_a_table() -> None:
+    done = run("bench.py", "--quick", "--only", "inventory.py", "train_gpu.py")
+    assert done.returncode == 0, done.stdout
+    table = done.stdout.split("benchmark ")[-1]
+    assert re.search(r"inventory.py +inventory_memory +[\d.]+ +>= 1.00 +held", table)
+    assert re.search(r"train_gpu.py +no GPU here +open_clip_torch 3\.3", table)
