@@ -90,9 +90,9 @@ def write_rows(place: Place, tables: Iterable[pa.Table], schema: pa.Schema) -> l
     """Write rows as fragments that no version of the table holds yet; many processes may do so at once."""
     batches = (batch for table in tables for batch in table.cast(schema).to_batches())
     reader = pa.RecordBatchReader.from_batches(schema, batches)
-    uri = f"{place.uri}/{TABLE}"
+    uri = place.at(TABLE).plain
     written: list[FragmentMetadata] = write_fragments(
-        reader, uri, schema, mode="create", storage_options=storage_options(uri)
+        reader, uri, schema, mode="create", storage_options=storage_options(place)
     )
     return written
 
@@ -103,11 +103,11 @@ def commit(place: Place, fragments: list[FragmentMetadata], schema: pa.Schema, r
     Raises:
         BadIndexError: no rows, or another number than `rows`.
     """
-    uri = f"{place.uri}/{TABLE}"
+    uri = place.at(TABLE).plain
     if not rows:
         raise BadIndexError(f"{uri}: no rows to index")
     operation = lance.LanceOperation.Overwrite(schema, fragments)
-    dataset = lance.LanceDataset.commit(uri, operation, storage_options=storage_options(uri))
+    dataset = lance.LanceDataset.commit(uri, operation, storage_options=storage_options(place))
     there = dataset.count_rows()
     if there != rows:
         raise BadIndexError(f"{uri} holds {there} rows after its commit, expected {rows}")
@@ -169,10 +169,9 @@ def extend(
     for at in range(0, len(withdrawn), _DELETED):
         inside = ", ".join(quoted(name) for name in withdrawn[at : at + _DELETED])
         dataset.delete(f"pair_id IN ({inside})")
-    uri = f"{place.uri}/{TABLE}"
     batches = (batch for table in tables for batch in table.cast(dataset.schema).to_batches())
     reader = pa.RecordBatchReader.from_batches(dataset.schema, batches)
-    written = write_fragments(reader, dataset, mode="append", storage_options=storage_options(uri))
+    written = write_fragments(reader, dataset, mode="append", storage_options=storage_options(place))
     new = sum(fragment.num_rows for fragment in written)
     if written:
         operation = lance.LanceOperation.Append(written)

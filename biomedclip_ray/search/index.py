@@ -128,7 +128,9 @@ class Index:
         Raises:
             BadIndexError: there is none.
         """
-        place = Place(uri.rstrip("/").removesuffix("/" + TABLE))
+        place = Place(uri)
+        if place.plain.endswith(f"/{TABLE}"):
+            place = Place(place.uri.replace(f"/{TABLE}", "", 1))
         try:
             settings = Settings(**json.loads(place.read(SETTINGS)))
         except FileNotFoundError as error:
@@ -358,14 +360,13 @@ def nearest_rows(
 
 def open_table(place: Place) -> lance.LanceDataset:
     """The Lance table below a place."""
-    uri = f"{place.uri}/{TABLE}"
-    return lance.dataset(uri, storage_options=storage_options(uri))
+    return lance.dataset(place.at(TABLE).plain, storage_options=storage_options(place))
 
 
-def storage_options(uri: str) -> dict[str, str] | None:
-    """What Lance's own S3 client must be told that pyarrow reads from the environment."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if not uri.startswith("s3://") or not endpoint:
+def storage_options(place: Place) -> dict[str, str] | None:
+    """What Lance's own S3 client must be told that pyarrow reads from the URI or the environment."""
+    endpoint = place.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if not place.uri.startswith("s3://") or not endpoint:
         return None
     return {"aws_endpoint": endpoint, "allow_http": str(endpoint.startswith("http://")).lower()}
 

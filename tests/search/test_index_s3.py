@@ -17,8 +17,8 @@ from biomedclip_ray.store.place import Place
 D = 8
 
 
-@pytest.fixture
-def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+@pytest.fixture(params=["where the environment says", "elsewhere"])
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()
@@ -27,7 +27,11 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     boto3.client("s3").create_bucket(Bucket=f"index-{port}")
-    yield Place(f"s3://index-{port}/root/embed/abc")
+    uri = f"s3://index-{port}/root/embed/abc"
+    if request.param == "elsewhere":
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody listens there
+        uri += f"?endpoint_override=http://{host}:{port}"
+    yield Place(uri)
     server.stop()
 
 
@@ -48,7 +52,7 @@ def test_an_index_on_s3_is_built_searched_and_removed(place):
     build.commit(place, fragments, schema, 40)
     build.finish(place, ann_rows=1000)
 
-    index = ix.Index.open(place.uri)
+    index = ix.Index.open(place.at(ix.TABLE).uri)
     assert index.count() == 40
     hits = index.search(vectors[3], 10, filters=Filters(year_from=2010))
     assert [hit.pair_id for hit in hits[:4]] == ["p11", "p19", "p27", "p35"]
