@@ -173,16 +173,18 @@ def _part_schema(dimensions: int) -> pa.Schema:
     return pa.schema([column for column in index_schema(dimensions) if column.name not in ("x", "y")])
 
 
-def drop_non_finite(ledger: Ledger, ids: list[str], vectors: dict[str, NDArray[np.float32]]) -> NDArray[np.bool_]:
+def drop_non_finite(
+    ledger: Ledger, ids: list[str], vectors: dict[str, NDArray[np.float32]], unit: str = "pair"
+) -> NDArray[np.bool_]:
     """Which rows have a direction in every matrix (n, d) of vectors; the others go to the ledger, and are kept no longer."""
     sound = np.ones(len(ids), bool)
     for what, matrix in vectors.items():
         with np.errstate(over="ignore", invalid="ignore"):
             lengths = np.linalg.norm(matrix, axis=1)
         for row in np.flatnonzero(sound & ~(np.isfinite(lengths) & (lengths > 0))):
-            ledger.drop("pair", ids[row], Reason.NON_FINITE, f"{what} vector")
+            ledger.drop(unit, ids[row], Reason.NON_FINITE, f"{what} vector")
             sound[row] = False
-    ledger.count("pair", 0, -int((~sound).sum()))
+    ledger.count(unit, 0, -int((~sound).sum()))
     return sound
 
 

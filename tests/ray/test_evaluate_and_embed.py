@@ -21,6 +21,7 @@ from biomedclip_ray.evaluate.evaluate import evaluate
 from biomedclip_ray.evaluate.leakage import LeakageError
 from biomedclip_ray.images.image import decode, perceptual_hash
 from biomedclip_ray.schema import CORPUS, PAIRS, Reason, hash64
+from biomedclip_ray.search.bulk import find, vectors
 from biomedclip_ray.search.embed import NonFiniteError, embed
 from biomedclip_ray.search.filters import Filters
 from biomedclip_ray.search.index import Index
@@ -265,6 +266,16 @@ def test_a_pair_without_a_vector_is_a_ledger_row_and_more_than_the_limit_are_an_
         NonFiniteError, match=rf"{len(lost)} of 69 pairs have a non-finite vector, above embed\.non_finite"
     ):
         embed.run(made.config, bundle, made.pairs, made.corpus)
+
+
+def test_own_images_get_their_vectors_on_the_cluster(made, ray_cluster, tmp_path):
+    for n in range(5):
+        (tmp_path / f"{n}.jpg").write_bytes(jpeg(n))
+    config = parse({"root": str(tmp_path / "out"), "embed": {"batch": 2}}, "test")
+    product = vectors.run(config, str(made.folder), find(str(tmp_path), "image")).product
+    found = {row["id"]: row["vector"] for row in product.read(0).to_pylist()}
+    expected = Encoder.load(made.folder).encode_images([jpeg(n) for n in range(5)])
+    np.testing.assert_allclose([found[f"{n}.jpg"] for n in range(5)], expected, atol=1e-5)
 
 
 def test_the_pool_is_one_whole_figure_per_figure_of_the_held_out_split(made, evaluated):
