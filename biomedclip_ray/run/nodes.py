@@ -138,6 +138,7 @@ def wait_for_nodes(
             if now - asked >= RENEW_S:
                 private.ask_for(name, [placed.bundle for placed, count in wanted for _ in range(count)])
                 asked = now
+            now = time.monotonic()  # the first to ask waits until there is somebody to be asked
             if now - told >= TELL_S and now - begun >= min(PATIENCE_S, wait_s / 2):
                 log.info("%s", waiting(stage, capacity, *lacking[0]))
                 told = now
