@@ -33,6 +33,8 @@ class SourceResources(Section):
     """Seconds one object may take, retries included; a read that never ends becomes a ledger row."""
     max_connections: Positive = 64
     """Connections kept open per process."""
+    requester_pays: bool = False
+    """Tell S3 that this account pays for requests and bytes; bioRxiv's and medRxiv's buckets are told without it."""
 
 
 class SourceSelect(Section):

@@ -40,7 +40,8 @@ LISTED = pa.schema({"pmcid": pa.string(), "times": pa.int64(), "known": pa.bool_
 SHARDS = 64
 _LISTED = "listed.parquet"
 _ALL = (1 << 64) - 1
-_KEY = r"^metadata/(?P<pmcid>PMC\d+)\.(?P<version>\d{1,9})\.json$"
+# behind a preprint's id stands where its package lies
+_KEY = r"^metadata/(?P<pmcid>PMC\d+|RX\d+)\.(?P<version>\d{1,9})(?:/[^\n]+)?\.json$"
 
 
 def resolve_inventory(config: Config, sync: bool = False) -> Inventory:

@@ -1,4 +1,4 @@
-"""Which kind of source a URI names: a bucket, a folder in its layout, or a folder of legacy packages."""
+"""Which kind of source a URI names: a bucket, a folder in its layout, legacy packages, or preprints."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from biomedclip_ray.config import Source, SourceResources
-from biomedclip_ray.sources.bucket import INVENTORIES, Bucket, FolderBucket, SourceError
+from biomedclip_ray.sources.bucket import INVENTORIES, PUBLIC_BUCKET, Bucket, FolderBucket, SourceError
+from biomedclip_ray.sources.meca import ENDING, FolderShelf, MecaBucket, S3Shelf
 from biomedclip_ray.sources.oa_package import PackageBucket
 from biomedclip_ray.sources.s3 import S3Bucket
 
@@ -15,13 +16,15 @@ from biomedclip_ray.sources.s3 import S3Bucket
 def open_bucket(uri: str, resources: SourceResources) -> Bucket:
     """The bucket at a URI: `s3://NAME[/PREFIX]` or a folder. One per process, with its connections kept open.
 
-    A folder that holds oa_file_list.csv is one of legacy packages (`oa_package.py`).
+    A folder that holds oa_file_list.csv is one of legacy packages (`oa_package.py`); one that holds .meca files is one of preprints
+    (`meca.py`), and so is a bucket that has some among its first thousand objects.
 
     Raises:
         SourceError: no such folder, or a URI of another kind.
     """
     if uri.startswith("s3://"):
-        return S3Bucket(uri, resources)
+        bucket = S3Bucket(uri, resources)
+        return MecaBucket(S3Shelf(bucket)) if _holds_packages(bucket) else bucket
     if "://" in uri and not uri.startswith("file://"):
         raise SourceError(f"source.uri={uri}: expected s3://BUCKET or a folder")
     folder = Path(uri.removeprefix("file://")).expanduser()
@@ -29,7 +32,16 @@ def open_bucket(uri: str, resources: SourceResources) -> Bucket:
         raise SourceError(f"source.uri={uri}: no such folder; expected a bucket in the layout of the PMC Cloud Service")
     if (folder / "oa_file_list.csv").is_file():
         return PackageBucket(folder)
+    if not (folder / INVENTORIES).is_dir() and next(folder.rglob(f"*{ENDING}"), None) is not None:
+        return MecaBucket(FolderShelf(folder))
     return FolderBucket(folder)
+
+
+def _holds_packages(bucket: S3Bucket) -> bool:
+    """Whether a bucket is one of preprints; PMC's own is known without a look."""
+    if bucket.name == PUBLIC_BUCKET:
+        return False
+    return any(one["Key"].lower().endswith(ENDING) for one in bucket.objects(at_most=1000))
 
 
 def unreachable(source: Source) -> list[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import random
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from functools import partial
 from typing import Any, BinaryIO, TypeVar
@@ -24,6 +25,9 @@ from biomedclip_ray.store.place import Place
 
 Fetched = TypeVar("Fetched")
 _PIECE = 8 << 20
+_RANGE = 64 << 10  # at least; what is read at once comes at once
+PAID_BUCKETS = ("biorxiv-src-monthly", "medrxiv-src-monthly")
+"""Whose reader pays."""
 # The ETag of an object that was put in one go; of several parts it ends in "-" and their number.
 _MD5 = re.compile(r"[0-9a-f]{32}")
 
@@ -37,6 +41,7 @@ class S3Bucket:
         self.name, _, prefix = place.plain.removeprefix("s3://").partition("/")
         self.prefix = f"{prefix}/" if prefix else ""
         self.resources = resources
+        self.payer = {"RequestPayer": "requester"} if resources.requester_pays or self.name in PAID_BUCKETS else {}
         session = boto3.Session()
         public = self.name == PUBLIC_BUCKET or session.get_credentials() is None
         config = Config(
@@ -82,6 +87,27 @@ class S3Bucket:
             undo.pop_all()
             return file
 
+    def objects(self, at_most: int | None = None) -> Iterator[dict[str, Any]]:
+        """Key (below the prefix), Size and LastModified of each object; of `at_most` looked at. Raises SourceError."""
+        pages = self.patient.get_paginator("list_objects_v2").paginate(
+            Bucket=self.name, Prefix=self.prefix, PaginationConfig={"MaxItems": at_most}, **self.payer
+        )
+        try:
+            for page in pages:
+                for entry in page.get("Contents", []):
+                    yield entry | {"Key": entry["Key"].removeprefix(self.prefix)}
+        except (BotoCoreError, ClientError) as error:
+            raise SourceError(f"source.uri={self.uri} cannot be listed: {error}") from error
+
+    def ranged(self, key: str) -> BinaryIO:
+        """An object to be read anywhere in it, in pieces as they are asked for; all are of one ETag. Raises ObjectError."""
+        head = self._again(key, lambda deadline: self._ask("head_object", key, deadline))
+
+        def fetch(of: range) -> bytes:
+            return self._again(key, partial(self._piece, key, of, head["ETag"]))
+
+        return io.BufferedReader(_Ranged(head["ContentLength"], fetch), _RANGE)
+
     def _piece(self, key: str, of: range, etag: str, deadline: float) -> bytes:
         answer = self._ask("get_object", key, deadline, Range=f"bytes={of.start}-{of.stop - 1}", IfMatch=etag)
         data: bytes = answer["Body"]
@@ -111,7 +137,7 @@ class S3Bucket:
         try:
             with until(deadline):
                 answer: dict[str, Any] = getattr(self.client, operation)(
-                    Bucket=self.name, Key=self.prefix + key, **more
+                    Bucket=self.name, Key=self.prefix + key, **self.payer, **more
                 )
                 if "Body" in answer:
                     with closing(answer["Body"]) as body:
@@ -129,13 +155,40 @@ class S3Bucket:
 
     def folders(self, prefix: str) -> list[str]:
         prefix = self.prefix + prefix
-        pages = self.patient.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix, Delimiter="/")
+        pages = self.patient.get_paginator("list_objects_v2").paginate(
+            Bucket=self.name, Prefix=prefix, Delimiter="/", **self.payer
+        )
         try:
             with until(time.monotonic() + self.resources.deadline_s):
                 found = [entry["Prefix"] for page in pages for entry in page.get("CommonPrefixes", [])]
         except (BotoCoreError, ClientError, TimeoutError) as error:
             raise SourceError(f"source.uri={self.uri} cannot be reached: {error}") from error
         return [name.removeprefix(prefix).rstrip("/") for name in found]
+
+
+class _Ranged(io.RawIOBase):
+    """A file of `size` bytes of which `fetch` brings any range."""
+
+    def __init__(self, size: int, fetch: Callable[[range], bytes]) -> None:
+        self._size, self._fetch, self._at = size, fetch, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = max(0, offset + (0, self._at, self._size)[whence])
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        of = range(self._at, min(self._at + len(buffer), self._size))
+        if not of:
+            return 0
+        buffer[: len(of)] = self._fetch(of)
+        self._at += len(of)
+        return len(of)
 
 
 def _md5_of(answer: dict[str, Any]) -> str | None:
