@@ -6,12 +6,14 @@ import struct
 import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from biomedclip_ray.images.errors import ImageError, Limits
 from biomedclip_ray.images.formats import ARTICLE_EXTENSIONS, FORMATS, ONLINE_NAMES, PICKER, has_extension, identify
-from biomedclip_ray.images.image import read, size
+from biomedclip_ray.images.image import as_pillow, read, size
 from biomedclip_ray.schema import Reason
+from biomedclip_ray.serve.inputs import Refusal, check_picture
 
 ANY = Limits(1, 10**9, 1e9)
 
@@ -110,3 +112,24 @@ def test_every_place_reads_the_one_table() -> None:
     )
     assert "dcm" not in ARTICLE_EXTENSIONS and ".dcm" in PICKER.split(",") and "image/bmp" in PICKER
     assert "DICOM" in ONLINE_NAMES and "whole slide" not in ONLINE_NAMES
+
+
+@pytest.mark.parametrize("name", ENCODED)
+def test_what_is_taken_in_is_taken_online_and_seen_alike(name: str) -> None:
+    data = ENCODED[name]()
+    check_picture(data, "input", 10**6)
+    seen = np.asarray(as_pillow(data).convert("RGB"))
+    assert np.abs(seen.astype(int) - read(data, ANY).pixels).max() <= 1
+    with pytest.raises(Refusal) as caught:
+        check_picture(data, "input", 100)
+    assert caught.value.code == "too_many_pixels"
+
+
+def test_deep_images_and_channels_are_seen_online_as_training_saw_them() -> None:
+    channels = np.zeros((2, 80, 120), np.uint16)
+    channels[0, 20:40, 20:40], channels[1, 50:70, 60:90] = 900, 3000
+    out = io.BytesIO()
+    tifffile.imwrite(out, channels, photometric="minisblack", ome=True, metadata={"axes": "CYX"})
+    deep = imagecodecs.png_encode(np.dstack([channels[0], channels[1], channels[0]]))
+    for data in (out.getvalue(), bytes(deep)):
+        assert np.array_equal(np.asarray(as_pillow(data)), read(data, ANY).pixels)

@@ -367,6 +367,29 @@ def test_alternatives_are_one_picture_with_the_thumbnail_last():
     assert graphics(f"<alternatives>{forms}</alternatives>") == (("a.jpg", "a.gif"),)
 
 
+@pytest.mark.parametrize(
+    ("forms", "order"),
+    [
+        ((("a.jpg", "", "thumbnail"), ("a.tif", "", ""), ("a.png", "web", "")), ("a.tif", "a.png", "a.jpg")),
+        # SciELO: the web's image is whole, what states a small size is not
+        (
+            (("a.jpg", "scielo-web", "scielo-20x20"), ("b.jpg", "", "scielo-267x140"), ("a.png", "scielo-web", "")),
+            ("a.png", "b.jpg", "a.jpg"),
+        ),
+        (
+            (("s.jpg", "preview", ""), ("a.gif", "", ""), ("a.eps", "print", ""), ("a.bmp", "", "")),
+            ("a.bmp", "a.eps", "a.gif", "s.jpg"),
+        ),
+        ((("a.png", "", "2000x1500"), ("a_thumb.png", "", "")), ("a.png", "a_thumb.png")),
+    ],
+)
+def test_alternatives_are_ranked_by_what_they_are(forms, order):
+    elements = "".join(
+        f'<graphic xlink:href="{name}" specific-use="{use}" content-type="{kind}"/>' for name, use, kind in forms
+    )
+    assert graphics(f"<alternatives>{elements}</alternatives>") == (order,)
+
+
 def test_pictures_as_media_count_and_films_do_not():
     media = '<media xlink:href="a.mp4" mimetype="video"/><media xlink:href="b" mimetype="image"/><media xlink:href="c.png"/>'
     assert graphics(media) == (("b",), ("c.png",))

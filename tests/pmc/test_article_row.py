@@ -204,3 +204,15 @@ def test_alternatives_share_a_number_and_several_graphics_do_not() -> None:
     media = row["figures"][0]["media"]
     assert [(m["key"], m["graphic"]) for m in media] == [("PMC1.1/a.tif", 0), ("PMC1.1/a.gif", 0), ("PMC1.1/b.jpg", 1)]
     assert all(m["found"] for m in media)
+
+
+def test_files_of_one_stem_are_alternatives_of_one_graphic_and_a_gif_is_the_last_resort() -> None:
+    row, _ = _row(
+        f"<fig id='a'>{_captioned('A liver.')}{GRAPHIC.format('my%20fig.jpg')}</fig>",
+        ["my fig.gif", "my fig.tif", "my fig.jpg", "my fig.zip", "fig.jpg"],
+    )
+    media = row["figures"][0]["media"]
+    assert [item["key"] for item in media] == ["PMC1.1/my fig.jpg", "PMC1.1/my fig.tif"]
+    assert {item["graphic"] for item in media} == {0} and all(item["found"] for item in media)
+    row, _ = _row(f"<fig id='a'>{_captioned('A liver.')}{GRAPHIC.format('b')}</fig>", ["b.gif", "b.bmp"])
+    assert [item["key"] for item in row["figures"][0]["media"]] == ["PMC1.1/b.bmp"]
