@@ -20,14 +20,13 @@ serve: setup  ## put the demo's model up again and keep it up until Ctrl-C
 	mkdir -p $(TMP)
 	$(HERE) $(PY) workflows/biomedclip.py $(SAMPLE) --only deploy --hold
 
-# Tests that start Ray clusters of their own need a process of their own: one driver cannot be in two clusters.
+# Three processes: one driver cannot be in two Ray clusters, so tests that start clusters of their own need one that is in none.
+# The tests that need no Ray run beside those that do: a test waits for processes to start more than it computes.
 test: lint  ## lint, types and every test but the long loops of faults
-	$(PY) -m pytest tests --ignore=tests/cluster
-	$(PY) -m pytest tests/cluster
+	sh tests/run.sh $(PY)
 
 test-full: lint  ## the long loops too
-	$(PY) -m pytest tests --ignore=tests/cluster -m ""
-	$(PY) -m pytest tests/cluster -m ""
+	sh tests/run.sh $(PY) -m ""
 
 quick: lint  ## lint, types and the tests that need no Ray
 	$(PY) -m pytest tests --ignore=tests/cluster --ignore=tests/ray

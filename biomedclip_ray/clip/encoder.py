@@ -27,7 +27,16 @@ Picture = bytes | Image.Image | np.ndarray
 
 
 class Encoder:
-    """A CLIP that turns pictures and texts into float32 unit vectors of `dimensions`."""
+    """A CLIP that turns images and texts into float32 unit vectors of `dimensions`.
+
+    >>> encoder = Encoder.load(bundle)  # the folder that training leaves, or hf-hub:NAME
+    >>> texts = encoder.encode_text(["Agarose gel with seven lanes", "Radiograph of a long bone"])
+    >>> images = encoder.encode_images([np.zeros((80, 60, 3), np.uint8)])
+    >>> texts.shape, images.shape, bool(np.allclose(np.linalg.norm(images, axis=1), 1, atol=1e-5))
+    ((2, 128), (1, 128), True)
+    >>> (images @ texts.T).shape  # one cosine for each image and text
+    (1, 2)
+    """
 
     def __init__(self, bundle: Bundle, device: str | torch.device | None = None, batch: int = 64) -> None:
         """Take a loaded bundle. `device` None: CUDA where there is one, and in a task or actor of Ray where it asked for one.

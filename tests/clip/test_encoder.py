@@ -1,3 +1,4 @@
+import doctest
 import io
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import pytest
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from biomedclip_ray.clip import encoder as module
 from biomedclip_ray.clip.bundle import load_bundle, save_bundle
 from biomedclip_ray.clip.encoder import Encoder, usual_device
 from biomedclip_ray.clip.model import Built, build_model
@@ -26,6 +28,11 @@ def folder(sample: Built, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPat
 @pytest.fixture(scope="module")
 def encoder(folder: Path) -> Encoder:
     return Encoder.load(folder, "cpu")
+
+
+def test_the_example_of_the_encoder_runs(folder: Path) -> None:
+    result = doctest.testmod(module, extraglobs={"bundle": folder})
+    assert result.attempted == 5 and result.failed == 0
 
 
 def test_vectors_are_float32_of_unit_length(encoder: Encoder, pictures: list[Image.Image], captions: list[str]) -> None:
