@@ -28,7 +28,7 @@ from lxml import etree
 from biomedclip_ray.config import ConfigError, Ingest, SourceSelect
 from biomedclip_ray.images.errors import ImageError
 from biomedclip_ray.images.image import decode, prepare
-from biomedclip_ray.pmc.catalog import judge, parse_metadata
+from biomedclip_ray.pmc.catalog import parse_metadata, rejection
 from biomedclip_ray.pmc.ingest import read_article
 from biomedclip_ray.run.record import Inventory
 from biomedclip_ray.schema import ARTICLES, CATALOG, Reason
@@ -101,7 +101,7 @@ def _metadata_is_read_or_refused(rng: random.Random, folder: Path) -> bool:
         row = parse_metadata(_metadata(rng), ENTRY)
     except ValueError:
         return False
-    assert judge(row, SourceSelect()) in (None, *Reason)
+    assert rejection(row, SourceSelect()) in (None, *Reason)
     table = pa.Table.from_pylist([row | {"part": 0}], schema=CATALOG)
     keys = [row["xml_key"], *(media["key"] for media in table["media"][0].as_py())]
     assert all(key.startswith("PMC10.2/") and "/../" not in key and "\0" not in key for key in keys)

@@ -116,11 +116,11 @@ class Train(Section):
     panel's part of the caption; {caption: 2, mentions: 1}. Where there is none of a kind, the caption. {}: always the caption.
     Validation keeps the caption."""
     on_nan: Literal["stop", "skip"] = "stop"
-    """A step whose loss or gradient is no number never touches the weights; "stop": the run then ends and names the last
+    """A step whose loss or gradient is not finite never touches the weights; "stop": the run then ends and names the last
     good checkpoint, "skip": it goes on, as long as such steps stay below one in a hundred."""
     divergence_steps: Positive | None = 500
-    """Steps on end that the loss may stand above the middle between the best it had and guessing (or, before it has learned
-    anything and after the warm-up, a tenth above guessing). Then the run ends and names the last checkpoint from before it
+    """Steps on end that the loss may stand above the middle between the best it had and the chance loss (or, before it has learned
+    anything and after the warm-up, a tenth above the chance loss). Then the run ends and names the last checkpoint from before it
     rose; none is made meanwhile. null: it goes on whatever the loss does."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Of the forward pass (autocast); weights and optimiser stay fp32."""

@@ -21,7 +21,7 @@ from biomedclip_ray.corpus.groups import (
     REASONS,
     SPLITS,
     Edges,
-    Facts,
+    PairFacts,
     Verdict,
     decide,
     leaks,
@@ -60,7 +60,7 @@ def _work(attempt: Attempt, run_parts: RunParts, config: Config, pairs: Product)
     attempt.parts = pairs.parts
     with ThreadPoolExecutor(_THREADS) as threads:
         parts = list(threads.map(lambda part: _facts(pairs.read(part, _COLUMNS), config.curate), range(pairs.parts)))
-    facts = Facts.join(parts)
+    facts = PairFacts.join(parts)
     near, search = _near(pairs, facts, [len(part.pair) for part in parts], config.curate.near_bits)
     verdict = decide(facts, config.curate, near)
     leakage = leaks(facts, verdict, near)
@@ -80,7 +80,7 @@ curate = Stage("curate", VERSION, _content, _work)
 """Reads the pairs, without their images. Each file of the corpus has the rows of the pairs file of the same name."""
 
 
-def _facts(table: pa.Table, config: Curate) -> Facts:
+def _facts(table: pa.Table, config: Curate) -> PairFacts:
     def hashes(name: str) -> NDArray[np.uint64]:
         return np.fromiter((hash64(value) for value in table[name].to_pylist()), np.uint64, table.num_rows)
 
@@ -104,7 +104,7 @@ def _facts(table: pa.Table, config: Curate) -> Facts:
             )
         )
     ]
-    return Facts(
+    return PairFacts(
         pair=hashes("pair_id"),
         article=hashes("pmcid"),
         figure=hashes("figure_id"),
@@ -131,7 +131,7 @@ def _unwanted(
     return None
 
 
-def _near(pairs: Product, facts: Facts, sizes: list[int], bits: int | None) -> tuple[Edges, dict[str, Any]]:
+def _near(pairs: Product, facts: PairFacts, sizes: list[int], bits: int | None) -> tuple[Edges, dict[str, Any]]:
     """Rows that show the same picture in other bytes, by hash and then by pixels; and what the search did."""
     if bits is None:
         return NO_EDGES, {"bits": None}

@@ -34,7 +34,7 @@ NO_EDGES: Edges = (np.zeros(0, np.int64), np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True)
-class Facts:
+class PairFacts:
     """What is decided on, one entry a pair: 64-bit hashes of ids and contents, split, and why it is not selected."""
 
     pair: NDArray[np.uint64]
@@ -48,9 +48,9 @@ class Facts:
     reason: NDArray[np.int8]  # index of REASONS, or -1
 
     @staticmethod
-    def join(parts: list[Facts]) -> Facts:
-        names = Facts.__dataclass_fields__
-        return Facts(*(np.concatenate([part.__dict__[name] for part in parts]) for name in names))
+    def join(parts: list[PairFacts]) -> PairFacts:
+        names = PairFacts.__dataclass_fields__
+        return PairFacts(*(np.concatenate([part.__dict__[name] for part in parts]) for name in names))
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def split_of(pmcid: str, splits: Splits) -> int:
     return 1 if place < splits.test + splits.validation else 0
 
 
-def decide(facts: Facts, config: Curate, near: Edges = NO_EDGES) -> Verdict:
+def decide(facts: PairFacts, config: Curate, near: Edges = NO_EDGES) -> Verdict:
     """Groups, splits and what is kept, for the whole corpus.
 
     An article has one split: where own data say several of a patient, only the highest is kept. A group is a connected
@@ -108,7 +108,7 @@ def decide(facts: Facts, config: Curate, near: Edges = NO_EDGES) -> Verdict:
     return Verdict(facts.split, group, reason)
 
 
-def leaks(facts: Facts, verdict: Verdict, near: Edges) -> dict[str, int]:
+def leaks(facts: PairFacts, verdict: Verdict, near: Edges) -> dict[str, int]:
     """How many articles, groups, pictures (by their bytes) and near pairs have kept rows in more than one split: all must be 0."""
     kept = verdict.reason < 0
     found = {
@@ -120,7 +120,7 @@ def leaks(facts: Facts, verdict: Verdict, near: Edges) -> dict[str, int]:
     return found | {"near_pairs": int((verdict.split[left[both]] != verdict.split[right[both]]).sum())}
 
 
-def shared_texts(facts: Facts, verdict: Verdict) -> int:
+def shared_texts(facts: PairFacts, verdict: Verdict) -> int:
     """How many texts are kept, word for word, in more than one split: stock phrases under different pictures."""
     kept = verdict.reason < 0
     return _in_several_splits(facts.text[kept], verdict.split[kept])

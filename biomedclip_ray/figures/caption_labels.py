@@ -21,7 +21,7 @@ from biomedclip_ray.figures.label_forms import (
     HALF_BRACKET,
     NAMED,
     PUNCTUATED,
-    Mention,
+    LabelMention,
     in_brackets,
     of_form,
 )
@@ -44,12 +44,12 @@ _SENTENCE = re.compile(
 )
 
 
-def _before(mention: Mention, caption: str) -> str:
+def _before(mention: LabelMention, caption: str) -> str:
     """The few characters before a mention."""
     return caption[max(0, mention.start - 16) : mention.start]
 
 
-def sentence_starts(caption: str, mentions: list[Mention]) -> list[int]:
+def sentence_starts(caption: str, mentions: list[LabelMention]) -> list[int]:
     """Where sentences begin, the first aside: after a stop, with a label after one, with a label before a capital letter."""
     starts = {match.end() for match in _SENTENCE.finditer(caption) if not in_brackets(caption, match.end())}
     for mention in mentions:
@@ -59,7 +59,7 @@ def sentence_starts(caption: str, mentions: list[Mention]) -> list[int]:
     return sorted(starts)
 
 
-def label_mentions(caption: str) -> list[Mention]:
+def label_mentions(caption: str) -> list[LabelMention]:
     """The places that say which text is whose, in order, each with its direction; [] where no two panels are named.
 
     Places that only refer back ("bars in (A) are 5 µm") are left out.
@@ -69,9 +69,9 @@ def label_mentions(caption: str) -> list[Mention]:
     return mentions if len(_labels(mentions)) > 1 else []
 
 
-def _best(caption: str) -> list[Mention]:
+def _best(caption: str) -> list[LabelMention]:
     """The mentions of the form, or of all forms together, that make the longest sequence of letters from A on."""
-    best: list[Mention] = []
+    best: list[LabelMention] = []
     best_worth = 0.0
     for upper in (True, False):
         found = [(form, of_form(form, caption, upper)) for form in FORMS]
@@ -92,22 +92,22 @@ def _best(caption: str) -> list[Mention]:
     return _whole_letters(best) or _romans(caption)
 
 
-def _is_sure(form: re.Pattern[str], mention: Mention, caption: str) -> bool:
+def _is_sure(form: re.Pattern[str], mention: LabelMention, caption: str) -> bool:
     """Brackets, and letters with a colon: forms that one caption mixes, "A) Liver. B) Kidney. C: Lung"."""
     if form in (BRACKETED, HALF_BRACKET):
         return True
     return form is PUNCTUATED and caption[mention.start : mention.end].rstrip().endswith(":")
 
 
-def _is_clear(mention: Mention, caption: str) -> bool:
+def _is_clear(mention: LabelMention, caption: str) -> bool:
     """Whether a list that stands alone is surely one of panels: "(A, B)", "panels A and B", "A and B:"; not "a, b represent"."""
     written = caption[mention.start : mention.end].rstrip()
     return written.endswith((":", ")", "]")) or NAMED.match(written) is not None
 
 
 def _twice(
-    single: list[tuple[re.Pattern[str], list[Mention]]], caption: str
-) -> list[tuple[re.Pattern[str], list[Mention]]]:
+    single: list[tuple[re.Pattern[str], list[LabelMention]]], caption: str
+) -> list[tuple[re.Pattern[str], list[LabelMention]]]:
     """Brackets and a second form together, where each goes through all letters: "Kidney (A-C). A: Cortex. B: ..."."""
     (brackets, first), *others = single
     length, _ = _sequence(first, caption)
@@ -118,14 +118,14 @@ def _twice(
     ]
 
 
-def _in_order(mentions: list[Mention]) -> list[Mention]:
+def _in_order(mentions: list[LabelMention]) -> list[LabelMention]:
     """Of bare letters, each the first after the one before it: "A" may be an article, "C." an initial."""
     return _without_overlaps([(True, mention) for mention in mentions])
 
 
-def _without_overlaps(mentions: list[tuple[bool, Mention]]) -> list[Mention]:
+def _without_overlaps(mentions: list[tuple[bool, LabelMention]]) -> list[LabelMention]:
     """In the order of the text; of two that share characters the first and longer stays, a risky one if it is next in line."""
-    kept: list[Mention] = []
+    kept: list[LabelMention] = []
     named: set[str] = set()
     for risky, mention in sorted(mentions, key=lambda item: (item[1].start, item[0], -item[1].end)):
         wanted = next((letter for letter in ascii_lowercase if letter not in named), None)
@@ -136,7 +136,7 @@ def _without_overlaps(mentions: list[tuple[bool, Mention]]) -> list[Mention]:
     return kept
 
 
-def _romans(caption: str) -> list[Mention]:
+def _romans(caption: str) -> list[LabelMention]:
     """ "(i) ... (ii) ... (iii)", at least three, the first at a sentence's start: else they count things in a sentence."""
     found = []
     for match in _ROMAN.finditer(caption):
@@ -149,28 +149,28 @@ def _romans(caption: str) -> list[Mention]:
             elif end in _ROMANS:
                 labels.append(end)
         if labels:
-            found.append(Mention(match.start(), match.end(), tuple(labels), None))
+            found.append(LabelMention(match.start(), match.end(), tuple(labels), None))
     named = {label for mention in found for label in mention.labels}
     count = next((k for k, roman in enumerate(_ROMANS) if roman not in named), len(_ROMANS))
     opens = found and re.search(r"(?:^|\.)\s*$", caption[: found[0].start])
     return found if opens and count > 2 and count == len(named) else []
 
 
-def _merged(mentions: list[Mention], caption: str) -> list[Mention]:
+def _merged(mentions: list[LabelMention], caption: str) -> list[LabelMention]:
     """ "(A) and (B) show": neighbours with nothing but a joint between them are one mention."""
-    merged: list[Mention] = []
+    merged: list[LabelMention] = []
     for mention in mentions:
         if merged and _JOINED.fullmatch(caption, merged[-1].end, mention.start):
             last = merged.pop()
             labels = tuple(dict.fromkeys((*last.labels, *mention.labels)))
-            mention = Mention(last.start, mention.end, labels, None if last.follows is None else mention.follows)
+            mention = LabelMention(last.start, mention.end, labels, None if last.follows is None else mention.follows)
         while _before(mention, caption).endswith("(") and caption.startswith(")", mention.end):
             mention = replace(mention, start=mention.start - 1, end=mention.end + 1)
         merged.append(mention)
     return [replace(m, follows=_follows(m, caption) if m.follows is None else m.follows) for m in merged]
 
 
-def _follows(mention: Mention, caption: str) -> bool | None:
+def _follows(mention: LabelMention, caption: str) -> bool | None:
     """Whether the text stands before the mention; None where the place alone does not tell."""
     opens = bool(_OPENING.search(_before(mention, caption)))
     rest = caption[mention.end :].lstrip()
@@ -180,9 +180,9 @@ def _follows(mention: Mention, caption: str) -> bool | None:
     return closes
 
 
-def _sequence(mentions: list[Mention], caption: str) -> tuple[int, str]:
+def _sequence(mentions: list[LabelMention], caption: str) -> tuple[int, str]:
     """(how many letters from A on are named, the last of them); one may be missing after the third, as J often is."""
-    first: dict[str, Mention] = {}
+    first: dict[str, LabelMention] = {}
     for mention in mentions:
         for label in mention.labels:
             first.setdefault(label[0].upper(), mention)
@@ -199,13 +199,13 @@ def _sequence(mentions: list[Mention], caption: str) -> tuple[int, str]:
     return count, last
 
 
-def _goes_on(mention: Mention, later: Mention, again: bool, caption: str) -> bool:
+def _goes_on(mention: LabelMention, later: LabelMention, again: bool, caption: str) -> bool:
     """Is a list gone on with after a missing letter: both before their text, or behind it and one more comes?"""
     opens, also = (bool(_OPENING.search(_before(each, caption))) for each in (mention, later))
     return mention.start < later.start and opens == also and (opens or again)
 
 
-def _without_grades(mentions: list[Mention]) -> list[Mention]:
+def _without_grades(mentions: list[LabelMention]) -> list[LabelMention]:
     """Leave out "(G5)", a grade or a group: one letter's numbers that do not begin with 1, or a 1 with nothing beside it."""
     numbers: dict[str, set[str]] = {}
     for label in _labels(mentions):
@@ -225,12 +225,12 @@ def _without_grades(mentions: list[Mention]) -> list[Mention]:
     ]
 
 
-def _limited(mention: Mention, last: str) -> Mention | None:
+def _limited(mention: LabelMention, last: str) -> LabelMention | None:
     labels = tuple(label for label in mention.labels if label[0] <= last)
     return replace(mention, labels=labels) if labels else None
 
 
-def _whole_letters(mentions: list[Mention]) -> list[Mention]:
+def _whole_letters(mentions: list[LabelMention]) -> list[LabelMention]:
     """Take "B1" for B, but where the caption goes through B1, B2, ... and has no B."""
     numbers: dict[str, set[str]] = {}
     for label in _labels(mentions):
@@ -242,7 +242,7 @@ def _whole_letters(mentions: list[Mention]) -> list[Mention]:
     ]
 
 
-def _settled(mentions: list[Mention], caption: str) -> list[Mention]:
+def _settled(mentions: list[LabelMention], caption: str) -> list[LabelMention]:
     """Give the undecided the direction of their sentence, else of the majority, else of the first."""
     votes = [mention.follows for mention in mentions if mention.follows is not None]
     trailing = votes.count(True) > votes.count(False)
@@ -251,7 +251,7 @@ def _settled(mentions: list[Mention], caption: str) -> list[Mention]:
     if mentions and not votes:
         trailing = bool(caption[: mentions[0].start].strip(" .:;("))
     starts = sentence_starts(caption, mentions)
-    settled: list[Mention] = []
+    settled: list[LabelMention] = []
     for _, group in itertools.groupby(mentions, key=lambda mention: bisect.bisect_right(starts, mention.start)):
         sentence = list(group)
         clear = {mention.follows for mention in sentence} - {None}
@@ -260,7 +260,7 @@ def _settled(mentions: list[Mention], caption: str) -> list[Mention]:
     return settled
 
 
-def _without_references(mentions: list[Mention], caption: str) -> list[Mention]:
+def _without_references(mentions: list[LabelMention], caption: str) -> list[LabelMention]:
     """Leave out what only refers to panels: labels that had their turn, named again in mid-sentence.
 
     A list may be gone through once more, label by label: "(A, B) Sections of liver (A) and kidney (B)"; and all labels
@@ -269,8 +269,8 @@ def _without_references(mentions: list[Mention], caption: str) -> list[Mention]:
     every = _labels(mentions)
     full = next(k for k in range(len(mentions) + 1) if _labels(mentions[:k]) == every)  # all are named before this one
     leading = _labels([mention for mention in mentions[:full] if not mention.follows])
-    dropped: list[Mention] = []
-    kept: list[Mention] = []
+    dropped: list[LabelMention] = []
+    kept: list[LabelMention] = []
     named: set[str] = set()
     lists: list[tuple[set[str], set[str]]] = []  # (labels, those of them that came again)
     for k, mention in enumerate(mentions):
@@ -295,11 +295,11 @@ def _without_references(mentions: list[Mention], caption: str) -> list[Mention]:
     return kept
 
 
-def _labels(mentions: list[Mention]) -> set[str]:
+def _labels(mentions: list[LabelMention]) -> set[str]:
     return {label for mention in mentions for label in mention.labels}
 
 
-def _is_gone_through(mention: Mention, later: list[Mention]) -> bool:
+def _is_gone_through(mention: LabelMention, later: list[LabelMention]) -> bool:
     """Whether all labels of a list come again, alone or in shorter lists, before the next label of a caption that leads."""
     missing = set(mention.labels)
     for other in later:

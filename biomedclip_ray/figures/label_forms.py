@@ -40,7 +40,7 @@ _STAIN = {"H", "E"}
 
 
 @dataclass(frozen=True, slots=True)
-class Mention:
+class LabelMention:
     """A place that names labels; `follows`: the text it is about stands before it."""
 
     start: int
@@ -49,7 +49,7 @@ class Mention:
     follows: bool | None
 
 
-def of_form(form: re.Pattern[str], caption: str, upper: bool) -> list[Mention]:
+def of_form(form: re.Pattern[str], caption: str, upper: bool) -> list[LabelMention]:
     found = []
     matches = list(form.finditer(caption))
     if form is BRACKETED:
@@ -67,7 +67,7 @@ def of_form(form: re.Pattern[str], caption: str, upper: bool) -> list[Mention]:
         if not labels or labels[0][0].isupper() != upper or set(labels) == _STAIN:
             continue
         leads = form is not BRACKETED and form is not NAMED
-        found.append(Mention(match.start(), match.end(), labels, False if leads else None))
+        found.append(LabelMention(match.start(), match.end(), labels, False if leads else None))
     found.sort(key=lambda mention: mention.start)
     return found
 

@@ -11,7 +11,7 @@ import itertools
 import re
 
 from biomedclip_ray.figures.caption_labels import label_mentions, sentence_starts
-from biomedclip_ray.figures.label_forms import Mention
+from biomedclip_ray.figures.label_forms import LabelMention
 
 _CLOSING = re.compile(
     r"scale|bars?\b|error bars?|data (?:are|were|represent)|values|results are|(?:original )?magnification|abbreviations?|all |\*?\s?\d+[x×*]|"
@@ -49,11 +49,11 @@ def subcaptions(caption: str) -> dict[str, str]:
 class _Sharing:
     """Gives each stretch of a caption to the labels it is about."""
 
-    def __init__(self, caption: str, mentions: list[Mention], labels: list[str]):
+    def __init__(self, caption: str, mentions: list[LabelMention], labels: list[str]):
         self._caption = caption
         self._mentions = mentions
         self._starts = sentence_starts(caption, mentions)
-        self._sentences: dict[int, list[Mention]] = {}
+        self._sentences: dict[int, list[LabelMention]] = {}
         for mention in mentions:
             self._sentences.setdefault(bisect.bisect_right(self._starts, mention.start), []).append(mention)
         self._own: dict[str, list[str]] = {label: [] for label in labels}
@@ -76,7 +76,7 @@ class _Sharing:
             self._give(self._around(last), stays)
         return before, self._own, rest
 
-    def _between(self, left: Mention, right: Mention) -> None:
+    def _between(self, left: LabelMention, right: LabelMention) -> None:
         inner = set(right.labels) < set(left.labels) and not left.follows
         if not self._cuts(left.end, right.start):
             text = self._caption[left.end : right.start]
@@ -98,7 +98,7 @@ class _Sharing:
         self._give(self._around(left), middle)
         self._give_head(right, head)
 
-    def _give_head(self, mention: Mention, head: str) -> None:
+    def _give_head(self, mention: LabelMention, head: str) -> None:
         """The beginning of a mention's sentence, up to a colon about all that the sentence names: "Sections: liver (A), kidney (B)"."""
         run = self._run(mention)
         colon = _last_end(_COLON, head) if mention.follows and len(run) > len(mention.labels) else 0
@@ -121,17 +121,17 @@ class _Sharing:
         at = cuts[-1] if cuts else start
         return self._caption[start:at], self._caption[at:end]
 
-    def _run(self, mention: Mention) -> tuple[str, ...]:
+    def _run(self, mention: LabelMention) -> tuple[str, ...]:
         """The labels of all mentions in this one's sentence that look the same way: what frames them is about all of them."""
         same = [each for each in self._beside(mention) if each.follows == mention.follows]
         return tuple(dict.fromkeys(label for each in same for label in each.labels))
 
-    def _around(self, mention: Mention) -> tuple[str, ...]:
+    def _around(self, mention: LabelMention) -> tuple[str, ...]:
         """Whom the sentences after a mention's are about: the list that its sentence goes through, else itself."""
         lists = (each.labels for each in self._beside(mention) if not each.follows)
         return next((labels for labels in lists if set(mention.labels) < set(labels)), mention.labels)
 
-    def _beside(self, mention: Mention) -> list[Mention]:
+    def _beside(self, mention: LabelMention) -> list[LabelMention]:
         """The mentions of one sentence."""
         return self._sentences[bisect.bisect_right(self._starts, mention.start)]
 

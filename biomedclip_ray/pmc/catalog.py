@@ -101,7 +101,7 @@ def _part(part: int, attempt: Attempt, source: Source) -> PartResult:
         for entry, metadata in zip(fresh, pool.map(lambda e: _metadata(bucket, e), fresh), strict=True):
             if isinstance(metadata, ObjectError):
                 ledger.drop(UNIT, _article_id(entry), metadata.reason, metadata.detail)
-            elif reason := judge(metadata, source.select):
+            elif reason := rejection(metadata, source.select):
                 ledger.drop(UNIT, _article_id(entry), reason, metadata["license"] if reason is Reason.LICENSE else "")
             else:
                 rows.append(metadata | {"part": part})
@@ -128,7 +128,7 @@ def _by_article(product: Product, parts: int, part: int) -> dict[str, list[dict[
     return articles
 
 
-def judge(metadata: dict[str, Any], select: SourceSelect) -> Reason | None:
+def rejection(metadata: dict[str, Any], select: SourceSelect) -> Reason | None:
     """Why a version is not to be used, or None."""
     if metadata["is_retracted"] and not select.retracted:
         return Reason.RETRACTED

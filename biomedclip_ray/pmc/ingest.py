@@ -96,7 +96,7 @@ def read_article(
     except JatsError as error:
         ledger.drop(ARTICLE, entry["article_id"], error.reason, str(error))
         return None
-    if unwanted := judge(article, config.select):
+    if unwanted := rejection(article, config.select):
         ledger.drop(ARTICLE, entry["article_id"], *unwanted)
         return None
     code, stated_by = _license(entry, article)
@@ -110,7 +110,7 @@ def read_article(
     return row
 
 
-def judge(article: Article, select: IngestSelect) -> tuple[Reason, str] | None:
+def rejection(article: Article, select: IngestSelect) -> tuple[Reason, str] | None:
     """Why an article is not to be used, and what it says about itself; or None."""
     if select.years is not None:
         first, last = select.years

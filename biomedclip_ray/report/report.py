@@ -153,7 +153,7 @@ def _corpus(product: Product | None) -> dict[str, Any] | None:
 
 
 def _training(product: Product | None) -> dict[str, Any] | None:
-    """The loss curve with the line of pure guessing, and what metrics.jsonl and manifest say of the run."""
+    """The loss curve with the line of the chance loss, and what metrics.jsonl and manifest say of the run."""
     lines = read(product.place) if product is not None else []
     if product is None or not lines:
         return None
@@ -161,7 +161,7 @@ def _training(product: Product | None) -> dict[str, Any] | None:
     recipe = product.manifest["config"]["train"]
     batch = int(recipe["batch"])
     loss = LOSSES[recipe["loss"]]
-    guess = loss.chance(batch)
+    chance = loss.chance(batch)
     formula = f"{shown} = " if (shown := loss.chance_formula(batch)) else ""
     validation = sorted((int(step), found) for step, found in product.manifest.get("validation", {}).items())
     recall = [(float(step), score(found)) for step, found in validation]
@@ -173,7 +173,7 @@ def _training(product: Product | None) -> dict[str, Any] | None:
         "plot": svg.curve(
             losses,
             f"Loss by step: {losses[0][1]:.2f} at step {lines[0]['step']}, {losses[-1][1]:.2f} at step {lines[-1]['step']}",
-            (guess, f"pure guessing: {formula}{guess:.2f}"),
+            (chance, f"chance loss: {formula}{chance:.2f}"),
         ),
         "curves": [
             (words, points[-1][1], svg.curve(points, words, small=True)) for words, points in curves.items() if points

@@ -17,7 +17,7 @@ _MAX_POINTS = 600  # more than the plot has pixels is only bytes
 def curve(
     points: Sequence[tuple[float, float]],
     title: str,
-    guessing: tuple[float, str] | None = None,
+    chance: tuple[float, str] | None = None,
     others: Sequence[tuple[str, Sequence[tuple[float, float]]]] = (),
     small: bool = False,
 ) -> Markup:
@@ -26,7 +26,7 @@ def curve(
     Args:
         points: at least one, ascending in step.
         title: read out to those who cannot see the plot.
-        guessing: height and label of a dashed line, what pure guessing would give.
+        chance: height and label of a dashed line, what chance would give.
         others: (label, points) of further lines with points marked.
         small: for one of several in a row.
     """
@@ -34,7 +34,7 @@ def curve(
     most_ticks = 3 if small else 5
     every = [*points, *(point for _, series in others for point in series)]
     x_max = max(x for x, _ in every) or 1.0
-    y_max = 1.06 * max([y for _, y in every] + ([guessing[0]] if guessing else [])) or 1.0
+    y_max = 1.06 * max([y for _, y in every] + ([chance[0]] if chance else [])) or 1.0
 
     def across(x: float) -> float:
         return _LEFT + (width - _LEFT - _RIGHT) * x / x_max
@@ -56,11 +56,11 @@ def curve(
     for value in ticks(x_max, most_ticks):
         x = across(value)
         parts.append(f'<text class="tick" x="{x:.1f}" y="{height - 8}" text-anchor="middle">{value:,.0f}</text>')
-    if guessing:
-        y = up(guessing[0])
-        parts.append(f'<line class="guess" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+    if chance:
+        y = up(chance[0])
+        parts.append(f'<line class="chance" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(
-            f'<text class="label" x="{width - _RIGHT}" y="{y - 6:.1f}" text-anchor="end">{escape(guessing[1])}</text>'
+            f'<text class="label" x="{width - _RIGHT}" y="{y - 6:.1f}" text-anchor="end">{escape(chance[1])}</text>'
         )
     parts.append(f'<polyline class="line" points="{" ".join(at(x, y) for x, y in thin(points))}"/>')
     for label, series in others:

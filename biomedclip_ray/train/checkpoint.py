@@ -93,7 +93,7 @@ def restore(checkpoint: Checkpoint, learner: Learner) -> dict[str, Any]:
     with checkpoint.as_directory() as name:
         folder = Path(name)
         state: dict[str, Any] = json.loads((folder / STATE).read_text())
-        sharded = state["form"] == SHARDED
+        sharded = state.pop("form") == SHARDED
         if sharded:
             shards = _sharded_state(learner)
             dcp.load(shards, checkpoint_id=folder / SHARDS)

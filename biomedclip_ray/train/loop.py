@@ -34,8 +34,8 @@ from biomedclip_ray.train import checkpoint, journal
 from biomedclip_ray.train.divergence import Divergence
 from biomedclip_ray.train.metrics import MetricsLog
 from biomedclip_ray.train.order import deal
-from biomedclip_ray.train.pace import Pace
 from biomedclip_ray.train.step import Block, Learner, StepResult, learning_rate
+from biomedclip_ray.train.throughput import Throughput
 from biomedclip_ray.train.trackers import open_trackers
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     if rank == 0:
         facts = {**recipe.model_dump(mode="json", exclude={"resources"}), "rows": job.rows, "steps": job.steps}
         metrics = MetricsLog(place, first, open_trackers(recipe.trackers, place, facts))
-    clock = Pace(learner, float(state["seconds"]))
+    clock = Throughput(learner, float(state["seconds"]))
     trend = Divergence(
         LOSSES[recipe.loss].chance(recipe.batch), recipe.warmup_steps, recipe.divergence_steps, state["best"]
     )
@@ -118,7 +118,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
         skipped = int(result.skipped)
         if skipped > allowed(recipe, done - first) or (saves and not learner.is_finite()):
             diverged = (
-                f"by step {done} loss, gradient or weights are no finite numbers",
+                f"by step {done} loss, gradient or weights are not finite",
                 "set train.precision=fp32, or train.on_nan=skip where a few steps do it",
             )
             break
@@ -126,7 +126,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
         if trend.lost(done):
             diverged = (
                 f"the loss is {loss:.3f} at step {done} and has been above {trend.line:.3f} since step {trend.since} (its best was "
-                f"{trend.best:.3f}, guessing is {trend.guess:.3f})",
+                f"{trend.best:.3f}, the chance loss is {trend.chance:.3f})",
                 "or set train.divergence_steps=null to let it go on",
             )
             break
@@ -230,7 +230,7 @@ def _line(done: int, job: Job, result: StepResult, loss: float, pace: dict[str, 
         "step": done,
         "epoch": done * job.recipe.batch / job.rows,
         "loss": loss,
-        "guess": LOSSES[job.recipe.loss].chance(job.recipe.batch),
+        "chance_loss": LOSSES[job.recipe.loss].chance(job.recipe.batch),
         "lr": result.lr,
         "logit_scale": float(result.logit_scale),
         "grad_norm": float(result.grad_norm),

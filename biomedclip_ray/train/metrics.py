@@ -1,8 +1,8 @@
 """What a run measures: metrics.jsonl, TensorBoard events and Ray's own metrics (Prometheus), from rank 0; progress lines,
 printed by the driver.
 
-A line of metrics.jsonl: step (optimiser steps done), epoch, loss, guess (the chance loss: of a model that cannot
-tell the pairs of a batch apart), lr, logit_scale, grad_norm, skipped (steps whose gradient was no number), and the pace since the line before: pairs_per_s,
+A line of metrics.jsonl: step (optimiser steps done), epoch, loss, chance_loss (of a model that cannot
+tell the pairs of a batch apart), lr, logit_scale, grad_norm, skipped (steps whose gradient was not finite), and the throughput since the line before: pairs_per_s,
 step_seconds, where they went as shares (data_wait, forward, loss, backward, optimizer), tflop_per_s of this worker, mfu where
 the device's peak is known, memory_bytes at most so far, seconds of training altogether. The file is written whole each time,
 as object stores want it; after a restart the lines beyond the checkpoint are dropped and written again.
@@ -99,13 +99,13 @@ def read(product: Place) -> list[dict[str, Any]]:
 
 
 def is_stuck(lines: list[dict[str, Any]]) -> bool:
-    """True where the loss never left that of guessing although there were steps enough to, after the warm-up: from the step
+    """True where the loss never left the chance loss although there were steps enough to, after the warm-up: from the step
     of the highest rate on."""
     if not lines:
         return False
     warm: int = max(lines, key=lambda line: line["lr"])["step"]
     late = [line["loss"] for line in lines if line["step"] >= warm + _STUCK_STEPS]
-    return bool(late) and min(late) > _STUCK_SHARE * lines[-1]["guess"]
+    return bool(late) and min(late) > _STUCK_SHARE * lines[-1]["chance_loss"]
 
 
 class Watch:
@@ -146,14 +146,14 @@ class Watch:
             spent = now["seconds"] - lines[0]["seconds"]
             pace = rate_and_eta(now["step"] - lines[0]["step"], self.steps - lines[0]["step"], spent, "step")
             log.info(
-                "train: step %d of %d, loss %.3f (guessing %.3f), %.0f pairs/s, %.0f%% waiting for data, %s",
-                *(now["step"], self.steps, now["loss"], now["guess"], now["pairs_per_s"]),
+                "train: step %d of %d, loss %.3f (chance %.3f), %.0f pairs/s, %.0f%% waiting for data, %s",
+                *(now["step"], self.steps, now["loss"], now["chance_loss"], now["pairs_per_s"]),
                 *(100 * now["data_wait_share"], pace),
             )
             if is_stuck(lines) and now["step"] >= 2 * warned:
                 warned = now["step"]
                 log.warning(
-                    "train: after %d steps the loss is still that of guessing (%.3f): check that captions belong to their "
+                    "train: after %d steps the loss is still the chance loss (%.3f): check that captions belong to their "
                     "pictures, then train.lr and train.warmup_steps",
-                    *(now["step"], now["guess"]),
+                    *(now["step"], now["chance_loss"]),
                 )

@@ -71,7 +71,7 @@ class StepResult:
         loss: scalar, the mean over the global batch, the same on every worker.
         grad_norm: scalar, before clipping.
         logit_scale: scalar, exponentiated.
-        skipped: scalar, steps of this learner whose gradient was no number and that changed nothing.
+        skipped: scalar, steps of this learner whose gradient was not finite and that changed nothing.
         lr: the step's learning rate.
     """
 
@@ -137,7 +137,7 @@ class Learner:
         self.skipped = torch.zeros((), device=self.device)
 
     def step(self, number: int, blocks: Sequence[Block], sizes: Sequence[int] | None = None) -> StepResult:
-        """One optimiser step, the `number`-th counted from 0. A gradient that is no number changes nothing.
+        """One optimiser step, the `number`-th counted from 0. A gradient that is not finite changes nothing.
 
         Args:
             blocks: this worker's micro-blocks, at least one.

@@ -43,7 +43,7 @@ from biomedclip_ray.train.rows import SplitRows, find_rows, texts
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 SPLIT = "train"
 START = "start"
 BUNDLE = "bundle"
@@ -52,7 +52,7 @@ _FEW_WORKERS = 16
 
 
 class DivergedError(StageError):
-    """The loss is no number any more, or went up and stayed there; the message names the step and the last good checkpoint."""
+    """The loss is not finite any more, or went up and stayed there; the message names the step and the last good checkpoint."""
 
 
 def _content(config: Config, pairs: Product, corpus: Product) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def _work(attempt: Attempt, run_parts: RunParts, config: Config, pairs: Product,
     """Train on the kept pairs of the train split and export the bundle; with train.epochs=0 export model.bundle as it is.
 
     Raises:
-        DivergedError: the loss became infinite or no number, or rose and did not come back.
+        DivergedError: the loss became infinite or NaN, or rose and did not come back.
         ConfigError: the model cannot be built, or the split is empty.
         ray.train.TrainingFailedError: more worker losses than train.resources.max_failures.
     """
@@ -87,7 +87,7 @@ def _work(attempt: Attempt, run_parts: RunParts, config: Config, pairs: Product,
     steps = total_steps(len(rows), config.train.epochs, config.train.batch)
     start = _start(config, pairs, corpus, place)
     log.info(
-        "train: %d pairs, %d steps of %d, towers from %s; pure guessing is a loss of %.3f",
+        "train: %d pairs, %d steps of %d, towers from %s; the chance loss is %.3f",
         *(rows.pairs, steps, config.train.batch, start["starts"], _chance(config)),
     )
     if config.train.warmup_steps >= steps:
@@ -115,7 +115,7 @@ def _work(attempt: Attempt, run_parts: RunParts, config: Config, pairs: Product,
         "rows_per_epoch": len(rows),
         "attempts": len(journal.attempts(place)),
         "loss": read(place)[-1]["loss"],
-        "guess": _chance(config),
+        "chance_loss": _chance(config),
         "shuffle": shuffle_quality(order, rows.article, config.train.batch),
     }
     return Made(facts, counts=(Count("pair", rows.pairs, rows.pairs),))

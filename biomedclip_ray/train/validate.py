@@ -89,7 +89,7 @@ def _measure(product: str, start: str, checkpoint: Checkpoint) -> dict[str, floa
     image = encoder.encode_images(table["image"].to_pylist())
     text = encoder.encode_text(table["text"].to_pylist())
     if not (np.isfinite(image).all() and np.isfinite(text).all()):
-        raise ArithmeticError(f"{checkpoint.path}: vectors that are no numbers")
+        raise ArithmeticError(f"{checkpoint.path}: vectors that are not finite")
     figures = {
         "n": len(image),
         "text_to_image": recall_at(K, text, image),

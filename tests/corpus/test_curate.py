@@ -11,7 +11,7 @@ from biomedclip_ray.corpus.groups import (
     NO_EDGES,
     REASONS,
     Edges,
-    Facts,
+    PairFacts,
     Verdict,
     decide,
     leaks,
@@ -25,11 +25,11 @@ TRAIN, VALIDATION, TEST = 0, 1, 2
 
 def _facts(
     rows: list[tuple[int, int, int, int]], articles: list[int] | None = None, kinds: list[int] | None = None
-) -> Facts:
+) -> PairFacts:
     """Rows of (figure, picture, text, split); pair n has hash 2n. Each figure is an article, unless `articles` says else."""
     figure, picture, text, split = (np.array(column, np.uint64) for column in zip(*rows, strict=True))
     n = len(rows)
-    return Facts(
+    return PairFacts(
         pair=np.arange(n, dtype=np.uint64) * np.uint64(2),
         article=figure if articles is None else np.array(articles, np.uint64),
         figure=figure,
@@ -132,7 +132,7 @@ def test_splits_have_their_shares_and_never_move() -> None:
 def test_an_empty_corpus_has_no_verdict_and_no_leak() -> None:
     nothing = np.zeros(0, np.uint64)
     small = np.zeros(0, np.int8)
-    facts = Facts(nothing, nothing, nothing, nothing, nothing, nothing, small, small, small)
+    facts = PairFacts(nothing, nothing, nothing, nothing, nothing, nothing, small, small, small)
     verdict = decide(facts, Curate())
     assert len(verdict.group) == 0
     assert set(leaks(facts, verdict, NO_EDGES).values()) == {0}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from biomedclip_ray.config import SourceSelect, parse
-from biomedclip_ray.pmc.catalog import catalog, judge, parse_metadata
+from biomedclip_ray.pmc.catalog import catalog, parse_metadata, rejection
 from biomedclip_ray.run.record import Inventory
 from biomedclip_ray.schema import Reason
 
@@ -35,7 +35,7 @@ def _json(**changes: Any) -> bytes:
 
 
 def _judged(select: SourceSelect, **changes: Any) -> Reason | None:
-    return judge(parse_metadata(_json(**changes), ENTRY), select)
+    return rejection(parse_metadata(_json(**changes), ENTRY), select)
 
 
 def test_keys_are_taken_as_they_stand_and_md5_where_there_is_one() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from biomedclip_ray.config import ConfigError, IngestSelect, parse
 from biomedclip_ray.jats.article import parse_article
-from biomedclip_ray.pmc.ingest import judge
+from biomedclip_ray.pmc.ingest import rejection
 from biomedclip_ray.schema import Reason
 
 ARTICLE = parse_article(
@@ -23,11 +23,11 @@ NAMELESS = dataclasses.replace(ARTICLE, year=None, journal=None, article_type=No
 
 
 def _judged(**select: Any) -> tuple[Reason, str] | None:
-    return judge(ARTICLE, parse({"root": "r", "ingest": {"select": select}}, "test").ingest.select)
+    return rejection(ARTICLE, parse({"root": "r", "ingest": {"select": select}}, "test").ingest.select)
 
 
 def test_nothing_is_left_out_unless_asked() -> None:
-    assert judge(ARTICLE, IngestSelect()) is judge(NAMELESS, IngestSelect()) is None
+    assert rejection(ARTICLE, IngestSelect()) is rejection(NAMELESS, IngestSelect()) is None
 
 
 @pytest.mark.parametrize("years", [[2014, 2014], [2000, 2014], [2014, 2030], [2014, None], [None, 2014], [None, None]])
@@ -53,7 +53,7 @@ def test_a_type_is_one_of_those_named() -> None:
 
 @pytest.mark.parametrize("select", [{"years": (2000, None)}, {"journals": ("x",)}, {"article_types": ("case-report",)}])
 def test_an_article_that_does_not_say_is_left_out(select: dict[str, Any]) -> None:
-    found = judge(NAMELESS, IngestSelect(**select))
+    found = rejection(NAMELESS, IngestSelect(**select))
     assert found is not None
     assert found[1] == "unknown"
 

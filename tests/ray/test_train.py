@@ -225,12 +225,12 @@ def test_each_line_of_the_metrics_says_all_that_it_should(killed):
     lines = read(product.place)
     where = {f"{name}_share" for name in ("data_wait", "forward", "loss", "backward", "optimizer")}
     speed = {"pairs_per_s", "step_seconds", "tflop_per_s", "memory_bytes", "seconds"}
-    learning = {"step", "epoch", "loss", "guess", "lr", "logit_scale", "grad_norm", "skipped"}
+    learning = {"step", "epoch", "loss", "chance_loss", "lr", "logit_scale", "grad_norm", "skipped"}
     for line in lines:
         assert set(line) - {"mfu"} == learning | speed | where
         assert line["epoch"] == pytest.approx(line["step"] * 32 / 72)
         assert line["lr"] == pytest.approx(learning_rate(line["step"] - 1, config.train.lr, 4, STEPS))
-        assert line["guess"] == pytest.approx(math.log(32)) and line["skipped"] == 0
+        assert line["chance_loss"] == pytest.approx(math.log(32)) and line["skipped"] == 0
         assert line["pairs_per_s"] * line["step_seconds"] == pytest.approx(32)
         assert 0 < sum(line[name] for name in where) < 1.05
         assert min(line[name] for name in speed | {"loss", "grad_norm"}) > 0 and 1 < line["logit_scale"] <= 100
@@ -340,7 +340,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_last_good_checkpoin
     config = tiny.config(tmp_path, lr=1e35, warmup_steps=0, checkpoint_steps=1, resources={"max_failures": 3})
     with pytest.raises(
         DivergedError,
-        match=r"by step 1 loss, gradient or weights are no finite numbers.*last good checkpoint is none.*train\.lr",
+        match=r"by step 1 loss, gradient or weights are not finite.*last good checkpoint is none.*train\.lr",
     ):
         train.run(config, *two)
     product = train.plan(config, *two)
@@ -348,18 +348,21 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_last_good_checkpoin
 
 
 @pytest.mark.slow
-def test_a_loss_that_stays_above_guessing_ends_the_run_and_leaves_no_checkpoint_of_it(two, tmp_path):
+def test_a_loss_that_stays_above_chance_ends_the_run_and_leaves_no_checkpoint_of_it(two, tmp_path):
     config = tiny.config(tmp_path, epochs=20, lr=1e-9, warmup_steps=0, divergence_steps=20, checkpoint_steps=4)
     with pytest.raises(DivergedError) as caught:
         train.run(config, *two)
     told = str(caught.value)
-    assert "at step 21 and has been above 3.812 since step 1 (its best was 3." in told and "guessing is 3.466" in told
+    assert (
+        "at step 21 and has been above 3.812 since step 1 (its best was 3." in told
+        and "the chance loss is 3.466" in told
+    )
     assert "the last good checkpoint is none" in told and "train.divergence_steps=null" in told
     assert [line["step"] for line in read(train.plan(config, *two).place)] == list(range(1, 21))
 
 
 @pytest.mark.slow
-def test_a_loss_above_guessing_may_go_on_where_that_is_asked(two, tmp_path):
+def test_a_loss_above_chance_may_go_on_where_that_is_asked(two, tmp_path):
     config = tiny.config(tmp_path, epochs=11, lr=1e-9, warmup_steps=0, divergence_steps=None, checkpoint_steps=4)
     product = train.run(config, *two).product
     assert min(line["loss"] for line in read(product.place)) > 3.812

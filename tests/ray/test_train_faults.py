@@ -30,7 +30,7 @@ STEPS, BROKEN = 12, 6  # counted from 1
 
 
 def with_faults(train_loop: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], Any]:
-    """The worker's loop where one step's pictures give no numbers, and the store takes the first checkpoint only after two
+    """The worker's loop where one step's images give NaN, and the store takes the first checkpoint only after two
     more steps: a step that waited for it would wait for ever."""
 
     def loop(config: dict[str, Any]) -> Any:

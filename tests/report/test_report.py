@@ -179,12 +179,12 @@ EVALUATION = {
 
 def metrics(last: float, batch: int = 128) -> bytes:
     """100 steps from ln(batch) to `last`."""
-    guess = math.log(batch)
+    chance = math.log(batch)
     lines = [
         {
             "step": step,
-            "loss": guess + (last - guess) * step / 100,
-            "guess": guess,
+            "loss": chance + (last - chance) * step / 100,
+            "chance_loss": chance,
             "lr": 1e-3,
             "grad_norm": math.nan if step in (1, 100) else step / 10,
             "data_wait_share": 0.0,
@@ -262,14 +262,14 @@ def test_text_of_articles_is_shown_and_never_run(root: Path) -> None:
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more" in (root / "report.html").read_text()
 
 
-def test_the_curve_carries_the_line_of_pure_guessing(page: Page) -> None:
-    assert "pure guessing: ln(128) = 4.85" in page.text
+def test_the_curve_carries_the_line_of_chance(page: Page) -> None:
+    assert "chance loss: ln(128) = 4.85" in page.text
     assert "100 steps of 128 pairs; the loss went from 4.81 to 1.08" in page.text
     assert "has learnt next to nothing" not in page.text
     assert "Before the first step the towers were: image random, text random." in page.text
 
 
-def test_a_loss_that_stays_at_guessing_is_said_in_words(tmp_path: Path) -> None:
+def test_a_loss_that_stays_at_chance_is_said_in_words(tmp_path: Path) -> None:
     record(tmp_path, [train_product(str(tmp_path), last=4.84)])
     report.write_report(str(tmp_path))
     assert "has learnt next to nothing" in Page((tmp_path / "report.html").read_text()).text
@@ -287,7 +287,7 @@ def test_what_else_was_measured_in_training_has_a_curve_of_its_own(page: Page, r
     for words in (
         "recall@10 of the validation split 0.75 at the end",  # the mean of both ways, by step and not as text
         "learning rate 0.001 at the end",
-        "gradient norm 9.9 at the end",  # what is no number has no point
+        "gradient norm 9.9 at the end",  # what is not finite has no point
         "share of a step spent waiting for data 0 at the end",
     ):
         assert words in page.text

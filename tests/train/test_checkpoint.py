@@ -80,7 +80,7 @@ def test_a_newest_checkpoint_that_cannot_be_opened_is_passed_over(run: Path, nam
     assert checkpoint.steps_done(place) == 8
     assert [checkpoint.step_of(kept.path) for kept in checkpoint.kept(place)] == [8, 4]
     state = checkpoint.restore(checkpoint.newest(place), learner())  # type: ignore[arg-type]
-    assert state == {"step": 8, "form": "whole"}
+    assert state == {"step": 8}
 
 
 def test_a_cut_record_is_replaced_by_what_the_one_before_names_and_is_there(run: Path) -> None:

@@ -1,4 +1,4 @@
-"""metrics.jsonl goes on after a restart, and a loss that stays at guessing is noticed."""
+"""metrics.jsonl goes on after a restart, and a loss that stays at the chance loss is noticed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def line(step: int, loss: float = 2.0, lr: float = 1e-3) -> dict[str, float]:
     return {
         "step": step,
         "loss": loss,
-        "guess": LOSSES["infonce"].chance(128),
+        "chance_loss": LOSSES["infonce"].chance(128),
         "lr": lr,
         "pairs_per_s": 10.0,
         "data_wait_share": 0.1,
@@ -89,10 +89,10 @@ def test_the_driver_tells_rate_and_time_left_and_warns_when_stuck(tmp_path, capl
         place.write("metrics.jsonl", "".join(json.dumps(line(s, 4.85)) + "\n" for s in range(10, 110, 10)).encode())
         time.sleep(0.2)
     assert (
-        "step 100 of 300, loss 4.850 (guessing 4.852), 10 pairs/s, 10% waiting for data, 10.0 steps/s, 0:00:20 left"
+        "step 100 of 300, loss 4.850 (chance 4.852), 10 pairs/s, 10% waiting for data, 10.0 steps/s, 0:00:20 left"
         in caplog.text
     )
-    assert caplog.text.count("still that of guessing") == 1
+    assert caplog.text.count("still the chance loss") == 1
 
 
 def test_attempts_are_numbered_and_positions_recorded(tmp_path, caplog):

@@ -166,7 +166,7 @@ def test_the_loss_curve_stays_what_it_was():
 GOLDEN = [7.233403, 6.481923, 5.107822, 3.953997, 3.062401, 2.423221, 1.978804, 1.687355]
 
 
-def test_the_first_loss_is_that_of_guessing():
+def test_the_first_loss_is_that_of_chance():
     one = learner()
     with torch.no_grad():
         one.model.logit_scale.zero_()

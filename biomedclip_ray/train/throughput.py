@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from biomedclip_ray.train.step import Learner
 
 
-class Pace:
+class Throughput:
     """Seconds of training over all attempts, and what a worker did in those since the last reading."""
 
     def __init__(self, learner: Learner, before: float) -> None:
