@@ -6,10 +6,12 @@ from functools import lru_cache
 from pathlib import Path
 
 from biomedclip_ray.config import Source, SourceResources
-from biomedclip_ray.sources.bucket import INVENTORIES, PUBLIC_BUCKET, Bucket, FolderBucket, SourceError
+from biomedclip_ray.sources.bucket import INVENTORIES, Bucket, FolderBucket, SourceError
 from biomedclip_ray.sources.meca import ENDING, FolderShelf, MecaBucket, S3Shelf
 from biomedclip_ray.sources.oa_package import PackageBucket
-from biomedclip_ray.sources.s3 import S3Bucket
+from biomedclip_ray.sources.s3 import PAID_BUCKETS, S3Bucket
+
+_PREPRINTS = frozenset({"meca", "Current_Content", "Back_Content"})
 
 
 @lru_cache(maxsize=8)
@@ -17,7 +19,7 @@ def open_bucket(uri: str, resources: SourceResources) -> Bucket:
     """The bucket at a URI: `s3://NAME[/PREFIX]` or a folder. One per process, with its connections kept open.
 
     A folder that holds oa_file_list.csv is one of legacy packages (`oa_package.py`); one that holds .meca files is one of preprints
-    (`meca.py`), and so is a bucket that has some among its first thousand objects.
+    (`meca.py`), and so are bioRxiv's and medRxiv's buckets and a copy below a prefix of the name meca.
 
     Raises:
         SourceError: no such folder, or a URI of another kind.
@@ -38,10 +40,8 @@ def open_bucket(uri: str, resources: SourceResources) -> Bucket:
 
 
 def _holds_packages(bucket: S3Bucket) -> bool:
-    """Whether a bucket is one of preprints; PMC's own is known without a look."""
-    if bucket.name == PUBLIC_BUCKET:
-        return False
-    return any(one["Key"].lower().endswith(ENDING) for one in bucket.objects(at_most=1000))
+    """Whether a bucket is one of preprints, by its names: nothing is asked before the preflight asks."""
+    return bucket.name in PAID_BUCKETS or not _PREPRINTS.isdisjoint(bucket.prefix.split("/"))
 
 
 def unreachable(source: Source) -> list[str]:

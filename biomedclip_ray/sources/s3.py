@@ -87,10 +87,10 @@ class S3Bucket:
             undo.pop_all()
             return file
 
-    def objects(self, at_most: int | None = None) -> Iterator[dict[str, Any]]:
-        """Key (below the prefix), Size and LastModified of each object; of `at_most` looked at. Raises SourceError."""
+    def objects(self) -> Iterator[dict[str, Any]]:
+        """Key (below the prefix), Size and LastModified of each object. Raises SourceError."""
         pages = self.patient.get_paginator("list_objects_v2").paginate(
-            Bucket=self.name, Prefix=self.prefix, PaginationConfig={"MaxItems": at_most}, **self.payer
+            Bucket=self.name, Prefix=self.prefix, **self.payer
         )
         try:
             for page in pages:

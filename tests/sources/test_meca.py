@@ -79,7 +79,7 @@ OLD, NEW = "10.1101/486050", "10.1101/2024.05.08.593085"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("biorxiv")
+    folder = tmp_path_factory.mktemp("biorxiv") / "meca"
     packages = {
         "Back_Content/Batch_01/0a.meca": _package(OLD, 1),
         "Current_Content/May_2024/1b.meca": _package(NEW, 1),
@@ -161,7 +161,7 @@ def test_a_killed_run_goes_on_with_the_parts_that_miss(folder: Path, tmp_path: P
 
 def test_a_bucket_whose_reader_pays_gives_what_the_folder_gives(folder: Path, tmp_path: Path, s3: S3) -> None:
     here = _rows(_run(_config(tmp_path / "here", str(folder)))[2]).drop(columns="part")
-    there = _rows(_run(_config(tmp_path / "there", s3.upload(folder)))[2]).drop(columns="part")
+    there = _rows(_run(_config(tmp_path / "there", f"{s3.upload(folder.parent)}/meca"))[2]).drop(columns="part")
     pd.testing.assert_frame_equal(*(rows.sort_values("pair_id", ignore_index=True) for rows in (here, there)))
 
 
