@@ -117,39 +117,43 @@ def commit(place: Place, fragments: list[FragmentMetadata], schema: pa.Schema, r
 def finish(place: Place, ann_rows: int, tasks: Tasks = in_turn, seed: int = 0) -> Settings:
     """Build the scalar and word indices and, from `ann_rows` rows, the vector indices; write the settings last."""
     dataset = open_table(place)
-    rows = dataset.count_rows()
-    approximate = rows >= ann_rows
+    trained = VECTORS if dataset.count_rows() >= ann_rows else ()
     groups = fragment_groups(dataset)
-    models: list[VectorModel | None] = [None] * len(VECTORS)
-    whole: list[int] = [fragment for group in groups for fragment in group]
-    calls: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
-    if approximate:
-        calls += [(train, (place, column)) for column in VECTORS]
-    calls += [(scalar_segment, (place, column, kind, whole)) for column, kind in _SCALARS.items()]
-    calls += [(word_segment, (place, group)) for group in groups]
-    calls.append((outputs.measure, (place, seed)))
-    results = tasks(calls)
-    if approximate:
-        models, results = results[: len(VECTORS)], results[len(VECTORS) :]
-    scalars = results[: len(_SCALARS)]
-    settings: Settings = replace(Settings(), **results.pop())
-    word_segments = results[len(_SCALARS) :]
-
-    merges: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [(merge, (place, word_segments))]
-    if approximate:
-        calls = [(vector_segment, (place, model, group)) for model in models for group in groups]
-        segments = tasks(calls)
-        merges += [(merge, (place, segments[n * len(groups) : (n + 1) * len(groups)])) for n in range(len(VECTORS))]
-    merged = tasks(merges)
-    for column, segment in (
-        *zip(_SCALARS, scalars, strict=True),
-        *zip((folding.COLUMN, *VECTORS), merged, strict=False),
-    ):
-        dataset = dataset.commit_existing_index_segments(f"{column}_idx", column, [segment])
-    if approximate:
+    whole = [fragment for group in groups for fragment in group]
+    made = _run(
+        tasks,
+        {("model", column): (train, (place, column)) for column in trained}
+        | {column: (scalar_segment, (place, column, kind, whole)) for column, kind in _SCALARS.items()}
+        | {(folding.COLUMN, n): (word_segment, (place, group)) for n, group in enumerate(groups)}
+        | {"outputs": (outputs.measure, (place, seed))},
+    )
+    made |= _run(
+        tasks,
+        {
+            (column, n): (vector_segment, (place, made["model", column], group))
+            for column in trained
+            for n, group in enumerate(groups)
+        },
+    )
+    made |= _run(
+        tasks,
+        {
+            column: (merge, (place, [made[column, n] for n in range(len(groups))]))
+            for column in (folding.COLUMN, *trained)
+        },
+    )
+    for column in (*_SCALARS, folding.COLUMN, *trained):
+        dataset = dataset.commit_existing_index_segments(f"{column}_idx", column, [made[column]])
+    settings: Settings = replace(Settings(), **made["outputs"])
+    if trained:
         settings = calibrate(place, settings, tasks, seed)
     place.write(SETTINGS, json.dumps(asdict(settings), indent=1).encode())
     return settings
+
+
+def _run(tasks: Tasks, calls: dict[Any, tuple[Callable[..., Any], tuple[Any, ...]]]) -> dict[Any, Any]:
+    """The results of calls by their names."""
+    return dict(zip(calls, tasks(list(calls.values())), strict=True))
 
 
 def extend(

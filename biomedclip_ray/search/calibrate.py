@@ -31,6 +31,7 @@ _REFINE = (1, 2, 5)  # of TIERS[0] rows
 _FIRST_PROBES = 4
 _QUERIES = 100
 _FILTERED_QUERIES = 30
+_SAMPLE = 20_000  # rows whose quantiles make the filters
 _GROUP_ROWS = 500_000  # rows of one task: a gigabyte of vectors of width 512
 
 
@@ -59,12 +60,7 @@ def calibrate(place: Place, settings: Settings, tasks: Tasks, seed: int) -> Sett
     pair ids, which knows nothing of the vectors, and the end of the map, whose rows lie together.
     """
     dataset = open_table(place)
-    rows = dataset.count_rows()
-    chosen = np.random.default_rng(seed).choice(rows, min(20_000, rows), replace=False)
-    sample = dataset.take(np.sort(chosen).tolist(), columns=["pair_id", "x"])
-    picked = dataset.take(np.sort(chosen[:_QUERIES]).tolist(), columns=list(VECTORS))
-    queries = {name: np.array(picked[name].to_pylist(), np.float32) for name in VECTORS}
-    filters = _filters(sample, rows)
+    ((queries, filters),) = tasks([(_draw, (place, seed))])
     groups = fragment_groups(dataset)
     found = tasks(
         [(true_neighbours, (place, column, queries, filters, group)) for column in VECTORS for group in groups]
@@ -88,6 +84,16 @@ def calibrate(place: Place, settings: Settings, tasks: Tasks, seed: int) -> Sett
         probes={share: max(each.probes.get(share, 0) for each in measured) for share in measured[0].probes},
         recall={name: value for each in measured for name, value in each.recall.items()},
     )
+
+
+def _draw(place: Place, seed: int) -> tuple[dict[str, NDArray[np.float32]], list[tuple[str, float, str | None]]]:
+    """Vectors of rows drawn by chance, (queries, d) for each column, and the filters."""
+    dataset = open_table(place)
+    rows = dataset.count_rows()
+    chosen = np.random.default_rng(seed).choice(rows, min(_SAMPLE, rows), replace=False)
+    sample = dataset.take(np.sort(chosen).tolist(), columns=["pair_id", "x"])
+    picked = dataset.take(np.sort(chosen[:_QUERIES]).tolist(), columns=list(VECTORS))
+    return {name: np.array(picked[name].to_pylist(), np.float32) for name in VECTORS}, _filters(sample, rows)
 
 
 def true_neighbours(
