@@ -310,6 +310,7 @@ class Reason(StrEnum):
     BROKEN_FILE = "broken_file", "the file that holds the pair cannot be read to its end"
     TOO_LARGE = "too_large", "the image's file is larger than a task can hold"
     MASK = "mask", "a mask or segmentation that lies beside its image"
+    ERASED = "erased", "it was erased from this root"
     BAD_SPLIT = "bad_split", "the split is none of train, validation (val, valid, dev) and test"
     # curate: pair
     DUPLICATE = "duplicate", "the same picture with the same text is kept once already"

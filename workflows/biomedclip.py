@@ -182,7 +182,30 @@ def main(arguments: list[str]) -> int:
     return 0 if code == 2 and options.refusal_is_final else code
 
 
+def _erase(config: Config, name: str) -> None:
+    """Withdraw an id from the root, and say what is left to do. Raises ConfigError where nothing bears it."""
+    from biomedclip_ray.corpus.erase import erase
+
+    done = erase(config, name)
+    if not done.rows:
+        raise ConfigError(
+            f"--erase {name}: nothing in {config.root} bears this id; a patient is named as own.uri's files name it"
+        )
+    for product, rows in done.rows.items():
+        console.print(f"Erased from {product}: {rows} rows", soft_wrap=True)
+    for bundle in done.bundles:
+        console.print(f"Trained on it, and cannot forget: bundle {bundle}", soft_wrap=True)
+    console.print(
+        "What own.uri, the source and exports hold is not touched. Indices are made anew by the same command without --erase; a "
+        "server that runs has the old one open: end it, and deploy again.",
+        soft_wrap=True,
+    )
+
+
 def _run(config: Config, options: argparse.Namespace, record: RunRecord) -> int:
+    if options.erase:
+        _erase(config, options.erase)
+        return 0
     first, last = _range(config, options)
     inventory = None if config.own.alone else resolve_inventory(config, options.sync)
     own = find_files(config.own.uri, config.own.pairs_per_part, config.own.columns) if config.own.uri else None

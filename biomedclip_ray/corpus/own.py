@@ -36,9 +36,10 @@ from biomedclip_ray.run.capacity import Capacity
 from biomedclip_ray.run.stage import Made, RunParts, Stage
 from biomedclip_ray.schema import PAIRS, Reason, hash64, pair_id
 from biomedclip_ray.sources.own.images import read_image
-from biomedclip_ray.sources.own.record import OwnFiles, Record
+from biomedclip_ray.sources.own.record import OwnFiles, Record, group_name
 from biomedclip_ray.sources.own_files import records
 from biomedclip_ray.store.attempt import Attempt
+from biomedclip_ray.store.erased import Erased
 from biomedclip_ray.store.ledger import Count, Ledger, PartResult
 from biomedclip_ray.store.place import Place
 from biomedclip_ray.store.product import Product, data_name, ledger_name
@@ -130,6 +131,7 @@ def _part(
     ledger = Ledger("preprocess")
     rows: dict[str, dict[str, Any]] = {}
     came_in = 0
+    erased = Erased.load(product.root)
     with ThreadPoolExecutor(threads) as pool:
         found = records(files, files.pieces[part])
         for record, image in fetch_ahead(pool, lambda r: _picture(files, r), found, ahead=_AHEAD):
@@ -137,6 +139,9 @@ def _part(
                 came_in += 1
                 if isinstance(row, ImageError):
                     ledger.drop(UNIT, record.where, row.reason, row.detail)
+                    continue
+                if erased.has(row["pair_id"]):
+                    ledger.drop(UNIT, record.where, Reason.ERASED)
                     continue
                 if row["pair_id"] in rows:
                     ledger.drop(UNIT, record.where, Reason.DUPLICATE, row["pair_id"])
@@ -227,13 +232,24 @@ def _pairs(
             yield picture if isinstance(picture, ImageError) else _pair(record, picture, text, split, part, own, key)
 
 
+def _keyed(patient: str, key: bytes) -> str:
+    """The group of a DICOM's PatientID."""
+    return f"patient {hmac.new(key, patient.encode(), hashlib.sha256).hexdigest()}"
+
+
+def ids_of(config: Config, name: str) -> frozenset[str]:
+    """What a patient, or a record by its own id where it names no patient, may be called in products; the name itself too."""
+    groups = {group_name(name) or name, _keyed(name, _patient_key(config))}
+    hashed = {hash64(f"group {group}") for group in groups} | {hash64(name)}
+    return frozenset({name, *(f"{config.own.name}-{number:016x}" for number in hashed)})
+
+
 def _pair(
     record: Record, picture: Picture, text: str, split: str | None, part: int, own: Own, key: bytes
 ) -> dict[str, Any]:
     """A row of PAIRS."""
     if record.group is None and picture.patient is not None:
-        hashed = hmac.new(key, picture.patient.encode(), hashlib.sha256).hexdigest()
-        record = replace(record, group=f"patient {hashed}")
+        record = replace(record, group=_keyed(picture.patient, key))
     kind, score = figure_kind(decode(picture.jpeg), text)
     text_hash = text_sha256(text)
     ids = _ids(record, picture, text_hash, own.name)

@@ -25,6 +25,7 @@ from biomedclip_ray.sources.inventory import find_inventory, read_entries, read_
 from biomedclip_ray.sources.open import open_bucket
 from biomedclip_ray.store.attempt import Attempt
 from biomedclip_ray.store.delta import Previous, earlier_catalog, load_parent
+from biomedclip_ray.store.erased import Erased
 from biomedclip_ray.store.ledger import Ledger, PartResult
 from biomedclip_ray.store.product import Product
 
@@ -97,9 +98,12 @@ def _part(part: int, attempt: Attempt, source: Source) -> PartResult:
         else:
             fresh.append(newest)
     reused = len(rows)
+    erased = Erased.load(attempt.product.root)
     with ThreadPoolExecutor(source.resources.threads) as pool:
         for entry, metadata in zip(fresh, pool.map(lambda e: _metadata(bucket, e), fresh), strict=True):
-            if isinstance(metadata, ObjectError):
+            if erased.has(_article_id(entry)):
+                ledger.drop(UNIT, _article_id(entry), Reason.ERASED)
+            elif isinstance(metadata, ObjectError):
                 ledger.drop(UNIT, _article_id(entry), metadata.reason, metadata.detail)
             elif reason := rejection(metadata, source.select):
                 ledger.drop(UNIT, _article_id(entry), reason, metadata["license"] if reason is Reason.LICENSE else "")

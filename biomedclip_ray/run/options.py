@@ -47,6 +47,12 @@ def parse(arguments: list[str], description: str | None) -> argparse.Namespace:
     parser.add_argument(
         "--prune", action="store_true", help="show the products that nothing refers to, and remove them if told so"
     )
+    parser.add_argument(
+        "--erase",
+        metavar="ID",
+        help="withdraw an article, a figure, a pair, or a patient of own pairs from every product of the root, and name the bundles "
+        "that were trained on it",
+    )
     parser.add_argument("--yes", action="store_true", help="with --prune: remove without asking")
     parser.add_argument(
         "--refusal-is-final",

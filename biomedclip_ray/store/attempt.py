@@ -86,6 +86,28 @@ class Attempt:
         self.place.write(data_name(part), parquet_bytes(data))
         self.place.write(ledger_name(part), parquet_bytes(ledger.sort_by("id").replace_schema_metadata({_META: note})))
 
+    def take_out(self, part: int, data: pa.Table, ledger: pa.Table, gone: dict[str, tuple[int, int]]) -> None:
+        """Write a part without rows that were erased: `gone` says how many of each unit came in and were kept."""
+        note = json.loads(pq.read_schema(pa.BufferReader(self.place.read(ledger_name(part)))).metadata[_META])
+        counts = {
+            unit: (came_in - gone.get(unit, (0, 0))[0], kept - gone.get(unit, (0, 0))[1])
+            for unit, (came_in, kept) in note["counts"].items()
+        }
+        self.write_part(part, data, ledger, counts, note["peak_rss"], note["reused"], note["withdrawn"])
+
+    def amend(self) -> None:
+        """Write the manifest of a finished product again, as its parts are after rows were erased."""
+        counts, _, _, rows = self._balance()
+        sizes = self.place.list()
+        files = [
+            file | {"bytes": sizes.get(file["name"], 0), "rows": rows.get(file["name"], file["rows"])}
+            for file in self.product.manifest["files"]
+        ]
+        for count in counts:
+            count.check(self.product.stage)
+        manifest = self.product.manifest | {"files": files, "counts": [count.as_json() for count in counts]}
+        self.place.write(MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
+
     def finish_parts(self, transient_limit: float, facts: dict[str, Any] | None = None) -> None:
         """Balance the ledger of all parts and write the manifest.
 
