@@ -23,7 +23,7 @@ from typing import Any, Self
 from ray.util.metrics import Gauge
 
 from biomedclip_ray.run.progress import rate_and_eta
-from biomedclip_ray.run.telemetry import tell
+from biomedclip_ray.run.telemetry import SET_S, tell
 from biomedclip_ray.store.place import Place
 from biomedclip_ray.train.checkpoint import RUN, step_of
 from biomedclip_ray.train.trackers import Tracker, close, send
@@ -55,14 +55,13 @@ class MetricsLog:
             self._show(values)
         self._gauges: dict[str, Gauge] = {}
         self._flushed = time.monotonic()
+        self._closed = threading.Event()
+        threading.Thread(target=self._tell_again, name="gauges", daemon=True).start()
 
     def line(self, values: dict[str, float]) -> None:
         self.lines.append(values)
         self._show(values)
-        for name, value in values.items():
-            if name not in self._gauges:
-                self._gauges[name] = Gauge(f"biomedclip_train_{name}", f"{name} of the newest line of {FILE}")
-            self._gauges[name].set(value)
+        self._tell(values)
         send(self.trackers, values)
         if time.monotonic() - self._flushed > _FLUSH_S[self.product.local is not None]:
             try:
@@ -70,6 +69,18 @@ class MetricsLog:
             except OSError as error:  # the lines stay in memory, and the flush before a checkpoint must not fail
                 self._flushed = time.monotonic()
                 log.warning("train: metrics could not be written (%s); they are with the next ones", error)
+
+    def _tell(self, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            if name not in self._gauges:
+                self._gauges[name] = Gauge(f"biomedclip_train_{name}", f"{name} of the newest line of {FILE}")
+            self._gauges[name].set(value)
+
+    def _tell_again(self) -> None:
+        """Ray exports a gauge for some 20 s after it was set, and lines may be further apart."""
+        while not self._closed.wait(SET_S):
+            if self.lines:
+                self._tell(self.lines[-1])
 
     def _show(self, values: dict[str, float]) -> None:
         for name, value in values.items():
@@ -84,6 +95,7 @@ class MetricsLog:
         self._flushed = time.monotonic()
 
     def close(self) -> None:
+        self._closed.set()
         self.flush()
         self._writer.close()
         close(self.trackers)

@@ -16,24 +16,10 @@ from biomedclip_ray.run.telemetry import GAUGES
 from biomedclip_ray.schema import Reason
 
 MONITORING = Path(__file__).resolve().parents[2] / "cluster" / "monitoring"
-TRAINER = {
-    *(
-        "step",
-        "epoch",
-        "loss",
-        "guess",
-        "lr",
-        "logit_scale",
-        "grad_norm",
-        "skipped",
-        "pairs_per_s",
-        "step_seconds",
-        "mfu",
-    ),
-    *("data_wait_share", "forward_share", "loss_share", "backward_share", "optimizer_share", "tflop_per_s"),
-    *("memory_bytes", "seconds"),
-}
-"""Of a line of metrics.jsonl; tests/ray/test_train.py says that these are all."""
+TRAIN = MONITORING.parents[1] / "biomedclip_ray" / "train"
+SOURCE = "".join((TRAIN / name).read_text() for name in ("loop.py", "throughput.py", "step.py"))
+TRAINER = {*re.findall(r'"(\w+)": ', SOURCE), *(f"{name}_share" for name in re.findall(r'"(\w+)"', SOURCE))}
+"""Where a line of metrics.jsonl is put together."""
 KNOWN = {f"ray_biomedclip_{name}" for name in GAUGES} | {f"ray_biomedclip_train_{name}" for name in TRAINER}
 
 
