@@ -25,9 +25,7 @@ from PIL import Image
 
 from biomedclip_ray.clip.vectors import check_unit, encode_pairs, to_column, to_matrix
 from biomedclip_ray.config import Config, ConfigError, Embed, PartResources
-from biomedclip_ray.run.capacity import Capacity, known
-from biomedclip_ray.run.nodes import wait_for_nodes
-from biomedclip_ray.run.placement import place
+from biomedclip_ray.run.capacity import Capacity
 from biomedclip_ray.run.stage import Made, RunParts, Stage
 from biomedclip_ray.schema import Reason, index_schema
 from biomedclip_ray.search import build, folding, index
@@ -223,12 +221,12 @@ def _count(attempt: Attempt, parts: range) -> tuple[int, int]:
 
 
 def ray_tasks(resources: PartResources) -> build.Tasks:
-    """Calls as tasks on the cluster's workers."""
+    """Calls as tasks on the cluster's workers; in this process, one after another, where no cluster was started."""
+    if not ray.is_initialized():
+        return build.in_turn
 
     def run(calls: list[tuple[Any, tuple[Any, ...]]]) -> list[Any]:
-        where = place(known(), resources.num_cpus)
-        wait_for_nodes("embed", known(), [(where, 1)], resources.wait_for_nodes_s)
-        task = ray.remote(**where.options)(_call)
+        task = ray.remote(num_cpus=resources.num_cpus)(_call)
         results: list[Any] = ray.get([task.remote(function, arguments) for function, arguments in calls])
         return results
 

@@ -25,7 +25,7 @@ _PUBMED_LINK = re.compile(
 )
 _DOI_LINK = re.compile(r"(?:\S*\bdoi\.org/|\bdoi:\s*)(?=10\.[0-9]{4,9}/)", re.IGNORECASE)
 _PMC_LINK = re.compile(r"\S*/(PMC[0-9]+)\S*", re.IGNORECASE)
-_BARE_PMC = re.compile(r"\bpmc\s?([0-9]{4,})(?:\.[0-9]+(?:/[^\s\"]*)?)?(?![\w.])", re.IGNORECASE)
+_BARE_PMC = re.compile(r"\b(?:pmc\s?(?=[0-9]{4})|(?-i:PMC))([0-9]+)(?:\.[0-9]+(?:/[^\s\"]*)?)?(?![\w.])", re.IGNORECASE)
 _NUMBER_ALONE = re.compile(r"[\s\"“”]*([0-9]{5,9})[\s\"“”]*")
 _QUOTED = re.compile(r"[\"“”„]([^\"“”„]*)[\"“”„]")
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from biomedclip_ray.clip.bundle import load_bundle, save_bundle
+from biomedclip_ray.clip.bundle import save_bundle
 from biomedclip_ray.clip.encoder import Encoder
 from biomedclip_ray.clip.model import build_model
 from biomedclip_ray.clip.tokenizer import fit_tokenizer
@@ -22,7 +22,7 @@ from biomedclip_ray.evaluate.leakage import LeakageError
 from biomedclip_ray.images.image import decode, perceptual_hash
 from biomedclip_ray.schema import CORPUS, PAIRS, Reason, hash64
 from biomedclip_ray.search.bulk import find, vectors
-from biomedclip_ray.search.embed import NonFiniteError, embed
+from biomedclip_ray.search.embed import embed
 from biomedclip_ray.search.filters import Filters
 from biomedclip_ray.search.index import Index
 from biomedclip_ray.store.attempt import attempt
@@ -230,42 +230,6 @@ def test_splits_that_hold_nothing_are_an_error_not_an_empty_index(made, ray_clus
     config = made.config.model_copy(update={"embed": made.config.embed.model_copy(update={"splits": ("test",)})})
     with pytest.raises(ConfigError, match=r"embed\.splits=\['test'\]"):
         embed.run(config, made.bundle, made.pairs, corpus)
-
-
-def with_nan(made: Made, folder: Path) -> tuple[Product, set[str]]:
-    """The bundle with NaN for the rarest token of the corpus' texts, and the kept pairs that hold it."""
-    bundle = load_bundle(made.folder)
-    kept = [row for row in made.rows if row["pmcid"] != f"PMC{ARTICLES - 1}"]
-    ids = bundle.tokenizer([row["text"] for row in kept])
-    token = min(np.unique(ids).tolist(), key=lambda token: (ids == token).any(axis=1).sum())
-    with torch.no_grad():
-        bundle.model.text.token_embedding.weight[token] = float("nan")
-    info = bundle.info
-    save_bundle(folder, bundle.model, info["model_cfg"], info["preprocess_cfg"], bundle.tokenizer, {})
-    product = Product.plan(made.config.root, "train", 1, {"nan": token}, [made.pairs, made.corpus])
-    with attempt(product) as current:
-        product.place.at("bundle").upload(folder)
-        current.finish([Count("step", 1, 1)])
-    return product, {row["pair_id"] for row, own in zip(kept, ids, strict=True) if token in own}
-
-
-def test_a_pair_without_a_vector_is_a_ledger_row_and_more_than_the_limit_are_an_error(made, ray_cluster, tmp_path):
-    bundle, lost = with_nan(made, tmp_path)
-    assert 0 < len(lost) < 69
-    section = made.config.embed.model_copy(update={"non_finite_limit": len(lost) / 69})
-    product = embed.run(made.config.model_copy(update={"embed": section}), bundle, made.pairs, made.corpus).product
-    dropped = product.manifest["counts"][0]["dropped"]
-    assert dropped == {Reason.NOT_IN_CORPUS.value: 3, Reason.NON_FINITE.value: len(lost)}
-    rows = [row for row in product.ledger().to_pylist() if row["reason"] == Reason.NON_FINITE]
-    assert {row["id"] for row in rows} == lost
-    assert {row["detail"] for row in rows} == {"text vector"}
-    index = Index.open(product.uri)
-    assert index.count() == 69 - len(lost)
-    assert index.get(min(lost)) is None
-    with pytest.raises(
-        NonFiniteError, match=rf"{len(lost)} of 69 pairs have a non-finite vector, above embed\.non_finite"
-    ):
-        embed.run(made.config, bundle, made.pairs, made.corpus)
 
 
 def test_own_images_get_their_vectors_on_the_cluster(made, ray_cluster, tmp_path):
