@@ -7,7 +7,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from biomedclip_ray.config.section import KnownKinds, Percent, Positive, Section, Share, StageSection, known
+from biomedclip_ray.config.section import (
+    KnownKinds,
+    PartResources,
+    Percent,
+    Positive,
+    Section,
+    Share,
+    StageSection,
+    known,
+)
 
 Side = Annotated[int, Field(ge=8)]
 """Pixels of which fewer have no kind, no panels and no hash worth the name."""
@@ -245,6 +254,9 @@ class Splits(Section):
 
 
 class Curate(Section):
+    resources: PartResources = PartResources()
+    """Of its tasks: those that read and write parts, and the one that decides, which holds 80 bytes a pair and more where
+    near duplicates are looked for."""
     select: CurateSelect = CurateSelect()
     splits: Splits = Splits()
     max_group: Positive = 1000

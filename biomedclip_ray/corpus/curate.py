@@ -6,6 +6,7 @@ the hashes of two are near, in which case their pixels decide.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -30,6 +31,7 @@ from biomedclip_ray.corpus.groups import (
 )
 from biomedclip_ray.corpus.near import SHAPE_LIMIT, SIGNATURE_SIDE, look_alike, near_pairs, signature
 from biomedclip_ray.images.image import decode
+from biomedclip_ray.run.capacity import Capacity
 from biomedclip_ray.run.memory import peak_rss
 from biomedclip_ray.run.stage import Made, RunParts, Stage
 from biomedclip_ray.schema import CORPUS, Reason, hash64
@@ -42,7 +44,8 @@ log = logging.getLogger(__name__)
 VERSION = 5
 UNIT = "pair"
 _COLUMNS = "pair_id pmcid source_split figure_id panel text sha256 text_sha256 phash license figure_kind".split()
-_THREADS = 8  # reading; decoding leaves the interpreter's lock alone too
+_CHUNK = 32  # parts of one task
+_THREADS = 16  # of a task: a read behind an object store waits for four answers in turn, and decoding needs no lock
 _PAIRS_AT_ONCE = 1 << 11  # in the second look: 0.3 GB at its peak
 
 
@@ -52,32 +55,64 @@ def _content(config: Config, pairs: Product) -> dict[str, Any]:
 
 def _work(attempt: Attempt, run_parts: RunParts, config: Config, pairs: Product) -> Made:
     """The manifest's `near` says how many near pairs were looked at and confirmed, `leakage` what spans splits among the kept,
-    `shared_texts` how many texts do so under different pictures.
+    `shared_texts` how many texts do so under different images.
 
     Raises:
         RuntimeError: something spans splits, which no data can bring about.
     """
     attempt.parts = pairs.parts
+    tasks, section = run_parts.tasks, config.curate
+    source = tasks.put(pairs)
+    chunks = [range(at, min(at + _CHUNK, pairs.parts)) for at in range(0, max(1, pairs.parts), _CHUNK)]
+    read = [tasks.submit(section.resources, _read, source, chunk, section)[0] for chunk in chunks]
+    found, *verdicts = tasks.submit(section.resources, _decide, source, section, *read, outputs=len(chunks) + 1)
+    missing = set(attempt.missing_parts())
+    tasks.get(
+        [
+            tasks.submit(section.resources, _write, attempt, source, chunk, verdict)[0]
+            for chunk, verdict in zip(chunks, verdicts, strict=True)
+            if missing.intersection(chunk)
+        ]
+    )
+    return Made(tasks.get([found])[0])
+
+
+def _fit(config: Config, capacity: Capacity, *_: Any) -> list[str]:
+    return capacity.lacks("curate.resources", config.curate.resources)
+
+
+curate = Stage("curate", VERSION, _content, _work, fit=_fit)
+"""Reads the pairs, without their images. Each file of the corpus has the rows of the pairs file of the same name."""
+
+
+def _read(pairs: Product, parts: range, config: Curate) -> list[PairFacts]:
+    """What is decided on, part by part; the requests of several parts overlap."""
     with ThreadPoolExecutor(_THREADS) as threads:
-        parts = list(threads.map(lambda part: _facts(pairs.read(part, _COLUMNS), config.curate), range(pairs.parts)))
+        return list(threads.map(lambda part: _facts(pairs.read(part, _COLUMNS), config), parts))
+
+
+def _decide(pairs: Product, config: Curate, *read: list[PairFacts]) -> tuple[Any, ...]:
+    """What the manifest says of the decision, and then the verdicts of each chunk, one a part."""
+    parts = [part for chunk in read for part in chunk]
     facts = PairFacts.join(parts)
-    near, search = _near(pairs, facts, [len(part.pair) for part in parts], config.curate.near_bits)
-    verdict = decide(facts, config.curate, near)
+    near, search = _near(pairs, facts, [len(part.pair) for part in parts], config.near_bits)
+    verdict = decide(facts, config, near)
     leakage = leaks(facts, verdict, near)
     if any(leakage.values()):
         raise RuntimeError(f"curate: kept in more than one split: {leakage}")
-    peak = peak_rss()
-    first = 0
-    for part in range(pairs.parts):
-        ids = pairs.read(part, ["pair_id"])["pair_id"]
-        rows, ledger = _corpus_rows(ids, verdict.slice(first, first + len(ids)))
-        attempt.write_part(part, rows, ledger.table(), ledger.counts, peak)
-        first += len(ids)
-    return Made({"near": search, "leakage": leakage, "shared_texts": shared_texts(facts, verdict)})
+    bounds = np.cumsum([0, *(len(part.pair) for part in parts)])
+    slices = iter([verdict.slice(first, last) for first, last in itertools.pairwise(bounds)])
+    told = {"near": search, "leakage": leakage, "shared_texts": shared_texts(facts, verdict)}
+    return told, *([next(slices) for _ in chunk] for chunk in read)
 
 
-curate = Stage("curate", VERSION, _content, _work)
-"""Reads the pairs, without their images. Each file of the corpus has the rows of the pairs file of the same name."""
+def _write(attempt: Attempt, pairs: Product, parts: range, verdicts: list[Verdict]) -> None:
+    def write(part: int, verdict: Verdict) -> None:
+        rows, ledger = _corpus_rows(pairs.read(part, ["pair_id"])["pair_id"], verdict)
+        attempt.write_part(part, rows, ledger.table(), ledger.counts, peak_rss())
+
+    with ThreadPoolExecutor(_THREADS) as threads:
+        list(threads.map(write, parts, verdicts))
 
 
 def _facts(table: pa.Table, config: Curate) -> PairFacts:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Literal
 
-from biomedclip_ray.config import Config
-from biomedclip_ray.run.parts import Runner, on_ray
-from biomedclip_ray.store.attempt import attempt
+from biomedclip_ray.config import Config, PartResources
+from biomedclip_ray.run.parts import Runner, Worker, on_ray
+from biomedclip_ray.run.tasks import HereTasks, RayTasks, Tasks
+from biomedclip_ray.store.attempt import Attempt, attempt
 from biomedclip_ray.store.ledger import Count
 from biomedclip_ray.store.product import Product
 
@@ -40,8 +40,19 @@ class Outcome:
     seconds: float = 0.0
 
 
-RunParts = Callable[..., None]
-"""`run_parts(worker, resources, args)`: a `Runner` that knows which attempt it works on."""
+@dataclass(frozen=True)
+class RunParts:
+    """Who does the work of an attempt: `run_parts(worker, resources, args)` over its missing parts, `tasks` for the rest."""
+
+    attempt: Attempt
+    runner: Runner
+
+    def __call__(self, worker: Worker, resources: PartResources, args: tuple[Any, ...] = ()) -> None:
+        self.runner(self.attempt, worker, resources, args)
+
+    @property
+    def tasks(self) -> Tasks:
+        return RayTasks() if self.runner is on_ray else HereTasks()
 
 
 def _products(config: Config, *inputs: Any) -> list[Product]:
@@ -96,7 +107,7 @@ class Stage:
             return Outcome(product, "skipped")
         started = time.monotonic()
         with attempt(product) as current:
-            made = self.work(current, partial(runner, current), config, *inputs)
+            made = self.work(current, RunParts(current, runner), config, *inputs)
             if current.parts is None:
                 current.finish(made.counts, made.facts)
             else:

@@ -58,7 +58,7 @@ class Attempt:
     def read(self, part: int, columns: list[str] | None = None) -> pa.Table:
         """The rows of a part that is done."""
         with self.place.open(data_name(part)) as file:
-            return pq.ParquetFile(file).read(columns=columns)
+            return pq.ParquetFile(file, pre_buffer=True).read(columns=columns)
 
     def read_ledger(self, part: int) -> pa.Table:
         """What a part that is done dropped."""

@@ -16,6 +16,7 @@ from biomedclip_ray.config import Config, parse
 from biomedclip_ray.corpus import curate as stage
 from biomedclip_ray.corpus.curate import curate
 from biomedclip_ray.images.image import decode, perceptual_hash
+from biomedclip_ray.run.parts import in_process
 from biomedclip_ray.schema import PAIRS
 from biomedclip_ray.store.attempt import attempt
 from biomedclip_ray.store.ledger import Ledger
@@ -89,7 +90,7 @@ def test_a_recompressed_copy_in_another_part_is_one_group_and_leaves_the_lower_s
             [_row(TEST, "F1", smaller, "A liver, again.", quality=60), _row(TRAIN_TOO, "F3", _figure(3), "A heart.")],
         ],
     )
-    product = curate.run(config, pairs).product
+    product = curate.run(config, pairs, runner=in_process).product
     rows = {row["pair_id"]: row for table in product.scan() for row in table.to_pylist()}
     copy, original = rows[f"{TEST}.1/F1#0"], rows[f"{TRAIN}.1/F1#0"]
     assert (copy["split"], original["split"]) == ("test", "train")
@@ -114,10 +115,12 @@ def test_without_near_bits_a_copy_in_other_bytes_is_another_picture(config: Conf
     rows = [_row(TRAIN, "F1", picture, "A liver."), _row(TRAIN_TOO, "F1", picture, "A liver.", quality=60)]
     exact = config.model_copy(update={"curate": config.curate.model_copy(update={"near_bits": None})})
     pairs = _pairs(tmp_path, [rows])
-    assert [row["reason"] for t in curate.run(exact, pairs).product.scan() for row in t.to_pylist()] == [None, None]
-    assert [row["reason"] for t in curate.run(config, pairs).product.scan() for row in t.to_pylist()].count(
-        "duplicate"
-    ) == 1
+    assert [
+        row["reason"] for t in curate.run(exact, pairs, runner=in_process).product.scan() for row in t.to_pylist()
+    ] == [None, None]
+    assert [
+        row["reason"] for t in curate.run(config, pairs, runner=in_process).product.scan() for row in t.to_pylist()
+    ].count("duplicate") == 1
 
 
 def test_only_pictures_whose_hashes_are_near_are_read(
@@ -132,7 +135,7 @@ def test_only_pictures_whose_hashes_are_near_are_read(
         return decode(jpeg)
 
     monkeypatch.setattr(stage, "decode", watched)
-    curate.run(config, _pairs(tmp_path, [rows[:12], rows[12:]]))
+    curate.run(config, _pairs(tmp_path, [rows[:12], rows[12:]]), runner=in_process)
     assert sorted(decoded) == sorted([rows[7]["image"], rows[20]["image"]])
 
 
@@ -149,12 +152,12 @@ def test_kinds_licences_and_panels_that_are_not_selected_have_their_reasons(conf
     rows = [_row(TRAIN, f"F{n}", _figure(n), f"Figure {n}.") | change for n, change in enumerate(changes)]
     select = {"kinds": ["chart", "gel"], "licenses": "commercial", "panels": False}
     config = parse(config.model_dump(mode="json") | {"curate": {"select": select}}, "test")
-    product = curate.run(config, _pairs(tmp_path, [rows])).product
+    product = curate.run(config, _pairs(tmp_path, [rows]), runner=in_process).product
     reasons = [row["reason"] for table in product.scan() for row in table.to_pylist()]
     assert reasons == [None, None, "curate_kind", "curate_license", "curate_license", "curate_panel", "short_text"]
 
 
 def test_a_corpus_without_a_pair_is_finished(config: Config, tmp_path: Path) -> None:
-    product = curate.run(config, _pairs(tmp_path, [[], []])).product
+    product = curate.run(config, _pairs(tmp_path, [[], []]), runner=in_process).product
     assert product.finished
     assert product.manifest["near"]["pictures"] == 0

@@ -1,0 +1,60 @@
+"""Work that is not one part after another: functions with arguments, as Ray tasks on the nodes for data, or here.
+
+What a task gives stays where it was made; only `get` brings it to the driver, which asks for counts and for nothing that
+grows with the corpus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import ray
+
+from biomedclip_ray.config import PartResources
+from biomedclip_ray.run.capacity import known
+from biomedclip_ray.run.placement import place
+
+
+class Tasks(Protocol):
+    """Who runs functions."""
+
+    def put(self, value: Any) -> Any:
+        """A handle of something large that many tasks are given."""
+
+    def submit(self, resources: PartResources, function: Callable[..., Any], *args: Any, outputs: int = 1) -> list[Any]:
+        """Handles of what `function(*args)` gives, a tuple where there are several `outputs`. Handles among `args` reach the
+        function as what they stand for."""
+
+    def get(self, handles: Sequence[Any]) -> list[Any]:
+        """What handles stand for, when it is there. Raises what a function raised."""
+
+
+class RayTasks:
+    """Tasks of the connected Ray cluster."""
+
+    def put(self, value: Any) -> Any:
+        return ray.put(value)
+
+    def submit(self, resources: PartResources, function: Callable[..., Any], *args: Any, outputs: int = 1) -> list[Any]:
+        options = place(known(), resources.num_cpus, resources.num_gpus).options
+        handles = ray.remote(**options)(function).options(num_returns=outputs).remote(*args)
+        return list(handles) if outputs > 1 else [handles]
+
+    def get(self, handles: Sequence[Any]) -> list[Any]:
+        found: list[Any] = ray.get(list(handles))
+        return found
+
+
+class HereTasks:
+    """Functions of this process, each run when it is submitted."""
+
+    def put(self, value: Any) -> Any:
+        return value
+
+    def submit(self, resources: PartResources, function: Callable[..., Any], *args: Any, outputs: int = 1) -> list[Any]:
+        found = function(*args)
+        return list(found) if outputs > 1 else [found]
+
+    def get(self, handles: Sequence[Any]) -> list[Any]:
+        return list(handles)
