@@ -3,10 +3,15 @@
 import io
 import os
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+import imagecodecs
+import nibabel
 import numpy as np
+import pydicom
 import pytest
+import tifffile
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -14,7 +19,8 @@ from PIL import Image
 from biomedclip_ray.images.errors import ImageError
 from biomedclip_ray.images.image import decode, prepare
 
-SEEDS = ("JPEG", "JPEG CMYK", "JPEG EXIF", "PNG", "PNG 16", "GIF", "TIFF", "TIFF LZW", "TIFF 16", "WEBP")
+SEEDS = ("JPEG", "JPEG CMYK", "JPEG EXIF", "PNG", "PNG 16", "GIF", "TIFF", "TIFF LZW", "TIFF 16", "WEBP", "BMP")
+SEEDS += ("JPEG2000", "JPEG-XL", "OME", "DICOM", "DICOM RLE", "DICOM J2K", "NIfTI")
 
 
 @lru_cache
@@ -22,6 +28,19 @@ def sound(name: str) -> bytes:
     rng = np.random.default_rng(0)
     pixels = np.kron(rng.integers(0, 255, (6, 8, 3)), np.ones((8, 8, 1))).astype(np.uint8)
     image, kind = Image.fromarray(pixels), name.split()[0]
+    if kind == "DICOM":
+        file = {"DICOM RLE": "MR_small_RLE", "DICOM J2K": "MR_small_jp2klossless"}.get(name, "MR_small")
+        return (Path(pydicom.__file__).parent / "data" / "test_files" / f"{file}.dcm").read_bytes()
+    if kind == "NIfTI":
+        return bytes(nibabel.Nifti1Image(pixels[:, :, :2].astype(np.int16), np.eye(4)).to_bytes())
+    if kind == "JPEG-XL":
+        return bytes(imagecodecs.jpegxl_encode(pixels, lossless=True))
+    if kind == "OME":
+        file_ = io.BytesIO()
+        tifffile.imwrite(
+            file_, pixels.transpose(2, 0, 1).copy(), ome=True, metadata={"axes": "CYX"}, photometric="minisblack"
+        )
+        return file_.getvalue()
     options: dict[str, Any] = {}
     if name.endswith("CMYK"):
         image = image.convert("CMYK")

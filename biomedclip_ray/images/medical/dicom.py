@@ -11,6 +11,7 @@ import io
 import re
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +33,21 @@ _NO_IMAGES = {
     "1.2.840.10008.5.1.4.1.1.66.5": "surface segmentation",
     "1.2.840.10008.5.1.4.39.1": "colour palette",
 }
+_JPEGS = "1.2.840.10008.1.2.4"
 _WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
-_JPEG_12 = ("1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
-_JPEG_XL = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (110, 111, 112))
+# Who decodes what is settled here, not by what is installed: GDCM and one decoder for run lengths end the process where
+# the bytes are broken, and with it the other images of the part.
+_PLUGINS = {
+    **dict.fromkeys((f"{_JPEGS}.50", f"{_JPEGS}.51"), "pillow"),
+    **dict.fromkeys((f"{_JPEGS}.{n}" for n in (90, 91, 201, 202, 203)), "pylibjpeg"),
+    "1.2.840.10008.1.2.5": "pydicom",
+}
+_CODECS = {
+    **dict.fromkeys((f"{_JPEGS}.57", f"{_JPEGS}.70"), imagecodecs.jpegsof3_decode),
+    **dict.fromkeys((f"{_JPEGS}.80", f"{_JPEGS}.81"), imagecodecs.jpegls_decode),
+    **dict.fromkeys((f"{_JPEGS}.{n}" for n in (110, 111, 112)), imagecodecs.jpegxl_decode),
+}
+_EXTENDED = f"{_JPEGS}.51"
 _VIDEO = re.compile(r"1\.2\.840\.10008\.1\.2\.4\.10[0-8](\.1)?")
 _PLAIN = re.compile(r"[A-Z]{1,16}")
 
@@ -46,19 +59,38 @@ def read(data: bytes, name: str, limits: Limits) -> Decoded:
 
 def each(data: bytes, limits: Limits, reading: Reading) -> Iterator[tuple[str, Decoded]]:
     """The images of a file, each with what tells it from the others: nothing, or its frame. Raises ImageError."""
-    dataset = _opened(data)
-    _judge(dataset, reading)
-    limits.check(_number(dataset, "Columns"), _number(dataset, "Rows"))
-    count = max(_number(dataset, "NumberOfFrames", 1), 1)
+    with _each_fault_a_row():
+        dataset = _opened(data)
+        _judge(dataset, reading)
+        limits.check(_number(dataset, "Columns"), _number(dataset, "Rows"))
+        count = max(_number(dataset, "NumberOfFrames", 1), 1)
     frames = range(count) if reading.frames == "all" else [count // 2]
     for frame in frames:
-        yield (f"frame-{frame + 1}" if len(frames) > 1 else ""), _shown(dataset, frame, count)
+        with _each_fault_a_row():
+            decoded = _shown(dataset, frame, count)
+        yield (f"frame-{frame + 1}" if len(frames) > 1 else ""), decoded
 
 
 def size(data: bytes, name: str) -> tuple[int, int]:
     """(width, height) by the header. Raises ImageError."""
-    dataset = _opened(data, pixels=False)
-    return _number(dataset, "Columns"), _number(dataset, "Rows")
+    with _each_fault_a_row():
+        dataset = _opened(data, pixels=False)
+        return _number(dataset, "Columns"), _number(dataset, "Rows")
+
+
+@contextmanager
+def _each_fault_a_row() -> Iterator[None]:
+    """pydicom reads lazily, and its decoders and tables raise a dozen types on broken bytes, in words that may quote the file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except ImageError:
+        raise
+    except Exception as error:
+        cut = isinstance(error, EOFError) or "less than expected" in str(error)
+        reason = Reason.TRUNCATED_IMAGE if cut else Reason.BROKEN_IMAGE
+        raise ImageError(reason, f"DICOM that cannot be decoded ({type(error).__name__})") from error
 
 
 def _opened(data: bytes, pixels: bool = True) -> Dataset:
@@ -67,16 +99,11 @@ def _opened(data: bytes, pixels: bool = True) -> Dataset:
     except ImportError as error:
         raise missing("DICOM", error) from error
     _quiet()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            dataset = pydicom.dcmread(io.BytesIO(data), force=True, stop_before_pixels=not pixels)
-            if "TransferSyntaxUID" not in dataset.file_meta:
-                # what a file without its own header holds is how pydicom could read it
-                dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(_syntax(dataset))
-            return dataset
-    except Exception as error:  # pydicom raises a dozen types on broken bytes; each becomes one ledger row
-        raise ImageError(Reason.BROKEN_IMAGE, f"DICOM that cannot be read ({type(error).__name__})") from error
+    dataset = pydicom.dcmread(io.BytesIO(data), force=True, stop_before_pixels=not pixels)
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        # what a file without its own header holds is how pydicom could read it
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(_syntax(dataset))
+    return dataset
 
 
 @lru_cache(maxsize=1)
@@ -123,19 +150,7 @@ def _shown(dataset: Dataset, frame: int, count: int) -> Decoded:
     told = [modality if _PLAIN.fullmatch(modality) else "DICOM"]
     if count > 1:
         told.append(f"frame {frame + 1} of {count}")
-    syntax = dataset.file_meta.TransferSyntaxUID
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            decoded = _rgb(dataset, _stored(dataset, frame), frame)
-    except ImageError:
-        raise
-    except Exception as error:  # decoders and tables raise a dozen types; their words may quote the file
-        cut = "less than expected" in str(error)
-        known = getattr(syntax, "name", "unknown transfer syntax")
-        reason = Reason.TRUNCATED_IMAGE if cut else Reason.BROKEN_IMAGE
-        detail = f"DICOM pixels that cannot be decoded ({type(error).__name__}, {known})"
-        raise ImageError(reason, detail) from error
+    decoded = _rgb(dataset, _stored(dataset, frame), frame)
     if decoded.note:
         told.append(decoded.note)
     patient = str(dataset.get("PatientID") or "").strip()
@@ -145,20 +160,25 @@ def _shown(dataset: Dataset, frame: int, count: int) -> Decoded:
 def _stored(dataset: Dataset, frame: int) -> Values:
     """(h, w) or (h, w, 3) as stored, YBR as RGB."""
     from pydicom.encaps import generate_frames
-    from pydicom.pixels import pixel_array
+    from pydicom.pixels import convert_color_space, pixel_array
 
     syntax = str(dataset.file_meta.TransferSyntaxUID)
-    if syntax in _JPEG_XL or syntax in _JPEG_12:
-        # pydicom's free decoders have no JPEG XL and no extended JPEG of 12 bits
-        frames = generate_frames(dataset.PixelData, number_of_frames=max(_number(dataset, "NumberOfFrames", 1), 1))
-        encoded = next(data for n, data in enumerate(frames) if n == frame)
-        decode = imagecodecs.jpegxl_decode if syntax in _JPEG_XL else imagecodecs.jpeg_decode
-        values: Values = decode(encoded)
-        if _number(dataset, "PixelRepresentation", 0) and values.dtype.kind == "u":
-            values = _signed(values, _number(dataset, "BitsStored"))
-        return values
-    values = pixel_array(dataset, index=frame)
-    return values.astype(values.dtype.newbyteorder("="), copy=False)
+    codec = _CODECS.get(syntax)
+    if syntax == _EXTENDED and _number(dataset, "BitsAllocated") > 8:
+        codec = imagecodecs.jpeg_decode  # of 12 bits, which Pillow refuses
+    if codec is None:
+        values: Values = pixel_array(dataset, index=frame, decoding_plugin=_PLUGINS.get(syntax, ""))
+        return values.astype(values.dtype.newbyteorder("="), copy=False)
+    frames = generate_frames(dataset.PixelData, number_of_frames=max(_number(dataset, "NumberOfFrames", 1), 1))
+    values = codec(next(data for n, data in enumerate(frames) if n == frame))
+    if values.shape[:2] != (_number(dataset, "Rows"), _number(dataset, "Columns")):
+        raise ImageError(Reason.BROKEN_IMAGE, "DICOM whose pixels are not of the size that it states")
+    kind = str(dataset.PhotometricInterpretation)
+    if values.ndim == 3 and kind.startswith("YBR"):
+        values = convert_color_space(values, kind, "RGB")
+    if _number(dataset, "PixelRepresentation", 0) and values.dtype.kind == "u":
+        values = _signed(values, _number(dataset, "BitsStored"))
+    return values
 
 
 def _signed(values: Values, bits: int) -> Values:

@@ -41,7 +41,10 @@ def read(data: bytes, name: str, limits: Limits) -> Decoded:
 def size(data: bytes, name: str) -> tuple[int, int]:
     """(width, height) of the slice that `read` shows. Raises ImageError."""
     image = _opened(data, None)
-    rows, columns, _ = _layout(image)
+    try:
+        rows, columns, _ = _layout(image)
+    except Exception as error:  # as above: an affine of no volume
+        raise ImageError(Reason.BROKEN_IMAGE, f"NIfTI: {type(error).__name__}: {error}".splitlines()[0]) from error
     return image.shape[columns], image.shape[rows]
 
 
