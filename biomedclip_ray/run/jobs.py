@@ -12,14 +12,12 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotInTime
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO, TypeVar
+from typing import TYPE_CHECKING, TextIO
 
 from biomedclip_ray.run.private import weigh_folder
-from biomedclip_ray.run.submit import Submission, SubmitError, verdict
+from biomedclip_ray.run.submit import Submission, SubmitError, verdict, within
 from biomedclip_ray.store.lease import HeldError
 
 if TYPE_CHECKING:
@@ -29,7 +27,6 @@ log = logging.getLogger(__name__)
 
 ROOT, OVER = "biomedclip_root", ("SUCCEEDED", "FAILED", "STOPPED")
 ASK_S, ANSWER_S, QUIET_S = 2.0, 20.0, 60.0
-Result = TypeVar("Result")
 
 
 def connect(address: str) -> JobSubmissionClient:
@@ -39,7 +36,7 @@ def connect(address: str) -> JobSubmissionClient:
     from ray.job_submission import JobSubmissionClient
 
     try:
-        return _within(ANSWER_S, lambda: JobSubmissionClient(address))
+        return within(ANSWER_S, lambda: JobSubmissionClient(address))
     except AuthenticationError as error:
         raise SubmitError(f"{address}: {_token_fix(str(error))}") from None
     except (ConnectionError, NotInTime, requests.RequestException) as error:
@@ -110,7 +107,7 @@ def follow(client: JobSubmissionClient, submission: Submission, out: TextIO = sy
     told = 0.0
     while True:
         try:
-            info = _within(ANSWER_S, lambda: client.get_job_info(submission.id))
+            info = within(ANSWER_S, lambda: client.get_job_info(submission.id))
         except Exception as error:  # requests, aiohttp and Ray each have their own for a cluster that does not answer
             silent_since = silent_since or time.monotonic()
             if _has_ended(submission):
@@ -184,17 +181,3 @@ class _Tail:
                 self.out.write(fresh)
                 self.out.flush()
                 self.printed = seen
-
-
-def _within(seconds: float, call: Callable[[], Result]) -> Result:
-    """What a call returns or raises, or TimeoutError: Ray's client waits for ever for a cluster that has gone without a word."""
-    future: Future[Result] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(call())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    return future.result(seconds)

@@ -7,9 +7,12 @@ the root cannot be read from here: each of them calls runs done that failed or n
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from biomedclip_ray.config import STAGES, Config, ConfigError, load
 from biomedclip_ray.run.options import parse
@@ -19,6 +22,11 @@ from biomedclip_ray.store.place import Place, StorageError
 
 STOP_WAIT_S = 120
 """Seconds that a stopped job has to save its checkpoint; Ray kills after 3 unless it is told otherwise."""
+
+LOOK_S = 6.0
+"""A store that cannot be reached from here is tried for longer than anybody waits."""
+
+Result = TypeVar("Result")
 
 
 class SubmitError(RuntimeError):
@@ -83,8 +91,8 @@ def check_free(config: Config) -> None:
     It takes a heartbeat or two, about four seconds, and only where there is a lease at all.
     """
     try:
-        held = alive(leases(Place(config.root), STAGES))
-    except OSError:
+        held = within(LOOK_S, lambda: alive(leases(Place(config.root), STAGES)))
+    except (OSError, TimeoutError):  # a store that is not reached from here: the job itself will look again
         return
     if held:
         raise HeldError(f"{held[0]}; wait for it, or stop it and submit again")
@@ -108,3 +116,17 @@ def verdict(submission: Submission, otherwise: int, who: str) -> tuple[int, list
             f"{where} says that the run goes on, but {who} says that it has ended: it was killed; submit it again"
         ]
     return int(record["exit_code"]), [f"{record['state']}: {where}"]
+
+
+def within(seconds: float, call: Callable[[], Result]) -> Result:
+    """What a call returns or raises, or TimeoutError: clients of clusters and stores wait for ever for one that says nothing."""
+    future: Future[Result] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future.result(seconds)
