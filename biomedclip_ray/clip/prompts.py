@@ -5,15 +5,20 @@ Source: Radford et al. 2021 (arXiv 2103.00020), section 3.1.4: the vectors of al
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from biomedclip_ray.clip.encoder import Encoder
+
+class TextEncoder(Protocol):
+    """An Encoder, or whatever has its vectors of texts."""
+
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        """(n, d) float32 unit vectors."""
 
 
-def class_weights(encoder: Encoder, names: dict[str, list[str]] | list[str], templates: list[str]) -> np.ndarray:
+def class_weights(encoder: TextEncoder, names: dict[str, list[str]] | list[str], templates: list[str]) -> np.ndarray:
     """One unit vector a class: the mean of the unit vectors of all its names in all templates.
 
     Args:
@@ -25,11 +30,15 @@ def class_weights(encoder: Encoder, names: dict[str, list[str]] | list[str], tem
         float32 (classes, dimensions).
 
     Raises:
-        ValueError: no class, a class without name, no template, or one without `{}`.
+        ValueError: no class, a class without name or with a text where a list of names belongs, no template, or one
+            without `{}`.
     """
     by_label = names if isinstance(names, dict) else {name: [name] for name in names}
     if not by_label:
         raise ValueError("no classes to tell apart")
+    spelt = [label for label, own in by_label.items() if isinstance(own, str)]
+    if spelt:  # its letters would be the names
+        raise ValueError(f"names of class {spelt[0]!r} must be a list, not the text {by_label[spelt[0]]!r}")
     nameless = [label for label, own in by_label.items() if not own]
     if nameless:
         raise ValueError(f"class {nameless[0]!r} has no name to put into the prompts")

@@ -178,7 +178,11 @@ class Evaluate(Section):
     bootstraps: Positive = 1000
     """Resamples of the pool behind each 95% interval."""
     sets: tuple[str, ...] = ()
-    """URIs of labelled sets (a folder with dataset.json and Parquet files): zero-shot and linear probe, or VQA."""
+    """URIs of labelled sets (folders with dataset.json, in any layout of evaluate/readers.py)."""
+    bundles: tuple[str, ...] = ()
+    """CLIPs of others, measured on the same sets and compared: anything that Encoder.load reads."""
+    max_left_out: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of a set's images, or of the pool, that may be left out for want of a finite vector; more is an error."""
     seed: int = 0
     resources: PartResources = PartResources()
 

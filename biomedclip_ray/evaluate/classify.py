@@ -1,103 +1,116 @@
-"""Zero-shot classification of a labelled set, with the prompts' spread, chance and a shuffled control.
+"""Zero-shot classification of a labelled set.
 
-The figure is that of all prompts together (Radford et al. 2021); each template's own accuracy stands beside it, because
-it swings by many points and the best one must not be picked on the test set.
+The figure is that of all prompts together (Radford et al. 2021); each template's own accuracy stands beside it, because it swings
+by many points and the best one must not be picked on the test set. Logits are float64 products of the float32 vectors.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
-from sklearn.metrics import confusion_matrix, roc_auc_score
 
-from biomedclip_ray.clip.prompts import class_weights, classify
-from biomedclip_ray.evaluate.intervals import interval
+from biomedclip_ray.clip.prompts import class_weights
+from biomedclip_ray.evaluate.metrics import Float64s, choices
 from biomedclip_ray.evaluate.sets import LabelledSet
-
-if TYPE_CHECKING:
-    from biomedclip_ray.clip.encoder import Encoder
-
-Floats = NDArray[np.floating[Any]]
-Ints = NDArray[np.int64]
+from biomedclip_ray.evaluate.tasks import Floats, Vectors, answers, whole
 
 
-def zero_shot(encoder: Encoder, labelled: LabelledSet, vectors: Floats, draws: int, seed: int) -> dict[str, Any]:
-    """Figures of the test split.
+class ZeroShot:
+    """One class an image, named by prompts."""
 
-    Args:
-        vectors: (n, d) unit vectors of the test pictures, in order.
-    """
-    labels, clusters = numbered(labelled, "test"), clusters_of(labelled, "test")
-    common = int(np.bincount(numbered(labelled, "train"), minlength=len(labelled.classes)).argmax())
-    weights = class_weights(encoder, labelled.class_names, labelled.templates)
-    odds = classify(vectors, weights, encoder.logit_scale)
-    shuffled = np.random.default_rng(seed).permutation(labels)
-    single = {
-        template: float((_choice(vectors, class_weights(encoder, labelled.class_names, [template])) == labels).mean())
-        for template in labelled.templates
-    }
-    return {
-        "n": len(labels),
-        "classes": labelled.classes,
-        "class_names": labelled.class_names,
-        "templates": labelled.templates,
-        **scores(labels, odds, clusters, common, draws, seed),
-        "accuracy_by_template": single,
-        "control_shuffled": scores(shuffled, odds, clusters, common, draws, seed),
-        "confusion": confusion_matrix(labels, odds.argmax(axis=1), labels=range(len(labelled.classes))).tolist(),
-    }
+    name: ClassVar[str] = "zero_shot"
+    kind: ClassVar[str] = "classification"
+    columns: ClassVar[dict[str, tuple[str, ...]]] = {"test": ("image", "label")}
 
+    def run(self, vectors: Vectors, labelled: LabelledSet) -> pa.Table:
+        images = vectors.images("test")
+        kept = whole(images)
+        logits = self.logits(vectors, images[kept], labelled, labelled.templates)
+        test = labelled.tables["test"]
+        return answers(
+            [test.ids[row] for row in kept],
+            [test.clusters[row] for row in kept],
+            test.labels[kept],
+            logits,
+        )
 
-def scores(
-    labels: Ints, odds: Floats, clusters: Ints, common: int, draws: int, seed: int
-) -> dict[str, dict[str, float]]:
-    """accuracy, balanced_accuracy and auroc, each {value, low, high, chance}.
+    def logits(self, vectors: Vectors, images: Floats, labelled: LabelledSet, templates: list[str]) -> Float64s:
+        """(n, classes) scaled cosines."""
+        weights = class_weights(vectors, labelled.class_names, templates)
+        out: Float64s = vectors.logit_scale * (images.astype(np.float64) @ weights.astype(np.float64).T)
+        return out
 
-    Args:
-        labels: (n,) class numbers.
-        odds: (n, classes) scores; the largest is the answer. auroc is one against rest, averaged over the classes.
-        clusters: (n,) what the intervals resample.
-        common: the class that a blind guesser would name: accuracy's chance level.
-    """
-    classes = odds.shape[1]
-    right = (odds.argmax(axis=1) == labels).astype(float)
-    one_hot = labels[:, None] == np.arange(classes)
-
-    def balanced(weights: NDArray[np.float64]) -> float:
-        sizes = weights @ one_hot
-        there = sizes > 0
-        return float(((weights * right) @ one_hot)[there] @ (1 / sizes[there]) / there.sum())
-
-    def area(weights: NDArray[np.float64]) -> float:
-        sizes = weights @ one_hot
-        if ((sizes == 0) | (sizes == weights.sum())).any():
-            return float("nan")
-        own = range(classes) if classes > 2 else (1,)  # two classes have one and the same curve
-        return float(np.mean([roc_auc_score(one_hot[:, c], odds[:, c], sample_weight=weights) for c in own]))
-
-    out = {
-        "accuracy": interval(lambda weights: float(weights @ right / weights.sum()), clusters, draws, seed),
-        "balanced_accuracy": interval(balanced, clusters, draws, seed),
-        "auroc": interval(area, clusters, min(draws, 200), seed),  # a sort a draw: 200 settle an end to half a point
-    }
-    chances = {"accuracy": float((labels == common).mean()), "balanced_accuracy": 1 / classes, "auroc": 0.5}
-    return {name: {**figure, "chance": chances[name]} for name, figure in out.items()}
+    def about(self, vectors: Vectors, labelled: LabelledSet, rows: pa.Table) -> dict[str, Any]:
+        """What a reader needs beside the figures: prompts, and the accuracy of each template alone."""
+        images = vectors.images("test")
+        kept = whole(images)
+        labels: NDArray[np.int64] = rows["label"].to_numpy()
+        single = {}
+        for template in labelled.templates:
+            chosen = choices(self.logits(vectors, images[kept], labelled, [template]))
+            single[template] = float(chosen[np.arange(len(kept)), labels].mean())
+        return {
+            "class_names": labelled.class_names,
+            "templates": labelled.templates,
+            "accuracy_by_template": single,
+        }
 
 
-def numbered(labelled: LabelledSet, table: str) -> Ints:
-    """(n,) each row's class as a number in the order of `classes`."""
-    place = {label: number for number, label in enumerate(labelled.classes)}
-    return np.array([place[label] for label in labelled.tables[table]["label"].to_pylist()], np.int64)
+class PromptPairs:
+    """Any number of labels an image; each is asked by itself, "the finding" against "no finding"."""
+
+    name: ClassVar[str] = "zero_shot"
+    kind: ClassVar[str] = "multilabel"
+    columns: ClassVar[dict[str, tuple[str, ...]]] = {"test": ("image", "labels")}
+
+    def run(self, vectors: Vectors, labelled: LabelledSet) -> pa.Table:
+        images = vectors.images("test")
+        kept = whole(images)
+        test = labelled.tables["test"]
+        scores = self.scores(vectors, images[kept], labelled)
+        rows = answers([test.ids[r] for r in kept], [test.clusters[r] for r in kept], np.zeros(len(kept), int), scores)
+        hot = np.array([[name in test.values[r] for name in labelled.classes] for r in kept])
+        truth = pa.FixedSizeListArray.from_arrays(pa.array(hot.ravel()), len(labelled.classes))
+        return rows.drop_columns(["label"]).append_column("labels", truth)
+
+    def scores(self, vectors: Vectors, images: Floats, labelled: LabelledSet) -> Floats:
+        """(n, classes): the positive prompts' logit less the negative ones'."""
+        sides = []
+        for names in (labelled.class_names, labelled.negative_names):
+            sides.append(class_weights(vectors, names, labelled.templates))
+        return vectors.logit_scale * (images.astype(np.float64) @ (sides[0].astype(np.float64) - sides[1]).T)
+
+    def about(self, vectors: Vectors, labelled: LabelledSet, rows: pa.Table) -> dict[str, Any]:
+        names = {label: [labelled.class_names[label], labelled.negative_names[label]] for label in labelled.classes}
+        return {"prompt_pairs": names, "templates": labelled.templates}
 
 
-def clusters_of(labelled: LabelledSet, table: str) -> Ints:
-    """(n,) each row's group as a number; a row without group is a group of its own."""
-    groups = labelled.tables[table]["group"].to_pylist()
-    names = [f"row {row}" if group is None else f"group {group}" for row, group in enumerate(groups)]
-    return np.unique(names, return_inverse=True)[1].astype(np.int64)
+class Options:
+    """A question with options of its own: the option whose prompt lies nearest is the answer (MicroBench's closed form)."""
 
+    name: ClassVar[str] = "options"
+    kind: ClassVar[str] = "options"
+    columns: ClassVar[dict[str, tuple[str, ...]]] = {"test": ("image", "options", "answer")}
 
-def _choice(vectors: Floats, weights: Floats) -> Ints:
-    return (vectors @ weights.T).argmax(axis=1)
+    def run(self, vectors: Vectors, labelled: LabelledSet) -> pa.Table:
+        images = vectors.images("test")
+        kept = whole(images)
+        test = labelled.tables["test"]
+        texts = sorted({option for row in kept for option in test.options[row]})
+        place = {text: number for number, text in enumerate(texts)}
+        known = vectors.encode_text(texts).astype(np.float64)
+        right, blind = [], []
+        for row in kept:
+            options = test.options[row]
+            scores = known[[place[option] for option in options]] @ images[row].astype(np.float64)
+            right.append(float(choices(scores[None])[0, options.index(test.values[row])]))
+            blind.append(1 / len(options))
+        columns: dict[str, Any] = {"sample_id": [test.ids[row] for row in kept]}
+        columns |= {"cluster": [test.clusters[row] for row in kept], "right": right, "blind": blind}
+        return pa.table(columns)
+
+    def about(self, vectors: Vectors, labelled: LabelledSet, rows: pa.Table) -> dict[str, Any]:
+        return {"options": "the option's text is the prompt"}

@@ -1,13 +1,12 @@
-"""Stage: a bundle, the held-out pairs and labelled sets -> evaluation.json, plots, and the pool's vectors.
+"""Stage: a bundle, the held-out pairs and labelled sets -> evaluation.json, rows, plots, and the pool's vectors.
 
 The pool is one whole figure per figure of the held-out split. Its vectors stay in data/ as parts: an interrupted run
-encodes nothing twice, and whoever doubts a figure recomputes it from there with ten lines of numpy. Before anything is
-encoded, a bundle that was trained on today's held-out articles or pictures is refused.
+encodes nothing twice, and whoever doubts a figure recomputes it from there, or from rows/, with ten lines of numpy. Before
+anything is encoded, a bundle that was trained on today's held-out articles or pictures is refused.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from typing import Any
@@ -16,14 +15,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-from PIL import Image
 
-from biomedclip_ray.clip.vectors import encode_pairs, to_column, to_matrix
-from biomedclip_ray.config import Config, Evaluate
-from biomedclip_ray.evaluate import plots
+from biomedclip_ray.clip.vectors import encode_pairs, to_column
+from biomedclip_ray.config import Config, ConfigError, Evaluate
+from biomedclip_ray.evaluate import plots, retrieval
+from biomedclip_ray.evaluate.bundles import Written, gather, measure_bundle, write_rows
+from biomedclip_ray.evaluate.compare import comparison, table
+from biomedclip_ray.evaluate.intervals import METHOD
 from biomedclip_ray.evaluate.leakage import check_leakage, near_copies
-from biomedclip_ray.evaluate.retrieval import by_kind, retrieval
-from biomedclip_ray.evaluate.sets import LabelledSet, load_set
+from biomedclip_ray.evaluate.pool import Pool
+from biomedclip_ray.evaluate.ranks import DIRECTIONS, ranked
+from biomedclip_ray.evaluate.sets import LabelledSet, load_sets
 from biomedclip_ray.run.capacity import Capacity, known
 from biomedclip_ray.run.nodes import wait_for_nodes
 from biomedclip_ray.run.placement import place
@@ -32,9 +34,15 @@ from biomedclip_ray.schema import Reason
 from biomedclip_ray.store.attempt import Attempt
 from biomedclip_ray.store.ledger import Ledger, PartResult
 from biomedclip_ray.store.parquet import conform
-from biomedclip_ray.store.product import Product
+from biomedclip_ray.store.place import Place
+from biomedclip_ray.store.product import Product, StageError
 
-VERSION = 1
+VERSION = 2
+
+SLICES = ("figure_kind", "license", "year", "caption_words")
+_KIND_POOL = 20_000
+"""Pairs of one kind that are ranked among themselves at most: the first of each part in storage order, which is hash order."""
+_WORDS = (10, 25, 50, 100, 200)
 
 
 def _content(config: Config, bundle: Product, pairs: Product, corpus: Product) -> dict[str, Any]:
@@ -44,27 +52,35 @@ def _content(config: Config, bundle: Product, pairs: Product, corpus: Product) -
 def _work(
     attempt: Attempt, run_parts: RunParts, config: Config, bundle: Product, pairs: Product, corpus: Product
 ) -> Made:
-    """Raises LeakageError where the bundle's own corpus trained on an article or a picture of today's held-out split."""
+    """Raises LeakageError where the bundle's own corpus trained on an article or an image of today's held-out split,
+    StageError where more vectors than `evaluate.max_left_out` are not finite."""
     section = config.evaluate
-    labelled = [load_set(uri) for uri in section.sets]
+    labelled = load_sets(section.sets)
     check_leakage(bundle, pairs, corpus, section.split)
     attempt.parts = pairs.parts
     run_parts(_HeldOut, section.resources, (bundle.place.at("bundle").uri, pairs, corpus, section))
-    pool = pa.concat_tables(attempt.scan())
-    result = measure(pool, section.split, section.bootstraps, section.seed)
+    result = measure_pool(attempt, section)
     result["bundle_product"] = bundle.fingerprint
-    result["sets"] = _on_sets(labelled, bundle, section)
-    for name, picture in plots.draw(result).items():
-        attempt.place.write(name, picture)
+    result |= _on_sets(attempt.product, labelled, bundle, section)
+    for name, image in plots.draw(result).items():
+        attempt.place.write(name, image)
     attempt.place.write("evaluation.json", json.dumps(result, indent=1).encode())
     return Made()
+
+
+def _check(config: Config, *_: Any) -> list[str]:
+    try:
+        load_sets(config.evaluate.sets)
+    except ConfigError as error:
+        return [str(error)]
+    return []
 
 
 def _fit(config: Config, capacity: Capacity, *_: Any) -> list[str]:
     return capacity.lacks("evaluate.resources", config.evaluate.resources)
 
 
-evaluate = Stage("evaluate", VERSION, _content, _work, fit=_fit)
+evaluate = Stage("evaluate", VERSION, _content, _work, check=_check, fit=_fit)
 """Reads the bundle, the pairs and the corpus."""
 
 
@@ -98,83 +114,123 @@ def held_out(corpus: pa.Table, pairs: pa.Table, split: str) -> tuple[np.ndarray,
     return np.array(rows, np.int64), ledger
 
 
-def measure(pool: pa.Table, split: str, bootstraps: int, seed: int) -> dict[str, Any]:
-    """The content of evaluation.json for a pool of encoded pairs (columns of `_schema`).
+def measure_pool(attempt: Attempt, section: Evaluate) -> dict[str, Any]:
+    """What evaluation.json says of the pool whose vectors lie in the product's parts; its rows go into rows/.
 
     Raises:
+        StageError: too many vectors are not finite.
         RuntimeError: vectors of more than one bundle.
     """
-    text, image = (to_matrix(pool[name]) for name in ("text_vector", "image_vector"))
-    bundles = pc.unique(pool["bundle"]).to_pylist()
+    pool = Pool(attempt)
+    meta, n, seed = pool.meta, len(pool), section.seed
+    dropped = pa.concat_tables(attempt.read_ledger(part) for part in range(attempt.parts or 0))
+    left_out = dropped.filter(pc.equal(dropped["reason"], Reason.NON_FINITE.value))
+    if left_out.num_rows > section.max_left_out * (n + left_out.num_rows):
+        raise StageError(
+            f"{left_out.num_rows} of {n + left_out.num_rows} held-out pairs have a vector that is not finite, more than "
+            f"the share of {section.max_left_out:g} that may (evaluate.max_left_out); the first is {left_out['id'][0]}"
+        )
+    bundles = pc.unique(meta["bundle"]).to_pylist()
     if len(bundles) != 1:
         raise RuntimeError(f"the pool holds vectors of {len(bundles)} bundles: {bundles}")
-    groups = pool["group"].to_numpy()
-    articles = np.unique(pool["article_id"].to_pylist(), return_inverse=True)[1]
-    found, ranks = retrieval(text, image, groups, articles, bootstraps, seed)
-    kinds = pc.fill_null(pool["figure_kind"], "unknown").to_pylist()
+    articles = meta["article_id"].to_pylist()
+    texts = pc.fill_null(meta["text_sha256"], meta["pair_id"])
+    keys = retrieval.readings(meta["group"].to_numpy(), np.array(texts.to_pylist()))
+    edges = pool.edges()
+    found = ranked(edges, edges, keys, pool.on_cluster(section.resources))
+    rows = retrieval.rows_of(
+        dict.fromkeys(DIRECTIONS, meta["pair_id"].to_pylist()), dict.fromkeys(DIRECTIONS, articles), found
+    )
+    for column in SLICES:
+        both = pa.concat_arrays([meta[column].combine_chunks()] * 2)
+        rows = rows.append_column(column, pc.fill_null(both, "unknown"))
+    write_rows(attempt.place, "rows/pool.parquet", rows)
+    shown = retrieval.measure_rows(rows, keys, section.bootstraps, seed)
+    shown["control_shuffled"] = retrieval.control(
+        lambda: pool.blocks("text_vector"), lambda: pool.blocks("image_vector"), n, seed
+    )
+    pool.forget_tiles()
+    strict = {way: retrieval.ranks_of(rows.filter(pc.equal(rows["direction"], way))) for way in DIRECTIONS}
     return {
         "bundle": bundles[0],
-        "split": split,
-        "n": pool.num_rows,
-        "dimensions": text.shape[1],
-        "bootstraps": bootstraps,
+        "split": section.split,
+        "n": n,
+        "left_out": {"n": left_out.num_rows, "ids": left_out["id"].to_pylist()[:100]},
+        "bootstraps": section.bootstraps,
+        "interval": METHOD,
         "resampled": "articles",
         "seed": seed,
-        "retrieval": found,
-        "by_kind": by_kind(text, image, kinds, articles, bootstraps, seed),
-        "rank_histogram": {way: plots.histogram(ranked.expected(), pool.num_rows) for way, ranked in ranks.items()},
+        "retrieval": {"n": n, "articles": len(set(articles)), **shown},
+        "slices": retrieval.slices(rows, n, SLICES, section.bootstraps, seed),
+        "by_kind": _by_kind(pool, section),
+        "rank_histogram": {way: plots.histogram(ranks.expected(), n) for way, ranks in strict.items()},
     }
 
 
-def _on_sets(sets: list[LabelledSet], bundle: Product, section: Evaluate) -> dict[str, Any]:
-    """The figures of each labelled set by its name, and how many of its pictures the bundle saw in training."""
+def _by_kind(pool: Pool, section: Evaluate) -> dict[str, Any]:
+    kinds = np.array(pc.fill_null(pool.meta["figure_kind"], "unknown").to_pylist(), object)
+    rows = np.sort(np.concatenate([np.flatnonzero(kinds == kind)[:_KIND_POOL] for kind in np.unique(kinds)]))
+    text, image = pool.take(rows)
+    articles = np.array(pool.meta["article_id"].to_pylist())[rows]
+    return retrieval.by_kind(text, image, kinds[rows].tolist(), articles, section.bootstraps, section.seed)
+
+
+def _on_sets(product: Product, sets: list[LabelledSet], bundle: Product, section: Evaluate) -> dict[str, Any]:
+    """The figures of each labelled set by its name, for this bundle ("sets") and for others, and how they compare."""
+    if not sets:
+        return {"sets": {}}
     resources = section.resources
     where = place(known(), resources.num_cpus, resources.num_gpus)
-    if sets:
-        wait_for_nodes("evaluate", known(), [(where, 1)], resources.wait_for_nodes_s)
-    task = ray.remote(**where.options)(measure_set)
-    uri = bundle.place.at("bundle").uri
-    found = ray.get([task.remote(uri, labelled, section.bootstraps, section.seed) for labelled in sets])
-    out: dict[str, Any] = {}
-    for labelled, (figures, hashes) in zip(sets, found, strict=True):
-        seen = near_copies(hashes, bundle)
-        figures["pictures_near_training"] = None if seen is None else {"n": int(seen.sum()), "of": len(seen)}
-        out[labelled.name] = figures
+    wait_for_nodes("evaluate", known(), [(where, 1)], resources.wait_for_nodes_s)
+    task = ray.remote(**where.options)(_sets_of)
+    own = bundle.place.at("bundle").uri
+    uris = [own, *section.bundles]
+    features = f"{product.root}/features"
+    arguments = (features, section, product.place.uri)
+    found = dict(
+        zip(
+            uris,
+            ray.get(
+                [
+                    task.remote(uri, [one.uri for one in sets], *arguments, bundle if uri == own else None)
+                    for uri in uris
+                ]
+            ),
+            strict=True,
+        )
+    )
+    out: dict[str, Any] = {"sets": found[own][1]}
+    if section.bundles:
+        names = [_name(uri, found[uri][0], own) for uri in uris]
+        every = {name: found[uri][1] for name, uri in zip(names, uris, strict=True)}
+        tasks = gather({name: found[uri][2] for name, uri in zip(names, uris, strict=True)})
+        out |= {"bundles": every, "table": table(every)}
+        ids = {name: found[uri][0] for name, uri in zip(names, uris, strict=True)}
+        out["comparison"] = comparison(tasks, section.bootstraps, section.seed, ids)
     return out
 
 
-def measure_set(bundle: str, labelled: LabelledSet, draws: int, seed: int) -> tuple[dict[str, Any], np.ndarray]:
-    """All that is measured on one labelled set, and the perceptual hashes (uint64) of the pictures it asks about."""
+def _name(uri: str, bundle_id: str, own: str) -> str:
+    return "this bundle" if uri == own else f"{uri.rstrip('/').rpartition('/')[2]} ({bundle_id})"
+
+
+def _sets_of(
+    uri: str, sets: list[str], features: str, section: Evaluate, out: str, trained: Product | None
+) -> tuple[str, dict[str, Any], Written]:
+    """One bundle on all sets: its id, figures by set, and where the rows of each task lie."""
     from biomedclip_ray.clip.encoder import Encoder
-    from biomedclip_ray.evaluate.classify import zero_shot
-    from biomedclip_ray.evaluate.probe import linear_probe
-    from biomedclip_ray.evaluate.vqa import answer_questions
-    from biomedclip_ray.images.image import perceptual_hash
 
-    encoder = Encoder.load(bundle)
-    out = labelled.about()
-    out["encoder"] = {
-        "bundle": encoder.bundle_id,
-        "preprocessing": encoder.info["preprocess_cfg"],
-        "context_length": encoder.tokenizer.context_length,
-        "logit_scale": encoder.logit_scale,
-    }
-    if labelled.task == "vqa":
-        pictures = labelled.tables["images"]["image"].to_pylist()
-        out["vqa"] = answer_questions(encoder, labelled, draws, seed)
-    else:
-        pictures = labelled.tables["test"]["image"].to_pylist()
-        test = encoder.encode_images(pictures)
-        train = encoder.encode_images(labelled.tables["train"]["image"].to_pylist())
-        out["zero_shot"] = zero_shot(encoder, labelled, test, draws, seed)
-        out["linear_probe"] = linear_probe(labelled, train, test, draws, seed)
-    hashes = [perceptual_hash(_pixels(picture)) for picture in pictures]
-    return out, np.array(hashes, np.uint64)
-
-
-def _pixels(data: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(data)) as picture:
-        return np.asarray(picture.convert("RGB"))
+    encoder = Encoder.load(uri)
+    near = (lambda hashes: near_copies(hashes, trained)) if trained is not None else None
+    shown, rows = measure_bundle(
+        encoder,
+        load_sets(sets),
+        f"{features}/{encoder.bundle_id}",
+        section,
+        Place(out).at(f"rows/{encoder.bundle_id}"),
+        near,
+    )
+    return encoder.bundle_id, shown, rows
 
 
 class _HeldOut:
@@ -188,22 +244,46 @@ class _HeldOut:
 
     def __call__(self, part: int) -> PartResult:
         judged = self.corpus.read(part, ["pair_id", "split", "group", "kept"])
-        facts = self.pairs.read(part, ["pair_id", "article_id", "figure_id", "panel", "figure_kind"])
+        facts = self.pairs.read(part, [*_FACTS, "figure_id", "panel", "text_sha256", "year"])
         rows, ledger = held_out(judged, facts, self.section.split)
         schema = _schema(self.encoder.dimensions)
         if not len(rows):
             return PartResult(schema.empty_table(), ledger)
         content = self.pairs.read(part, ["text", "image"]).take(rows)
         threads = math.ceil(self.section.resources.num_cpus)
-        text, image = encode_pairs(self.encoder, content["text"].to_pylist(), content["image"].to_pylist(), threads)
-        columns = {name: facts[name].take(rows) for name in ("pair_id", "article_id", "figure_kind")}
+        texts = content["text"].to_pylist()
+        text, image = encode_pairs(self.encoder, texts, content["image"].to_pylist(), threads)
+        lengths = np.stack([np.linalg.norm(side, axis=1) for side in (text, image)])
+        good = np.flatnonzero((np.isfinite(lengths) & (lengths > 0)).all(axis=0))
+        lost = sorted(set(range(len(rows))) - set(good.tolist()))
+        for row in lost:
+            ledger.drop("held-out pair", facts["pair_id"][int(rows[row])].as_py(), Reason.NON_FINITE)
+        ledger.count("held-out pair", 0, -len(lost))
+        rows = rows[good]
+        columns = {name: facts[name].take(rows) for name in (*_FACTS, "text_sha256")}
         columns |= {
+            "year": pc.cast(facts["year"].take(rows), pa.string()),
+            "caption_words": pa.array([_length(texts[row]) for row in good]),
             "group": judged["group"].take(rows),
-            "text_vector": to_column(text),
-            "image_vector": to_column(image),
+            "text_vector": to_column(text[good]),
+            "image_vector": to_column(image[good]),
         }
         columns["bundle"] = pa.array([self.encoder.bundle_id] * len(rows))
         return PartResult(conform(pa.table(columns), schema), ledger)
+
+
+_FACTS = ("pair_id", "article_id", "figure_kind", "license")
+
+
+def _length(text: str) -> str:
+    """The slice of a caption by its words: "11 to 25"."""
+    words = len(text.split())
+    low = 1
+    for high in _WORDS:
+        if words <= high:
+            return f"{low} to {high}"
+        low = high + 1
+    return f"over {_WORDS[-1]}"
 
 
 def _schema(dimensions: int) -> pa.Schema:
@@ -214,6 +294,10 @@ def _schema(dimensions: int) -> pa.Schema:
             "pair_id": pa.string(),
             "article_id": pa.string(),
             "figure_kind": pa.string(),
+            "license": pa.string(),
+            "year": pa.string(),
+            "caption_words": pa.string(),
+            "text_sha256": pa.string(),
             "group": pa.int64(),
             "text_vector": vector,
             "image_vector": vector,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -64,10 +65,10 @@ def check_leakage(bundle: Product, pairs: Product, corpus: Product, split: str) 
 
 
 def near_copies(hashes: NDArray[np.uint64], bundle: Product) -> NDArray[np.bool_] | None:
-    """Which pictures of a foreign set have a near copy among those that the bundle was trained on.
+    """Which images of a foreign set have a near copy among those that the bundle was trained on.
 
     Args:
-        hashes: (m,) perceptual hashes (`figures.image.perceptual_hash`).
+        hashes: (m,) perceptual hashes (`images.image.perceptual_hash`).
 
     Returns:
         (m,), or None where the bundle was not trained here.
@@ -75,12 +76,63 @@ def near_copies(hashes: NDArray[np.uint64], bundle: Product) -> NDArray[np.bool_
     trained = _trained_on(bundle)
     if trained is None:
         return None
-    found = np.zeros(len(hashes), bool)
+    search = NearSearch(hashes)
     for judged, facts in _aligned(*trained, ["split", "kept"], ["phash"]):
         used = pc.and_(judged["kept"], pc.equal(judged["split"], "train"))
-        theirs = facts["phash"].filter(used).drop_null().to_numpy().astype(np.uint64)
-        found |= (np.bitwise_count(hashes[:, None] ^ theirs) <= NEAR_BITS).any(axis=1)
-    return found
+        search.look_in(facts["phash"].filter(used).drop_null().to_numpy().astype(np.uint64))
+    return search.found
+
+
+class NearSearch:
+    """Which of some hashes have one within NEAR_BITS among any number of others, given in turn.
+
+    Of NEAR_BITS + 1 pieces of the hash one must be equal (Norouzi et al. 2012, multi-index hashing), so only the hashes
+    that share a piece are compared: some 20 of 32,768 instead of all, and the answer is brute force's.
+    """
+
+    def __init__(self, hashes: NDArray[np.uint64]) -> None:
+        self.hashes, self.place = np.unique(hashes, return_inverse=True)
+        self._hit = np.zeros(len(self.hashes), bool)
+        edges = np.linspace(0, 64, NEAR_BITS + 2).round().astype(int)
+        self.pieces = []
+        for low, high in pairwise(edges):
+            mask = np.uint64((1 << int(high - low)) - 1)
+            values = (self.hashes >> np.uint64(low)) & mask
+            starts = np.concatenate([[0], np.cumsum(np.bincount(values.astype(np.int64), minlength=int(mask) + 1))])
+            self.pieces.append((np.uint64(low), mask, np.argsort(values, kind="stable"), starts))
+
+    @property
+    def found(self) -> NDArray[np.bool_]:
+        """(m,) in the order of the hashes given."""
+        out: NDArray[np.bool_] = self._hit[self.place]
+        return out
+
+    def look_in(self, others: NDArray[np.uint64]) -> None:
+        """Compare with some more; a block of them at a time stays in the cache."""
+        for start in range(0, len(others), 8192):
+            block = others[start : start + 8192]
+            for low, mask, order, starts in self.pieces:
+                values = ((block >> low) & mask).astype(np.int64)
+                counts = starts[values + 1] - starts[values]
+                for rows in _bounded(counts):
+                    number = counts[rows]
+                    ends = np.cumsum(number)
+                    within = np.arange(ends[-1]) - np.repeat(ends - number, number)
+                    mine = order[np.repeat(starts[values[rows]], number) + within]
+                    near = np.bitwise_count(self.hashes[mine] ^ np.repeat(block[rows], number)) <= NEAR_BITS
+                    self._hit[mine[near]] = True
+
+
+def _bounded(counts: NDArray[np.int64]) -> Iterator[slice]:
+    """Runs of rows with at most a million candidates together (or one row): blank images crowd into one piece."""
+    reach = np.cumsum(counts)
+    start = 0
+    while start < len(counts):
+        base = reach[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(reach, base + (1 << 20), "right")))
+        if reach[stop - 1] > base:
+            yield slice(start, stop)
+        start = stop
 
 
 def _trained_on(bundle: Product) -> tuple[Product, Product] | None:

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from biomedclip_ray.evaluate.retrieval import DIRECTIONS, KS
+from biomedclip_ray.evaluate.ranks import DIRECTIONS
 
 
 def draw(result: dict[str, Any]) -> dict[str, bytes]:
@@ -34,17 +34,18 @@ def histogram(ranks: NDArray[np.float64], n: int) -> dict[str, list[float]]:
 def _recall(result: dict[str, Any]) -> bytes:
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     for axes, direction in zip(figure.subplots(1, 2, sharey=True), DIRECTIONS, strict=True):
-        place = np.arange(len(KS))
+        names = [name for name in result["retrieval"][direction] if name.startswith("recall@")]
+        place = np.arange(len(names))
         for offset, label, source in (
             (-0.2, "model", result["retrieval"]),
-            (0.2, "texts shuffled", result["retrieval"]["control_shuffled"]),
+            (0.2, "partners at random", result["retrieval"]["control_shuffled"]),
         ):
-            figures = [source[direction][f"recall@{k}"] for k in KS]
+            figures = [source[direction][name] for name in names]
             axes.bar(place + offset, [f["value"] for f in figures], 0.38, yerr=_errors(figures), capsize=3, label=label)
-        chance = [result["retrieval"][direction][f"recall@{k}"]["chance"] for k in KS]
+        chance = [result["retrieval"][direction][name]["chance"] for name in names]
         axes.hlines(chance, place - 0.42, place + 0.42, colors="black", linestyles="dashed", label="chance")
-        axes.set_xticks(place, [f"recall@{k}" for k in KS])
-        axes.set_title(f"{direction.replace('_', ' ')}, n = {result['n']}")
+        axes.set_xticks(place, [name.removeprefix("recall") for name in names])
+        axes.set_title(f"recall, {direction.replace('_', ' ')}, n = {result['n']}")
     figure.axes[0].set_ylim(0, 1)
     return _png(figure)
 

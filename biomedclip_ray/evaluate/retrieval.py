@@ -1,237 +1,243 @@
-"""Cross-modal retrieval figures: recall at k and median rank, with intervals, chance level and a shuffled control.
+"""Retrieval as a task: one row a query and direction, with where its right answer stands; figures come from the rows.
 
-Pure numpy. Scores are made block by block (64 MiB), so memory grows with n and never with n x n; strict ranks, ranks
-under groups and the control read the same block, because the matrix product is nearly all of the cost. Ties count at
-their expectation under random order: a collapsed model that gives every pair one vector gets exactly the chance level,
-where counting "greater than" only would give it 100%.
+Three readings of what is right: strict (its own partner), the same image, and the same text (another pair that says word for word
+the same is no mistake). The control asks the same product with partners drawn at random: what a model that knows nothing gets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from biomedclip_ray.clip.vectors import check_unit
-from biomedclip_ray.evaluate.intervals import bootstrap
+from biomedclip_ray.evaluate.intervals import Clusters, Figure, means, median
+from biomedclip_ray.evaluate.metrics import Estimate, mean_estimates
+from biomedclip_ray.evaluate.ranks import (
+    DIRECTIONS,
+    Floats,
+    Ints,
+    Keys,
+    Ranks,
+    Thresholds,
+    count_tile,
+    rank,
+)
 
-Floats = NDArray[np.floating[Any]]
-Ints = NDArray[np.int64]
+KS = (1, 5, 10, 50, 200)
+STRICT, SAME_IMAGE, SAME_TEXT = READINGS = ("strict", "same_image", "same_text")
+PERMUTATIONS = 20
+CONTROL_QUERIES = 20_000
+"""Of a direction over all permutations together: with 1,000 each, a recall@10 of 0.001 is known to a third of itself."""
 
-KS = (1, 5, 10)
-DIRECTIONS = ("text_to_image", "image_to_text")
-
-# Two scores nearer than this are a tie: float32 products of unit vectors carry about 1e-7 of rounding, and which of two
-# equal pictures a BLAS kernel puts first must not decide a recall.
-TIE = 1e-6
-
-# Shuffled queries behind a control, over at most 20 permutations: with one alone, recall@10 of 200 pairs is off by a
-# third of itself, while a pool of 20,000 needs no second one.
-_CONTROL_QUERIES = 20_000
-
-_BLOCK = 64 << 20
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """Where the best right answer of each query stands, ties kept apart. Arrays are int64 of shape (n,)."""
-
-    above: Ints
-    """Wrong candidates that score higher than the best right one."""
-    tied: Ints
-    """Wrong candidates that score the same."""
-    right: Ints
-    """Right candidates that share the best score (at least 1)."""
-
-    def hits(self, k: int) -> NDArray[np.float64]:
-        """Probability that a right candidate is among the first k when ties are broken at random, (n,).
-
-        With r places left for `right + tied` equal candidates: 1 - C(tied, r) / C(right + tied, r).
-        """
-        places = np.clip(k - self.above, 0, self.right + self.tied)
-        missed = np.ones(len(places))
-        for i in range(int(self.right.max(initial=0))):
-            counts = i < self.right
-            left = np.maximum(self.right + self.tied - places - i, 0)
-            missed = np.where(counts, missed * left / np.where(counts, self.right + self.tied - i, 1), missed)
-        return 1.0 - missed
-
-    def expected(self) -> NDArray[np.float64]:
-        """Expected rank of the first right candidate, from 1, (n,)."""
-        return self.above + (self.right + self.tied + 1) / (self.right + 1)
+Found = dict[str, dict[str, Ranks]]
 
 
-@dataclass(frozen=True)
-class DirectionRanks:
-    """Ranks of one direction."""
-
-    strict: Ranks
-    """Right is the query's own partner only."""
-    grouped: Ranks
-    """Right is every candidate of the query's group (the same picture)."""
-    controls: tuple[Ranks, ...]
-    """Strict ranks after partners were permuted; what a model that knows nothing would get."""
-
-
-def rank(
-    queries: Floats,
-    candidates: Floats,
-    groups: Ints,
-    permutations: Sequence[Ints] = (),
-    block_bytes: int = _BLOCK,
-) -> DirectionRanks:
-    """Rank all candidates for each query; query i and candidate i are partners.
+def readings(groups: Ints, texts: NDArray[Any]) -> dict[str, Keys]:
+    """The three readings of a pool of pairs.
 
     Args:
-        queries, candidates: (n, d) unit vectors, float32.
-        groups: (n,) the group of each pair.
-        permutations: each an (n,) permutation p; under it candidate p[i] is taken for query i's partner.
-        block_bytes: bytes of scores held at once.
+        groups: (n,) pairs that show the same image share one.
+        texts: (n,) pairs with the same value say the same.
     """
-    n = len(queries)
-    if len(candidates) != n or len(groups) != n:
-        raise ValueError(f"{n} queries, {len(candidates)} candidates and {len(groups)} groups: one of each per pair")
-    members = _members(groups)
-    targets = [np.arange(n), *permutations]
-    above = np.zeros((len(targets), n), np.int64)
-    tied = np.zeros((len(targets), n), np.int64)
-    grouped_above, grouped_tied, grouped_right = (np.zeros(n, np.int64) for _ in range(3))
-    step = max(1, block_bytes // (4 * max(n, 1)))
-    for start in range(0, n, step):
-        rows = slice(start, min(start + step, n))
-        scores = queries[rows] @ candidates.T
-        within = np.arange(scores.shape[0])
-        for t, target in enumerate(targets):
-            own = scores[within, target[rows]][:, None]
-            above[t, rows] = np.count_nonzero(scores > own + TIE, axis=1)
-            tied[t, rows] = np.count_nonzero(scores >= own - TIE, axis=1) - above[t, rows] - 1
-        grouped_above[rows], grouped_tied[rows], grouped_right[rows] = above[0, rows], tied[0, rows], 1
-        for row in within:
-            same = members.get(int(groups[start + row]))
-            if same is not None:
-                best = scores[row, same].max()
-                over, right = (scores[row] > best + TIE).sum(), (scores[row, same] >= best - TIE).sum()
-                grouped_above[start + row], grouped_right[start + row] = over, right
-                grouped_tied[start + row] = (scores[row] >= best - TIE).sum() - over - right
-    ones = np.ones(n, np.int64)
-    strict, *controls = (Ranks(a, t, ones) for a, t in zip(above, tied, strict=True))
-    return DirectionRanks(strict, Ranks(grouped_above, grouped_tied, grouped_right), tuple(controls))
+    own = np.arange(len(groups))
+    words = np.unique(texts, return_inverse=True)[1].astype(np.int64)
+    return {STRICT: Keys(own, own), SAME_IMAGE: Keys(groups, groups), SAME_TEXT: Keys(words, words)}
 
 
-def _members(groups: Ints) -> dict[int, Ints]:
-    """Positions of the members of each group that has more than one."""
-    order = np.argsort(groups, kind="stable")
-    starts = np.flatnonzero(np.diff(groups[order], prepend=groups[order][:1] - 1)) if len(groups) else np.array([], int)
-    runs = np.split(order, starts[1:])
-    return {int(groups[run[0]]): run for run in runs if len(run) > 1}
+def rows_of(ids: Mapping[str, Sequence[str]], clusters: Mapping[str, Sequence[Any]], found: Found) -> pa.Table:
+    """One row a query: sample_id, direction, cluster, and above, tied and right of each reading.
 
-
-def chance_recall(k: int, n: int, groups: Ints | None = None) -> float:
-    """Recall at k of random order among n candidates: k / n; with groups, the mean of 1 - C(n - m, k) / C(n, k)."""
-    if groups is None:
-        return min(1.0, k / n)
-    _, place, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    m = sizes[place]
-    return float(Ranks(np.zeros(n, np.int64), n - m, m).hits(k).mean())
-
-
-def figures(
-    ranks: Ranks, clusters: Ints, draws: int, seed: int, groups: Ints | None = None, ks: Sequence[int] = KS
-) -> dict[str, Any]:
-    """The published shape of one direction: recall@k and median_rank, each {value, low, high, chance}.
-
-    `groups`: given, the chance level is the group-aware one.
+    Args:
+        ids, clusters: direction -> those of its queries (texts for text_to_image).
     """
-    n = len(ranks.above)
-    hits, expected = np.stack([ranks.hits(k) for k in ks], axis=1), ranks.expected()
-    intervals, median = bootstrap(hits, expected, clusters, draws, seed)
-    out: dict[str, Any] = {}
-    for k, value, (low, high) in zip(ks, hits.mean(axis=0), intervals, strict=True):
-        chance = chance_recall(k, n, groups)
-        out[f"recall@{k}"] = {"value": float(value), "low": float(low), "high": float(high), "chance": chance}
-    out["median_rank"] = {
-        "value": float(np.median(expected)),
-        "low": float(median[0]),
-        "high": float(median[1]),
-        "chance": (n + 1) / 2 if groups is None else _chance_median(n, groups),
-    }
+    parts = []
+    for direction in DIRECTIONS:
+        columns: dict[str, Any] = {
+            "sample_id": pa.array(ids[direction], pa.string()),
+            "direction": pa.array([direction] * len(ids[direction])),
+            "cluster": pa.array([str(name) for name in clusters[direction]]),
+        }
+        for reading, ways in found.items():
+            ranks = ways[direction]
+            for name, values in (("above", ranks.above), ("tied", ranks.tied), ("right", ranks.right)):
+                columns[f"{reading}.{name}"] = pa.array(values, pa.int64())
+        parts.append(pa.table(columns))
+    return pa.concat_tables(parts)
+
+
+def ranks_of(rows: pa.Table, reading: str = STRICT) -> Ranks:
+    """The ranks that rows of one direction hold."""
+    return Ranks(*(rows[f"{reading}.{name}"].to_numpy() for name in ("above", "tied", "right")))
+
+
+def hits(ranks: Ranks, candidates: int) -> dict[str, NDArray[np.float64]]:
+    """recall@k, mrr and mean_rank as columns with one value a query; a k that takes in all candidates says nothing."""
+    columns = {f"recall@{k}": ranks.hits(k) for k in KS if k < candidates or k <= 10}
+    return columns | {"mrr": ranks.reciprocal(), "mean_rank": ranks.expected() - 1.0}
+
+
+def estimates(rows: pa.Table, candidates: int, draws: int, seed: int) -> dict[str, Estimate]:
+    """ "DIRECTION METRIC" -> what a comparison pairs (the strict reading; no median)."""
+    out: dict[str, Estimate] = {}
+    for direction, mine in _directions(rows):
+        clusters = Clusters.number(np.array(mine["cluster"].to_pylist()))
+        columns = hits(ranks_of(mine), candidates)
+        most = {"mean_rank": float(max(candidates - 1, 1))}
+        found = mean_estimates(columns, clusters, draws, seed, most=most)
+        out |= {f"{direction} {name}": value for name, value in found.items()}
     return out
 
 
-def _chance_median(n: int, groups: Ints) -> float:
-    """Median over queries of the expected rank that random order gives the first of m right ones: (n + 1) / (m + 1)."""
-    _, place, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    return float(np.median((n + 1) / (sizes[place] + 1)))
-
-
-def retrieval(
-    text: Floats, image: Floats, groups: Ints, clusters: Ints, draws: int, seed: int, block_bytes: int = _BLOCK
-) -> tuple[dict[str, Any], dict[str, Ranks]]:
-    """Everything of one pool: strict figures, group-aware ones, and the control in which texts were shuffled.
+def figures(
+    ranks: Ranks, clusters: Clusters, candidates: int, draws: int, seed: int, right: NDArray[Any] | None = None
+) -> dict[str, Figure]:
+    """The published shape of one direction: recall@k, mrr, median_rank and mean_rank, each {value, low, high, chance, draws}.
 
     Args:
-        text, image: (n, d) float32 unit vectors; row i of both is one pair.
-        groups: (n,) pairs that show the same picture share one.
-        clusters: (n,) what the bootstrap draws, the article.
-
-    Returns:
-        The published figures, and the strict ranks of both directions.
-
-    Raises:
-        ValueError: no pairs, or vectors that are not of unit length.
+        right: (n,) how many candidates are right for each query (1 where not given): the chance level's.
     """
-    if not len(text):
-        raise ValueError("no pairs to evaluate")
-    check_unit(text, "text vectors")
-    check_unit(image, "image vectors")
-    n, random = len(text), np.random.default_rng(seed)
-    permutations = [random.permutation(n) for _ in range(max(1, min(20, _CONTROL_QUERIES // n)))]
-    out: dict[str, Any] = {"n": n, "articles": len(np.unique(clusters))}
-    grouped: dict[str, Any] = {"n": n, "groups": len(np.unique(groups))}
-    control: dict[str, Any] = {"n": n, "permutations": len(permutations)}
-    strict = {}
-    for direction, queries, candidates in zip(DIRECTIONS, (text, image), (image, text), strict=True):
-        ranks = rank(queries, candidates, groups, permutations, block_bytes)
-        strict[direction] = ranks.strict
-        out[direction] = figures(ranks.strict, clusters, draws, seed)
-        grouped[direction] = figures(ranks.grouped, clusters, draws, seed, groups)
-        control[direction] = _control(ranks.controls, clusters, draws, seed)
-    return out | {"group_aware": grouped, "control_shuffled": control}, strict
+    one = np.ones(len(ranks.above), np.int64) if right is None else right
+    blind = Ranks(np.zeros_like(one), candidates - one, one)
+    columns, chance = hits(ranks, candidates), hits(blind, candidates)
+    out = means(columns, clusters, draws, seed, {"mean_rank": float(max(candidates - 1, 1))})
+    for name, figure in out.items():
+        figure["chance"] = float(chance[name].mean())
+    for key in ("value", "low", "high", "chance"):
+        out["mean_rank"][key] += 1.0
+    middle = median(ranks.expected(), clusters) | {"chance": float(np.median(blind.expected()))}
+    mean = out.pop("mean_rank")
+    return out | {"median_rank": middle, "mean_rank": mean}
+
+
+def measure_rows(rows: pa.Table, keys: Mapping[str, Keys], draws: int, seed: int) -> dict[str, Any]:
+    """What evaluation.json says of a pool's rows: the strict figures of both directions, and those of the other readings."""
+    out: dict[str, Any] = {}
+    for direction, mine in _directions(rows):
+        clusters = Clusters.number(np.array(mine["cluster"].to_pylist()))
+        for reading, key in keys.items():
+            queries, candidates = key if direction == DIRECTIONS[0] else key[::-1]
+            ranks = ranks_of(mine, reading)
+            right = None if reading == STRICT and _alone(candidates) else _rightful(queries, candidates)
+            found = figures(ranks, clusters, len(candidates), draws, seed, right)
+            (out if reading == STRICT else out.setdefault(reading, {}))[direction] = found
+    return out
+
+
+def slices(
+    rows: pa.Table, candidates: int, columns: Sequence[str], draws: int, seed: int
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Strict recall@10 of the queries with each value of each column, among all candidates: column -> value -> {n, direction: figure}."""
+    out: dict[str, dict[str, dict[str, Any]]] = {}
+    for direction, mine in _directions(rows):
+        found = ranks_of(mine).hits(10)
+        clusters = np.array(mine["cluster"].to_pylist())
+        for column in columns:
+            values = np.array([str(value) for value in mine[column].to_pylist()])
+            for value in np.unique(values):
+                own = values == value
+                figure = means({"recall@10": found[own]}, Clusters.number(clusters[own]), draws, seed)["recall@10"]
+                figure["chance"] = min(1.0, 10 / candidates)
+                entry = out.setdefault(column, {}).setdefault(str(value), {"n": int(own.sum())})
+                entry[direction] = {"recall@10": figure}
+    return out
 
 
 def by_kind(
-    text: Floats, image: Floats, kinds: Sequence[str], clusters: Ints, draws: int, seed: int
+    text: Floats, image: Floats, kinds: Sequence[str], clusters: NDArray[Any], draws: int, seed: int
 ) -> dict[str, dict[str, Any]]:
     """Strict recall@10 within the pool of each kind alone: what tells figures apart when the kind does not.
 
     Args:
-        kinds: (n,) the kind of each pair; the others as for `retrieval`.
+        kinds: (n,) the kind of each pair; clusters: (n,) what the draws draw.
     """
     out: dict[str, dict[str, Any]] = {}
     names = np.asarray(kinds, dtype=object)
     for kind in sorted(set(kinds)):
         own = np.flatnonzero(names == kind)
+        every = np.arange(len(own))
+        found = rank(text[own], image[own], {STRICT: Keys(every, every)})[STRICT]
         part: dict[str, Any] = {"n": len(own)}
-        for direction, queries, candidates in zip(DIRECTIONS, (text, image), (image, text), strict=True):
-            strict = rank(queries[own], candidates[own], np.arange(len(own))).strict
-            part[direction] = {"recall@10": figures(strict, clusters[own], draws, seed)["recall@10"]}
+        for direction in DIRECTIONS:
+            shown = means({"recall@10": found[direction].hits(10)}, Clusters.number(clusters[own]), draws, seed)
+            part[direction] = {"recall@10": shown["recall@10"] | {"chance": min(1.0, 10 / len(own))}}
         out[kind] = part
     return out
 
 
-def _control(permuted: tuple[Ranks, ...], clusters: Ints, draws: int, seed: int) -> dict[str, Any]:
-    """Figures over all permutations together; the chance level is that of one pool."""
-    n = len(clusters)
-    together = Ranks(
-        np.concatenate([ranks.above for ranks in permuted]),
-        np.concatenate([ranks.tied for ranks in permuted]),
-        np.concatenate([ranks.right for ranks in permuted]),
-    )
-    out = figures(together, np.tile(clusters, len(permuted)), draws, seed)
-    for k in KS:
-        out[f"recall@{k}"]["chance"] = chance_recall(k, n)
-    out["median_rank"]["chance"] = (n + 1) / 2
+Blocks = Callable[[], Iterable[Floats]]
+"""The vectors of one side in order, in pieces; called again for each pass."""
+
+
+def control(text: Blocks, image: Blocks, n: int, seed: int) -> dict[str, dict[str, Any]]:
+    """The strict figures with partners drawn at random, over PERMUTATIONS permutations of at most CONTROL_QUERIES queries in all.
+
+    Each figure is `{value, low, high, chance}`; low and high are the range of 95% of the permutations.
+
+    Args:
+        n: pairs; both sides have a vector of each.
+    """
+    out: dict[str, dict[str, Any]] = {}
+    random = np.random.default_rng(seed)
+    for direction, queries, candidates in zip(DIRECTIONS, (text, image), (image, text), strict=True):
+        asked = np.sort(random.permutation(n)[: max(1, CONTROL_QUERIES // PERMUTATIONS)])
+        partners = np.stack([random.permutation(n)[: len(asked)] for _ in range(PERMUTATIONS)])
+        found = against(picked(queries(), asked), candidates, partners)
+        chance = hits(Ranks(np.zeros(1, np.int64), np.array([n - 1]), np.ones(1, np.int64)), n)
+        columns = {name: values.reshape(PERMUTATIONS, -1) for name, values in hits(found, n).items()}
+        columns["mean_rank"] = columns["mean_rank"] + 1
+        columns["median_rank"] = found.expected().reshape(PERMUTATIONS, -1)
+        out[direction] = {}
+        for name, values in columns.items():
+            level = (n + 1) / 2 if name.endswith("_rank") else float(chance[name][0])
+            each = np.median(values, axis=1) if name == "median_rank" else values.mean(axis=1)
+            low, high = np.quantile(each, [0.025, 0.975])
+            figure = {"value": float(each.mean()), "low": float(low), "high": float(high), "chance": level}
+            out[direction][name] = figure
     return out
+
+
+def against(queries: Floats, candidates: Blocks, partners: Ints) -> Ranks:
+    """Ranks of the candidates `partners` (permutations, queries) for each query, in that order; candidates are read twice."""
+    rows = np.tile(np.arange(len(queries)), len(partners))
+    wanted, place = np.unique(partners, return_inverse=True)
+    right = picked(candidates(), wanted).astype(np.float64)
+    left = queries.astype(np.float64)
+    scores = np.concatenate(
+        [np.einsum("ij,ij->i", left, right[mine]) for mine in place.reshape(partners.shape)]  # a permutation at a time
+    )
+    nobody = Thresholds(np.empty(0, np.int64), np.empty(0), 0)
+    above, tied = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
+    for block in candidates():
+        counted = count_tile(queries, np.ascontiguousarray(block), (Thresholds(rows, scores, 0), nobody))[0]
+        above += counted.above
+        tied += counted.tied
+    return Ranks(above, tied - 1, np.ones(len(rows), np.int64))
+
+
+def picked(blocks: Iterable[Floats], rows: Ints) -> Floats:
+    """The rows (ascending numbers) of vectors that come in pieces."""
+    start, out = 0, []
+    for block in blocks:
+        mine = rows[(rows >= start) & (rows < start + len(block))] - start
+        out.append(block[mine])
+        start += len(block)
+    return np.concatenate(out)
+
+
+def _directions(rows: pa.Table) -> Iterable[tuple[str, pa.Table]]:
+    for direction in DIRECTIONS:
+        yield direction, rows.filter(pc.equal(rows["direction"], direction))
+
+
+def _alone(keys: Ints) -> bool:
+    return len(np.unique(keys)) == len(keys)
+
+
+def _rightful(queries: Ints, candidates: Ints) -> Ints:
+    """(n,) how many candidates are right for each query."""
+    values, counts = np.unique(candidates, return_counts=True)
+    return counts[np.searchsorted(values, queries)]

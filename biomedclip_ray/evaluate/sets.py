@@ -1,99 +1,313 @@
-"""Labelled sets from outside: a folder with dataset.json and Parquet files, read whole and hashed.
+"""Labelled sets from outside: a folder with dataset.json, read and checked before anything starts.
 
 Zero-shot figures that nobody could repeat had other prompts, other class names or another subset behind them. So whatever
-is measured on a set carries what decides it: prompts, class order, row counts and the sha256 of each file.
+is measured on a set carries what decides it: prompts, class order, row counts and the sha256 of each file. Labels are
+held in memory, images are not: they are read where they are encoded.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from biomedclip_ray.config import ConfigError
+from biomedclip_ray.evaluate.readers import Images, Raw, SetError, questions, read_split, read_table
+from biomedclip_ray.evaluate.registry import KNOWN
 from biomedclip_ray.store.place import Place
 
-CLASSIFICATION = ("image", "label", "group")
-QUESTIONS = ("question_id", "image_id", "question", "answer", "answer_type", "group")
+TASKS = ("classification", "multilabel", "options", "vqa", "retrieval")
+SPLITS = ("train", "validation", "test")
+"""Of which a set must hold the last."""
+CLOSED = "closed"
+
+
+@dataclass(frozen=True)
+class Samples:
+    """One table of a set, without its images' bytes."""
+
+    ids: list[str]
+    clusters: list[str]
+    """What the intervals draw: the row's group, or the row itself where it has none."""
+    values: list[Any]
+    """As the file gives them: label, list of labels, answer, or caption."""
+    labels: NDArray[np.int64]
+    """Number of the label in the order of the classes (classification), else empty."""
+    images: Images
+    options: list[list[str]] = field(default_factory=list)
+
+    @property
+    def grouped(self) -> bool:
+        """Whether any two rows share a cluster."""
+        return len(set(self.clusters)) < len(self.clusters)
 
 
 @dataclass(frozen=True)
 class LabelledSet:
-    """One set. `task` is "classification" (tables train, test) or "vqa" (tables images and those `splits` names)."""
+    """One set. `task` says which fields are filled."""
 
     uri: str
     name: str
     task: str
-    tables: dict[str, pa.Table]
+    tables: dict[str, Samples]
+    """"train", "validation" (both may be missing) and "test"; of VQA and retrieval "images"."""
     files: dict[str, str]
     """File name -> sha256."""
     classes: list[str] = field(default_factory=list)
     class_names: dict[str, list[str]] = field(default_factory=dict)
     """Class -> its natural names, in the order of `classes`."""
     templates: list[str] = field(default_factory=list)
+    negative_names: dict[str, list[str]] = field(default_factory=dict)
+    """Multi-label: class -> how its absence is said."""
+    questions: dict[str, pa.Table] = field(default_factory=dict)
+    """VQA: table -> questions. Retrieval: "test" -> text_id, image_id, text."""
     splits: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """VQA: split -> {train, test: names of tables; images_shared}."""
+    """VQA: split -> {train, test: names of tables}."""
+    warnings: list[str] = field(default_factory=list)
 
     def about(self) -> dict[str, Any]:
         """What goes beside every figure measured here."""
-        return {"name": self.name, "task": self.task, "uri": self.uri, "files": self.files}
+        rows = {name: len(table.ids) for name, table in self.tables.items()}
+        rows |= {name: table.num_rows for name, table in self.questions.items()}
+        return {
+            "name": self.name,
+            "task": self.task,
+            "uri": self.uri,
+            "rows": rows,
+            "files": self.files,
+            "warnings": self.warnings,
+        }
+
+
+def load_sets(uris: Sequence[str]) -> list[LabelledSet]:
+    """All sets, each checked. Raises ConfigError; two sets of one name too, of which one would vanish from the figures."""
+    found = [load_set(uri) for uri in uris]
+    names = Counter(labelled.name for labelled in found)
+    for name, count in names.items():
+        if count > 1:
+            where = ", ".join(labelled.uri for labelled in found if labelled.name == name)
+            raise ConfigError(f"evaluate.sets: {count} sets are named {name!r} ({where}); give each a name of its own")
+    return found
 
 
 def load_set(uri: str) -> LabelledSet:
     """Read a set.
 
     Raises:
-        ConfigError: no dataset.json at `uri`, an unknown task, a missing file or column, or labels that are no class.
+        ConfigError: one line with the set, the file, the row and what to do.
     """
     place = Place(uri)
-    files: dict[str, str] = {}
+    try:
+        return _Loader(place).load()
+    except SetError as error:
+        raise ConfigError(f"evaluate.sets: {place.uri}: {error}") from error
 
-    def read(name: str) -> bytes:
+
+class _Loader:
+    """Reads one folder; keeps the hashes of what it reads."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.files: dict[str, str] = {}
+        self.about: dict[str, Any] = {}
+
+    def load(self) -> LabelledSet:
+        self.about = self._dataset_json()
+        task = self.about.get("task")
+        if task not in TASKS:
+            raise SetError(f"dataset.json: task {task!r}; known: {', '.join(TASKS)}")
+        name = self.about.get("name")
+        if not isinstance(name, str) or not name:
+            raise SetError("dataset.json: no name; add one")
+        if task == "vqa":
+            return self._vqa(name)
+        if task == "retrieval":
+            return self._retrieval(name)
+        tables = {}
+        for split in SPLITS:
+            found = self._split(split, required=split == "test")
+            if found is not None:
+                tables[split] = found
+        classes = self._classes() if task != "options" else []
+        if task == "classification":
+            tables = {split: self._numbered(split, table, classes) for split, table in tables.items()}
+        names, negative, templates = {}, {}, []
+        if task != "options":
+            prompts = self.about.get("prompts")
+            if not isinstance(prompts, dict):
+                raise SetError("dataset.json: no prompts; add {templates: [...], class_names: {CLASS: [NAME, ...]}}")
+            names = self._names(prompts, "class_names", classes)
+            templates = self._templates(prompts)
+            if task == "multilabel":
+                negative = self._names(prompts, "negative_names", classes)
+                self._check_labels(tables, classes)
+        return LabelledSet(
+            self.place.uri,
+            name,
+            str(task),
+            tables,
+            self.files,
+            classes,
+            names,
+            templates,
+            negative,
+            warnings=self._counts(name, tables),
+        )
+
+    def _dataset_json(self) -> dict[str, Any]:
         try:
-            data = place.read(name)
+            about = json.loads(self._read("dataset.json"))
+        except ValueError as error:
+            raise SetError(f"dataset.json is not JSON: {error}; mend it there") from error
+        if not isinstance(about, dict):
+            raise SetError("dataset.json: a JSON object is wanted, with name, task and prompts")
+        return about
+
+    def _read(self, name: str) -> bytes:
+        try:
+            data = self.place.read(name)
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise ConfigError(f"evaluate.sets: {place.uri} holds no {name}") from error
-        files[name] = hashlib.sha256(data).hexdigest()
+            known = KNOWN.get(str(self.about.get("name", ""))) or KNOWN.get(
+                self.place.uri.rstrip("/").rpartition("/")[2]
+            )
+            hint = f"; {known.fetch}" if known else ""
+            raise SetError(f"holds no {name}{hint}") from error
+        self.files[name] = hashlib.sha256(data).hexdigest()
         return data
 
-    def table(name: str, columns: tuple[str, ...]) -> pa.Table:
-        found = pq.read_table(io.BytesIO(read(name)))
-        missing = [column for column in columns if column not in found.column_names]
-        if missing:
-            raise ConfigError(f"evaluate.sets: {place.uri}/{name} has no column {missing[0]}")
-        return found.select(list(columns))
+    def _split(self, split: str, required: bool) -> Samples | None:
+        raw = read_split(self.place, self.about, split, self.files)
+        if raw is None:
+            if required:
+                raise SetError(f"has no {split} table; evaluation needs one (train and validation may be absent)")
+            return None
+        if required and not raw.values:
+            raise SetError(f"{raw.file}: the {split} table is empty; put its rows there")
+        return _samples(raw)
 
-    about = json.loads(read("dataset.json"))
-    if about["task"] == "classification":
-        tables = {name: table(f"{name}.parquet", CLASSIFICATION) for name in ("train", "test")}
-        names = about["prompts"]["class_names"]
-        for name, rows in tables.items():
-            strange = sorted(set(rows["label"].to_pylist()) - set(about["classes"]))
-            if strange:
-                raise ConfigError(f"evaluate.sets: {place.uri}/{name}.parquet: label {strange[0]!r} is no class")
-        return LabelledSet(
-            place.uri,
-            about["name"],
-            "classification",
-            tables,
-            files,
-            about["classes"],
-            {label: names[label] for label in about["classes"]},
-            about["prompts"]["templates"],
-        )
-    if about["task"] == "vqa":
-        tables = {"images": table(about["images"], ("image_id", "image"))}
-        splits = {}
-        for split, parts in about["splits"].items():
-            splits[split] = {"images_shared": parts["images_shared"]}
+    def _classes(self) -> list[str]:
+        classes = self.about.get("classes")
+        if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
+            raise SetError("dataset.json: classes must be a list of texts, in the order of the classes")
+        twice = [name for name, count in Counter(classes).items() if count > 1]
+        if twice:
+            raise SetError(f"dataset.json: class {twice[0]!r} stands twice in classes")
+        return classes
+
+    def _names(self, prompts: dict[str, Any], key: str, classes: list[str]) -> dict[str, list[str]]:
+        names = prompts.get(key)
+        if not isinstance(names, dict):
+            raise SetError(f"dataset.json: prompts.{key} is missing; give {{CLASS: [NAME, ...]}}")
+        for label in classes:
+            own = names.get(label)
+            if own is None:
+                raise SetError(f"dataset.json: class {label!r} has no name in prompts.{key}; add [NAME, ...]")
+            if isinstance(own, str):
+                raise SetError(f"dataset.json: prompts.{key}.{label} is the text {own!r}; write [{json.dumps(own)}]")
+            if not own or not all(isinstance(name, str) and name.strip() for name in own):
+                raise SetError(f"dataset.json: prompts.{key}.{label} must be a list of texts that are not empty")
+        return {label: names[label] for label in classes}
+
+    def _templates(self, prompts: dict[str, Any]) -> list[str]:
+        templates = prompts.get("templates")
+        if not isinstance(templates, list) or not templates:
+            raise SetError('dataset.json: prompts.templates must be a list, such as ["a photo of {}"]')
+        blind = [one for one in templates if not isinstance(one, str) or "{}" not in one]
+        if blind:
+            raise SetError(f"dataset.json: prompts.templates: {blind[0]!r} has no {{}} where the class name goes")
+        return templates
+
+    def _numbered(self, split: str, table: Samples, classes: list[str]) -> Samples:
+        place = {label: number for number, label in enumerate(classes)}
+        by_number = self.about.get("labels") == "numbers"
+        numbers = np.empty(len(table.values), np.int64)
+        for row, value in enumerate(table.values):
+            where = f"{split}, row {row} ({table.ids[row]})"
+            if by_number and isinstance(value, int) and not isinstance(value, bool):
+                if not 0 <= value < len(classes):
+                    raise SetError(f"{where}: label {value} of {len(classes)} classes")
+                numbers[row] = value
+                continue
+            if isinstance(value, list | tuple):
+                raise SetError(f'{where}: label {value!r} is a list; one class a row, or task "multilabel"')
+            if not isinstance(value, str):
+                raise SetError(
+                    f'{where}: label {value!r} is no text; write the class, or "labels": "numbers" in dataset.json '
+                    "where it counts the classes from 0"
+                )
+            if value not in place:
+                raise SetError(f"{where}: label {value!r} is no class; add it to classes or mend the row")
+            numbers[row] = place[value]
+        return Samples(table.ids, table.clusters, table.values, numbers, table.images, table.options)
+
+    def _check_labels(self, tables: dict[str, Samples], classes: list[str]) -> None:
+        for split, table in tables.items():
+            for row, value in enumerate(table.values):
+                if not isinstance(value, list | tuple):
+                    raise SetError(f"{split}, row {row}: labels {value!r} must be a list of classes (empty for none)")
+                strange = [label for label in value if label not in classes]
+                if strange:
+                    raise SetError(f"{split}, row {row}: label {strange[0]!r} is no class; add it to classes")
+
+    def _counts(self, name: str, tables: dict[str, Samples]) -> list[str]:
+        """What differs from the counts that dataset.json or the registry states; a warning, not an error."""
+        expected = self.about.get("rows") or (KNOWN[name].rows if name in KNOWN else {})
+        out = []
+        for split, wanted in expected.items():
+            if split in tables and isinstance(wanted, int) and len(tables[split].ids) != wanted:
+                out.append(f"{split} holds {len(tables[split].ids)} rows, {wanted} are stated")
+        for split, table in tables.items():
+            absent = sorted(set(self.about.get("classes", [])) - {v for v in table.values if isinstance(v, str)})
+            if absent and self.about["task"] == "classification" and self.about.get("labels") != "numbers":
+                out.append(f"{split} holds no row of {', '.join(absent)}")
+        return out
+
+    def _vqa(self, name: str) -> LabelledSet:
+        for key in ("images", "splits"):
+            if key not in self.about:
+                raise SetError(f"dataset.json: a vqa set needs {key}")
+        images = _samples(read_table(self.place, self.about["images"], self.files, id_column="image_id"))
+        tables, splits = {}, {}
+        for split, parts in self.about["splits"].items():
+            splits[split] = {key: value for key, value in parts.items() if key not in ("train", "test")}
             for part in ("train", "test"):
-                name = parts[part].removesuffix(".parquet")
-                tables[name] = table(parts[part], QUESTIONS)
-                splits[split][part] = name
-        return LabelledSet(place.uri, about["name"], "vqa", tables, files, splits=splits)
-    raise ConfigError(f"evaluate.sets: {place.uri}: task {about['task']!r}; known: classification, vqa")
+                if part not in parts:
+                    continue
+                table = parts[part].removesuffix(".parquet")
+                tables[table] = questions(self.place, parts[part], self.files, set(images.ids))
+                splits[split][part] = table
+            if "test" not in splits[split] or not tables[splits[split]["test"]].num_rows:
+                raise SetError(f"dataset.json: splits.{split}: the test table is missing or empty")
+        return LabelledSet(self.place.uri, name, "vqa", {"images": images}, self.files, questions=tables, splits=splits)
+
+    def _retrieval(self, name: str) -> LabelledSet:
+        """One row an image with its captions: text, or a list of texts."""
+        raw = read_split(self.place, self.about, "test", self.files, value="text")
+        if raw is None or not raw.values:
+            raise SetError("has no test table with rows; a retrieval set needs columns image and text")
+        images = _samples(raw)
+        texts = []
+        for row, value in enumerate(raw.values):
+            own = [value] if isinstance(value, str) else value
+            if not own or not all(isinstance(text, str) and text.strip() for text in own):
+                raise SetError(f"{raw.file}, row {row}: text {value!r} must be a text or a list of texts, not empty")
+            texts += [(f"{images.ids[row]}/{n}", images.ids[row], text) for n, text in enumerate(own)]
+        columns = dict(zip(("text_id", "image_id", "text"), map(list, zip(*texts, strict=True)), strict=True))
+        return LabelledSet(
+            self.place.uri, name, "retrieval", {"images": images}, self.files, questions={"test": pa.table(columns)}
+        )
+
+
+def _samples(raw: Raw) -> Samples:
+    clusters = [f"row {row}" if group is None else f"group {group}" for row, group in enumerate(raw.groups)]
+    twice = [name for name, count in Counter(raw.ids).items() if count > 1]
+    if twice:
+        raise SetError(f"{raw.file}: id {twice[0]!r} stands twice")
+    return Samples(raw.ids, clusters, raw.values, np.empty(0, np.int64), raw.images, raw.options)

@@ -30,6 +30,7 @@ from biomedclip_ray.clip.loss import LOSSES
 from biomedclip_ray.clip.vectors import to_matrix
 from biomedclip_ray.corpus.groups import SPLITS
 from biomedclip_ray.report import svg
+from biomedclip_ray.report.sets import sets_section
 from biomedclip_ray.schema import ACKNOWLEDGEMENT, Reason
 from biomedclip_ray.store.place import Place
 from biomedclip_ray.store.product import Product
@@ -102,6 +103,7 @@ def render(root: str, run: dict[str, Any]) -> str:
         training=_training(products.get("train")),
         evaluation=evaluation,
         interval=svg.interval,
+        sets=sets_section(evaluation) if evaluation else "",
         pairs=list(_grid(products["preprocess"])) if "preprocess" in products else [],
         queries=_queries(products["embed"], evaluation["split"] if evaluation else "test")
         if "embed" in products

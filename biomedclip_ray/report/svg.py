@@ -74,17 +74,18 @@ def curve(
     return Markup("".join([*parts, "</svg>"]))
 
 
-def interval(value: float, low: float, high: float, chance: float) -> Markup:
-    """A share in [0, 1] on a track: a dot, its interval as a bar, chance as a tick."""
+def interval(value: float, low: float, high: float, chance: float | None) -> Markup:
+    """A share in [0, 1] on a track: a dot, its interval as a bar, chance as a tick (where it is known)."""
 
     def x(share: float) -> str:
         return f"{2 + 116 * min(max(share, 0.0), 1.0):.1f}"
 
+    tick = "" if chance is None else f'<line class="chance" x1="{x(chance)}" x2="{x(chance)}" y1="2" y2="12"/>'
     return Markup(
         '<svg class="interval" viewBox="0 0 120 14" aria-hidden="true">'
         '<line class="track" x1="2" x2="118" y1="7" y2="7"/>'
         f'<line class="bar" x1="{x(low)}" x2="{x(high)}" y1="7" y2="7"/>'
-        f'<line class="chance" x1="{x(chance)}" x2="{x(chance)}" y1="2" y2="12"/>'
+        f"{tick}"
         f'<circle class="dot" cx="{x(value)}" cy="7" r="3.5"/></svg>'
     )
 

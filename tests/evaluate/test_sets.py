@@ -1,210 +1,249 @@
-"""Labelled sets: reading, zero-shot, probe and questions, on vectors whose right answer is known, and on the real sets."""
+"""Reading labelled sets: every layout gives the same rows, and every mistake is one line with set, file, row and fix."""
 
-import hashlib
+import csv
 import io
 import json
-from pathlib import Path
+import tarfile
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
+from PIL import Image
 
 from biomedclip_ray.config import ConfigError
-from biomedclip_ray.evaluate.classify import scores, zero_shot
-from biomedclip_ray.evaluate.probe import linear_probe
-from biomedclip_ray.evaluate.sets import LabelledSet, load_set
-from biomedclip_ray.evaluate.vqa import normal, readout
-
-CLASSES = ["cell", "gel", "chart"]
+from biomedclip_ray.evaluate.registry import KNOWN
+from biomedclip_ray.evaluate.sets import LabelledSet, load_set, load_sets
 
 
-class WordEncoder:
-    """Texts to one-hot vectors by the class that they name; a text that names none lies between all."""
-
-    logit_scale = 50.0
-    dimensions = 3
-
-    def encode_text(self, texts: list[str]) -> np.ndarray:
-        hits = np.array([[name in text for name in CLASSES] for text in texts], np.float32)
-        hits[hits.sum(axis=1) == 0] = 1
-        return hits / np.linalg.norm(hits, axis=1, keepdims=True)
+def decoded(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-def labelled(test: list[str], train: list[str], group: list[str | None] | None = None) -> LabelledSet:
-    tables = {
-        name: pa.table(
-            {
-                "image": [b""] * len(labels),
-                "label": labels,
-                "group": pa.array(group if name == "test" and group else [None] * len(labels), pa.string()),
-            }
-        )
-        for name, labels in (("train", train), ("test", test))
-    }
-    names = {"cell": ["cell"], "gel": ["gel", "blot of a gel"], "chart": ["chart"]}
-    return LabelledSet("here", "s", "classification", tables, {}, CLASSES, names, ["a {}", "nothing but {}"])
+def content(found: LabelledSet, table: str) -> list[tuple[int, bytes]]:
+    """Labels and pixels of a table, in an order that does not depend on the layout."""
+    samples = found.tables[table]
+    images = samples.images.fetch(0, len(samples.ids))
+    return sorted((int(label), decoded(data).tobytes()) for label, data in zip(samples.labels, images, strict=True))
 
 
-def noisy(labels: list[str], noise: float, seed: int = 0) -> np.ndarray:
-    hot = np.array([[label == name for name in CLASSES] for label in labels], float)
-    raw = hot + noise * np.random.default_rng(seed).normal(size=hot.shape)
-    return (raw / np.linalg.norm(raw, axis=1, keepdims=True)).astype(np.float32)
+def as_csv(folder, about, splits) -> None:
+    for split, rows in splits.items():
+        (folder / split).mkdir()
+        with (folder / f"{split}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["image", "label", "group"])
+            for number, (image, label, group) in enumerate(rows):
+                (folder / split / f"{number}.png").write_bytes(image)
+                writer.writerow([f"{split}/{number}.png", label, group or ""])
 
 
-def test_zero_shot_finds_the_class_that_a_picture_lies_at_and_the_control_does_not():
-    truth = CLASSES * 40
-    out = zero_shot(WordEncoder(), labelled(truth, ["gel"]), noisy(truth, 0.2), draws=100, seed=0)
-    assert out["accuracy"]["value"] > 0.98
-    assert out["accuracy"]["chance"] == pytest.approx(1 / 3)
-    assert out["control_shuffled"]["accuracy"]["value"] == pytest.approx(1 / 3, abs=0.12)
-    assert out["control_shuffled"]["auroc"]["value"] == pytest.approx(0.5, abs=0.1)
-    assert np.sum(out["confusion"]) == 120
-    # it alone is enough to run it again
-    assert (out["n"], out["classes"], out["templates"]) == (120, CLASSES, ["a {}", "nothing but {}"])
-    assert out["class_names"]["gel"] == ["gel", "blot of a gel"]
-    assert set(out["accuracy_by_template"]) == {"a {}", "nothing but {}"}
+def as_image_folder(folder, about, splits) -> None:
+    for split, rows in splits.items():
+        for number, (image, label, _) in enumerate(rows):
+            place = folder / split / label
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"{number:04}.png").write_bytes(image)
 
 
-def test_scores_are_those_of_scikit_learn():
-    random = np.random.default_rng(1)
-    labels = random.choice(3, 200, p=[0.6, 0.3, 0.1])
-    odds = random.dirichlet([1, 1, 1], 200)
-    odds[np.arange(200), labels] += 0.3
-    out = scores(labels, odds, np.arange(200), 0, draws=100, seed=0)
-    answers = odds.argmax(axis=1)
-    assert out["accuracy"]["value"] == pytest.approx(accuracy_score(labels, answers))
-    assert out["balanced_accuracy"]["value"] == pytest.approx(balanced_accuracy_score(labels, answers))
-    one_against_rest = np.mean([roc_auc_score(labels == c, odds[:, c]) for c in range(3)])
-    assert out["auroc"]["value"] == pytest.approx(one_against_rest)
-    assert out["accuracy"]["chance"] == pytest.approx((labels == 0).mean())
-    for figure in out.values():
-        assert figure["low"] < figure["value"] < figure["high"]
+def as_struct(folder, about, splits) -> None:
+    for split, rows in splits.items():
+        images, labels, groups = zip(*rows, strict=True)
+        table = {"image": [{"bytes": image, "path": None} for image in images], "label": labels, "group": groups}
+        pq.write_table(pa.table(table), folder / f"{split}.parquet", row_group_size=7)
 
 
-def test_the_probe_learns_and_its_shuffled_control_does_not():
-    train, truth = CLASSES * 60, CLASSES * 40
-    out = linear_probe(labelled(truth, train), noisy(train, 0.25, 1), noisy(truth, 0.25, 2), draws=50, seed=0)
-    assert (out["n_train"], out["n"]) == (180, 120)
-    assert out["accuracy"]["value"] > 0.95
-    control = out["control_shuffled"]["accuracy"]
-    assert control["low"] < control["chance"] < control["high"]
-    assert control["value"] == pytest.approx(1 / 3, abs=0.15)
-    assert out["C"] in [10.0**power for power in range(-4, 4)]
+def as_arrays(rows, classes):
+    return np.stack([decoded(image) for image, *_ in rows]), np.array([[classes.index(label)] for _, label, _ in rows])
 
 
-def test_pictures_of_one_group_are_resampled_together():
-    truth = ["cell"] * 60 + ["gel"] * 60
-    groups = [f"smear{row // 20}" for row in range(120)]
-    vectors = noisy(["cell"] * 40 + ["gel"] * 20 + ["gel"] * 40 + ["cell"] * 20, 0.01)
-    alone = zero_shot(WordEncoder(), labelled(truth, ["gel"]), vectors, draws=200, seed=0)["accuracy"]
-    together = zero_shot(WordEncoder(), labelled(truth, ["gel"], groups), vectors, draws=200, seed=0)["accuracy"]
-    assert together["value"] == alone["value"] == pytest.approx(2 / 3)
-    assert together["high"] - together["low"] > 2 * (alone["high"] - alone["low"])
+def as_medmnist(folder, about, splits) -> None:
+    arrays = {}
+    for split, rows in splits.items():
+        arrays[f"{split}_images"], arrays[f"{split}_labels"] = as_arrays(rows, about["classes"])
+    np.savez(folder / "tiny.npz", **arrays)
 
 
-def questions(number: int, seed: int) -> tuple[pa.Table, np.ndarray, np.ndarray]:
-    """Yes/no questions whose answer is in the picture alone, and open ones whose answer is in the question."""
-    random = np.random.default_rng(seed)
-    yes, closed, thing = random.random(number) < 0.5, random.random(number) < 0.6, random.integers(4, size=number)
-    table = pa.table(
-        {
-            "question_id": [str(i) for i in range(number)],
-            "image_id": [str(i) for i in range(number)],
-            "question": [""] * number,
-            "answer": [
-                ("Yes" if y else "no ") if c else f"Thing {t}." for y, c, t in zip(yes, closed, thing, strict=True)
-            ],
-            "answer_type": ["closed" if c else "open" for c in closed],
-            "group": [str(i // 3) for i in range(number)],
-        }
-    )
-    picture = np.stack([np.where(yes, 1, -1), *random.normal(size=(3, number)) * 0.3], axis=1)
-    question = np.concatenate([np.where(closed, 1, -1)[:, None], (~closed)[:, None] * np.eye(4)[thing]], axis=1)
-    return table, np.pad(picture, [(0, 0), (0, 1)]), question
+def as_h5(folder, about, splits) -> None:
+    h5py = pytest.importorskip("h5py")
+    for split, rows in splits.items():
+        with h5py.File(folder / f"{split}.h5", "w") as file:
+            file["x"], file["y"] = as_arrays(rows, about["classes"])
 
 
-def test_the_picture_helps_where_the_answer_is_in_the_picture_only():
-    train, train_picture, train_question = questions(600, 0)
-    test, picture, question = questions(300, 1)
-    out = readout(train, test, (train_picture, train_question), (picture, question), 50, 0)
-    assert out["closed"]["model"]["value"] > 0.95
-    assert out["closed"]["question_only"]["value"] < 0.65
-    assert out["closed"]["control_other_pictures"]["value"] < 0.65
-    assert out["open"]["question_only"]["value"] > 0.95
-    assert out["closed"]["n"] + out["open"]["n"] == out["all"]["n"] == 300
-    assert out["answers"] == 6
-    assert out["all"]["answer_in_train"] == 1
+def as_webdataset(folder, about, splits) -> None:
+    for split, rows in splits.items():
+        with tarfile.open(folder / f"{split}-000.tar", "w") as archive:
+            for number, (image, label, _) in enumerate(rows):
+                for ending, data in (("png", image), ("cls", str(about["classes"].index(label)).encode())):
+                    member = tarfile.TarInfo(f"{number:04}.{ending}")
+                    member.size = len(data)
+                    archive.addfile(member, io.BytesIO(data))
 
 
-def test_answers_are_compared_without_case_and_ends():
-    assert normal(" Yes. ") == normal("yes") == "yes"
-    assert normal("Right  lung") == "right lung"
+def as_coco(folder, about, splits) -> None:
+    for split, rows in splits.items():
+        (folder / split).mkdir()
+        images, annotations = [], []
+        for number, (image, label, _) in enumerate(rows):
+            (folder / split / f"{number}.png").write_bytes(image)
+            images.append({"id": number, "file_name": f"{number}.png"})
+            annotations.append({"image_id": number, "category_id": about["classes"].index(label)})
+        categories = [{"id": number, "name": name} for number, name in enumerate(about["classes"])]
+        whole = {"images": images, "annotations": annotations, "categories": categories}
+        (folder / f"{split}.json").write_text(json.dumps(whole))
 
 
-def write_set(folder: Path, labels: list[str]) -> None:
-    about = {"name": "own", "task": "classification", "classes": ["a", "b"]}
-    about["prompts"] = {"templates": ["{}"], "class_names": {"b": ["bee"], "a": ["ay"]}}
-    (folder / "dataset.json").write_text(json.dumps(about))
-    for name in ("train", "test"):
-        table = pa.table({"image": [b"x"] * len(labels), "label": labels, "group": pa.nulls(len(labels), pa.string())})
-        pq.write_table(table, folder / f"{name}.parquet")
+LAYOUTS = {
+    "csv": as_csv,
+    "image_folder": as_image_folder,
+    "parquet": as_struct,
+    "medmnist": as_medmnist,
+    "h5": as_h5,
+    "webdataset": as_webdataset,
+    "coco": as_coco,
+}
 
 
-def test_a_set_is_read_with_the_hashes_of_its_files(tmp_path):
-    write_set(tmp_path, ["a", "b"])
-    found = load_set(str(tmp_path))
-    assert found.class_names == {"a": ["ay"], "b": ["bee"]}
-    assert list(found.class_names) == found.classes
-    assert found.files["test.parquet"] == hashlib.sha256((tmp_path / "test.parquet").read_bytes()).hexdigest()
-    assert sorted(found.files) == ["dataset.json", "test.parquet", "train.parquet"]
+def rows_of(folder, splits=("train", "test")):
+    tables = {split: pq.read_table(folder / f"{split}.parquet").to_pylist() for split in splits}
+    return {split: [(row["image"], row["label"], row["group"]) for row in rows] for split, rows in tables.items()}
 
 
-def test_what_is_wrong_with_a_set_is_said_with_its_place(tmp_path):
-    with pytest.raises(ConfigError, match=rf"evaluate\.sets: {tmp_path}/none holds no dataset\.json"):
-        load_set(str(tmp_path / "none"))
-    write_set(tmp_path, ["a", "c"])
-    with pytest.raises(ConfigError, match="label 'c' is no class"):
-        load_set(str(tmp_path))
-    (tmp_path / "test.parquet").unlink()
-    with pytest.raises(ConfigError, match=r"holds no test\.parquet"):
-        load_set(str(tmp_path))
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_holds_the_same_labels_and_pixels(layout, make_set, about, tmp_path):
+    source = make_set()
+    other = tmp_path / layout
+    other.mkdir()
+    LAYOUTS[layout](other, about, rows_of(source))
+    (other / "dataset.json").write_text(json.dumps(about | {"layout": layout}))
+    found, expected = load_set(str(other)), load_set(str(source))
+    for table in ("train", "test"):
+        assert content(found, table) == content(expected, table)
+    assert found.files.keys() - {"dataset.json"}
+
+
+@pytest.mark.parametrize("name", ["bccd_cells", "pneumonia_mnist"])
+@pytest.mark.parametrize("layout", ["csv", "image_folder", "parquet", "webdataset", "coco"])
+def test_the_real_sets_in_every_layout_of_files(layout, name, eval_sets, tmp_path):
+    about = json.loads((eval_sets / name / "dataset.json").read_text())
+    LAYOUTS[layout](tmp_path, about, rows_of(eval_sets / name, ("test",)))
+    (tmp_path / "dataset.json").write_text(json.dumps(about | {"layout": layout}))
+    assert content(load_set(str(tmp_path)), "test") == content(load_set(str(eval_sets / name)), "test")
+
+
+def test_the_readings_of_the_real_sets(eval_sets):
+    cells, questions = load_set(str(eval_sets / "bccd_cells")), load_set(str(eval_sets / "vqa_rad"))
+    assert (len(cells.tables["train"].ids), len(cells.tables["test"].ids)) == (360, 180)
+    assert cells.tables["test"].grouped
+    assert questions.questions["test"].num_rows == 451
+    assert set(questions.questions["test"]["answer_type"].to_pylist()) == {"open", "closed"}
+
+
+def test_text_in_a_csv_stays_what_it_is(make_set, about, tmp_path):
+    folder = tmp_path / "text"
+    folder.mkdir()
+    image = rows_of(make_set())["test"][0][0]
+    prompts = {"templates": ["{}"], "class_names": {"NA": ["none"], "007": ["seven"]}}
+    changed = {"classes": ["NA", "007"], "prompts": prompts, "layout": "csv"}
+    (folder / "dataset.json").write_text(json.dumps(about | changed))
+    (folder / "a.png").write_bytes(image)
+    (folder / "test.csv").write_text("image,label\na.png,NA\na.png,007\n")
+    assert load_set(str(folder)).tables["test"].labels.tolist() == [0, 1]
+
+
+def test_train_may_be_absent_and_test_may_not(make_set):
+    folder = make_set()
+    (folder / "train.parquet").unlink()
+    assert list(load_set(str(folder)).tables) == ["test"]
+    (folder / "test.parquet").unlink()
+    with pytest.raises(ConfigError, match=r"tiny: has no test table"):
+        load_set(str(folder))
+
+
+def prompts(**changed):
+    names = {"cell": ["cell"], "gel": ["gel"], "chart": ["chart"]}
+    return {"prompts": {"templates": ["a {}"], "class_names": names} | changed}
 
 
 @pytest.mark.parametrize(
-    ("name", "rows"),
+    ("changed", "message"),
     [
-        ("bccd_cells", {"train": 360, "test": 180}),
-        ("pneumonia_mnist", {"train": 600, "test": 624}),
-        ("vqa_rad", {"images": 314, "train": 1793, "test": 451, "train_disjoint": 1791, "test_disjoint": 453}),
+        ({"task": "segmentation"}, r"dataset\.json: task 'segmentation'; known: classification"),
+        ({"classes": ["cell", "gel"]}, r"label 'chart' is no class; add it to classes or mend the row"),
+        ({"classes": ["cell", "gel", "chart", "gel"]}, r"class 'gel' stands twice"),
+        (prompts(class_names={"cell": ["a"], "gel": ["b"]}), r"class 'chart' has no name in prompts\.class_names"),
+        (
+            prompts(class_names={"cell": "cell", "gel": ["b"], "chart": ["c"]}),
+            r'is the text \'cell\'; write \["cell"\]',
+        ),
+        (prompts(class_names={"cell": [], "gel": ["b"], "chart": ["c"]}), r"cell must be a list of texts"),
+        (prompts(templates=["a photo"]), r"'a photo' has no \{\} where the class name goes"),
+        (prompts(templates="a {}"), r"templates must be a list"),
+        ({"prompts": None}, r"no prompts; add"),
+        ({"layout": "zip"}, r"layout 'zip'; known: parquet, csv"),
     ],
 )
-def test_the_real_sets_are_read_whole(eval_sets, name, rows):
-    found = load_set(str(eval_sets / name))
-    assert {table: content.num_rows for table, content in found.tables.items()} == rows
+def test_a_mistake_in_dataset_json_is_a_line_with_the_fix(changed, message, make_set):
+    with pytest.raises(ConfigError, match=message) as error:
+        load_set(str(make_set(**changed)))
+    assert "\n" not in str(error.value) and "tiny" in str(error.value)
 
 
-def test_the_commonest_answer_of_vqa_rad_is_right_as_often_as_is_known(eval_sets):
-    found = load_set(str(eval_sets / "vqa_rad"))
-    blank = [np.ones((found.tables[name].num_rows, 2)) for name in ("train", "test")]
-    out = readout(found.tables["train"], found.tables["test"], (blank[0],) * 2, (blank[1],) * 2, 20, 0)
-    assert out["closed"]["model"]["chance"] == pytest.approx(133 / 272)
-    assert (out["closed"]["n"], out["open"]["n"]) == (272, 179)
-    assert out["open"]["answer_in_train"] == pytest.approx(68 / 179)
+def test_broken_json_names_the_file_and_the_place(make_set):
+    folder = make_set()
+    (folder / "dataset.json").write_text('{"name": ')
+    with pytest.raises(ConfigError, match=r"tiny: dataset\.json is not JSON: .*char 9"):
+        load_set(str(folder))
 
 
-def test_a_probe_of_colours_alone_finds_blood_cells(eval_sets):
-    from PIL import Image
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([["cell"], ["gel"]], r"test, row 0 \(0\): label \['cell'\] is a list"),
+        ([0, 1], r'test, row 0 \(0\): label 0 is no text; .*"labels": "numbers"'),
+        (["cell", None], r"test\.parquet, row 1: label is null"),
+        ([], r"test\.parquet: the test table is empty"),
+    ],
+)
+def test_labels_that_are_no_classes_name_the_row(labels, message, make_set):
+    folder = make_set()
+    image = pq.read_table(folder / "test.parquet")["image"][0].as_py()
+    kind = pa.string() if not labels else None
+    table = pa.table({"image": pa.array([image] * len(labels), pa.binary()), "label": pa.array(labels, kind)})
+    pq.write_table(table, folder / "test.parquet")
+    with pytest.raises(ConfigError, match=message):
+        load_set(str(folder))
 
-    found = load_set(str(eval_sets / "bccd_cells"))
 
-    def colours(table: str) -> np.ndarray:
-        pixels = [
-            np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), float) / 255
-            for data in found.tables[table]["image"].to_pylist()
-        ]
-        return np.array([[*image.mean(axis=(0, 1)), *image.std(axis=(0, 1))] for image in pixels])
+def test_numbers_are_labels_where_dataset_json_says_so(make_set):
+    folder = make_set(labels="numbers")
+    table = pq.read_table(folder / "test.parquet")
+    numbered = table.set_column(1, "label", pa.array([i % 3 for i in range(table.num_rows)]))
+    pq.write_table(numbered, folder / "test.parquet")
+    (folder / "train.parquet").unlink()
+    assert load_set(str(folder)).tables["test"].labels.tolist() == [i % 3 for i in range(30)]
 
-    out = linear_probe(found, colours("train"), colours("test"), draws=50, seed=0)
-    assert out["accuracy"]["value"] == pytest.approx(0.95, abs=0.03)
+
+def test_two_sets_of_one_name_are_refused(make_set):
+    folders = [make_set(), make_set("again")]
+    with pytest.raises(ConfigError, match=r"2 sets are named 'tiny' \(.*tiny, .*again\); give each a name of its own"):
+        load_sets([str(folder) for folder in folders])
+
+
+def test_a_missing_file_of_a_known_set_says_what_to_put_there(tmp_path):
+    folder = tmp_path / "PCAM"
+    folder.mkdir()
+    with pytest.raises(ConfigError, match=r"holds no dataset\.json; get it from .*pcam and put test\.h5"):
+        load_set(str(folder))
+
+
+def test_another_count_than_stated_is_a_warning(make_set, about):
+    folder = make_set()
+    (folder / "dataset.json").write_text(json.dumps(about | {"rows": {"train": 30, "test": 600}}))
+    assert load_set(str(folder)).warnings == ["test holds 30 rows, 600 are stated"]
+
+
+def test_the_list_of_medpmc_clip_eval_has_26_rows():
+    assert sum("medpmc-clip-eval" in known.lists for known in KNOWN.values()) == 26
+    assert sum("BiomedCLIP" in known.lists for known in KNOWN.values()) == 5

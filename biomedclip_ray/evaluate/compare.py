@@ -1,0 +1,194 @@
+"""Any number of bundles on the same sets: paired differences with Holm's correction over the sets, as HTML, CSV and LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from biomedclip_ray.evaluate.measure import compare, holm
+from biomedclip_ray.evaluate.registry import KNOWN
+
+MAIN = {
+    "classification": "accuracy",
+    "multilabel": "auroc",
+    "options": "accuracy",
+    "retrieval": "text_to_image recall@10",
+    "vqa": "all model exact",
+}
+"""The metric of a task's kind that tables show."""
+
+Rows = Mapping[str, pa.Table]
+"""Bundle -> the rows of one task on one set."""
+
+
+def comparison(
+    tasks: Mapping[tuple[str, str], tuple[str, Rows, Mapping[str, Any]]],
+    draws: int,
+    seed: int,
+    ids: Mapping[str, str] | None = None,
+) -> list[dict[str, Any]]:
+    """Every pair of bundles on every task of every set.
+
+    Args:
+        ids: bundle -> its bundle_id: two of one id are the same and differ by exactly nothing.
+        tasks: (set, task) -> (kind, bundle -> rows, about).
+
+    Returns:
+        For each pair of bundles: {first, second, wins, losses, ties, sets: [{set, task, n, left_out, metrics, answered}]}; p values of the
+        main metric are corrected over the sets ("holm"). Won is what is apart after the correction at 0.05.
+    """
+    ids = ids or {}
+    bundles = list(dict.fromkeys(name for _, rows, _ in tasks.values() for name in rows))
+    out = []
+    for number, first in enumerate(bundles):
+        for second in bundles[number + 1 :]:
+            entries, p_values = [], {}
+            for (where, task), (kind, rows, about) in tasks.items():
+                if first not in rows or second not in rows:
+                    continue
+                found = compare(
+                    kind,
+                    rows[first],
+                    rows[second],
+                    draws,
+                    seed,
+                    about,
+                    ids.get(first, first) == ids.get(second, second),
+                )
+                main = found["metrics"].get(MAIN[kind])
+                entries.append({"set": where, "task": task, "main": MAIN[kind], **found})
+                if main is not None:
+                    p_values[f"{where} {task}"] = main["p"]
+            corrected = holm(p_values)
+            tally = {"wins": 0, "losses": 0, "ties": 0}
+            for entry in entries:
+                main = entry["metrics"].get(entry["main"])
+                name = f"{entry['set']} {entry['task']}"
+                if main is None or name not in corrected:
+                    continue
+                main["holm"] = corrected[name]
+                apart = main["holm"] < 0.05
+                tally["ties" if not apart else "wins" if main["value"] > 0 else "losses"] += 1
+            out.append({"first": first, "second": second, **tally, "sets": entries})
+    return out
+
+
+def table(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One line a set and task, one column a bundle: the main metric with its interval; then the macro means.
+
+    Args:
+        results: bundle -> its "sets" (as in evaluation.json).
+    """
+    lines: dict[tuple[str, str], dict[str, Any]] = {}
+    for bundle, sets in results.items():
+        for name, found in sets.items():
+            splits = {f"vqa {split}": one for split, one in (found.get("vqa") or {}).items()}
+            for task, measured in (found | splits).items():
+                figure, metric = main_figure(measured) if isinstance(measured, dict) else (None, "")
+                if figure is not None:
+                    line = lines.setdefault((name, task), {"set": name, "task": task, "metric": metric, "bundles": {}})
+                    line["bundles"][bundle] = figure
+    out = list(lines.values())
+    for task in dict.fromkeys(line["task"] for line in out):
+        mine = [line for line in out if line["task"] == task and len(line["bundles"]) == len(results)]
+        fields: dict[str, list[dict[str, Any]]] = {}
+        for line in mine:
+            fields.setdefault(KNOWN[line["set"]].specialty if line["set"] in KNOWN else line["set"], []).append(line)
+        if len(fields) > 1:
+            means = {
+                bundle: {
+                    "value": float(
+                        np.mean([np.mean([one["bundles"][bundle]["value"] for one in own]) for own in fields.values()])
+                    )
+                }
+                for bundle in results
+            }
+            out.append(
+                {
+                    "set": f"macro over {len(fields)} specialties",
+                    "task": task,
+                    "metric": mine[0]["metric"],
+                    "bundles": means,
+                }
+            )
+    return out
+
+
+def main_figure(measured: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
+    """The main figure of one task's entry in evaluation.json, and its name."""
+    if "text_to_image" in measured:
+        return measured["text_to_image"].get("recall@10"), "text to image recall@10"
+    if "accuracy" in measured:
+        return measured["accuracy"], "accuracy"
+    if "auroc" in measured:
+        return measured["auroc"], "auroc"
+    if "all" in measured and "model" in measured["all"]:
+        return measured["all"]["model"]["exact"], "exact match"
+    return None, ""
+
+
+def as_csv(lines: list[dict[str, Any]], bundles: list[str]) -> str:
+    sink = io.StringIO()
+    writer = csv.writer(sink, lineterminator="\n")
+    writer.writerow(["set", "task", "metric", *(f"{b} {end}" for b in bundles for end in ("value", "low", "high"))])
+    for line in lines:
+        cells: list[Any] = [line["set"], line["task"], line["metric"]]
+        for bundle in bundles:
+            figure = line["bundles"].get(bundle, {})
+            cells += [figure.get(end, "") for end in ("value", "low", "high")]
+        writer.writerow(cells)
+    return sink.getvalue()
+
+
+def as_latex(lines: list[dict[str, Any]], bundles: list[str]) -> str:
+    """A tabular of percentages; the best of a line is bold."""
+    rows = [" & ".join(["Set", "Task", "Metric", *map(_tex, bundles)]) + r" \\ \midrule"]
+    for line in lines:
+        best = max((figure["value"] for figure in line["bundles"].values()), default=None)
+        cells = [_tex(line[key]) for key in ("set", "task", "metric")]
+        for bundle in bundles:
+            figure = line["bundles"].get(bundle)
+            if figure is None:
+                cells.append("--")
+                continue
+            shown = f"{100 * figure['value']:.1f}"
+            shown = rf"\textbf{{{shown}}}" if figure["value"] == best else shown
+            if "low" in figure:
+                shown += f" [{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]"
+            cells.append(shown)
+        rows.append(" & ".join(cells) + r" \\")
+    head = r"\begin{tabular}{lll" + "r" * len(bundles) + "}\n\\toprule\n"
+    return head + "\n".join(rows) + "\n\\bottomrule\n\\end{tabular}\n"
+
+
+def as_html(lines: list[dict[str, Any]], bundles: list[str]) -> str:
+    """A bare <table>."""
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("set", "task", "metric", *bundles))
+    body = []
+    for line in lines:
+        best = max((figure["value"] for figure in line["bundles"].values()), default=None)
+        cells = [f"<td>{html.escape(line[key])}</td>" for key in ("set", "task", "metric")]
+        for bundle in bundles:
+            figure = line["bundles"].get(bundle)
+            if figure is None:
+                cells.append("<td>–</td>")
+                continue
+            shown = f"{100 * figure['value']:.1f}%"
+            shown = f"<b>{shown}</b>" if figure["value"] == best else shown
+            if "low" in figure:
+                shown += f" <small>{100 * figure['low']:.1f} – {100 * figure['high']:.1f}</small>"
+            cells.append(f'<td class="num">{shown}</td>')
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>\n"
+
+
+def _tex(text: str) -> str:
+    for sign in ("\\", "&", "%", "$", "#", "_", "{", "}"):
+        text = text.replace(sign, rf"\{sign}" if sign != "\\" else r"\textbackslash ")
+    return text

@@ -1,0 +1,218 @@
+"""Every task that a labelled set allows, for one bundle: rows, the figures made of them, and what was left out.
+
+The same code measures in the workflow's stage and in workflows/evaluate.py.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image
+
+from biomedclip_ray.evaluate import retrieval
+from biomedclip_ray.evaluate.classify import Options, PromptPairs, ZeroShot
+from biomedclip_ray.evaluate.features import Kept
+from biomedclip_ray.evaluate.measure import estimates, measure
+from biomedclip_ray.evaluate.probe import LinearProbe, few_labels
+from biomedclip_ray.evaluate.ranks import DIRECTIONS, Keys, rank
+from biomedclip_ray.evaluate.sets import LabelledSet
+from biomedclip_ray.evaluate.tasks import TooLittle, logits_of
+from biomedclip_ray.evaluate.vqa import Questions
+from biomedclip_ray.store.product import StageError
+
+Found = dict[str, tuple[str, pa.Table, dict[str, Any]]]
+"""Task -> (kind, rows, what measure.py needs beside them)."""
+
+EXAMPLES = 6
+"""Hits, and as many misses, that are shown as images."""
+SHOWN_LEFT_OUT = 100
+"""Rows left out that are named in the figures; all are counted."""
+
+
+def measure_set(
+    vectors: Kept,
+    labelled: LabelledSet,
+    draws: int,
+    seed: int,
+    max_left_out: float,
+    near: Callable[[NDArray[np.uint64]], NDArray[np.bool_] | None] | None = None,
+) -> tuple[dict[str, Any], Found]:
+    """The entry of one set in evaluation.json, and the rows behind it.
+
+    Args:
+        max_left_out: share of the images asked about that may lack a vector.
+        near: perceptual hashes -> which of them the bundle saw in training (None: nobody knows).
+
+    Raises:
+        StageError: more images than that have no vector; the first is named with its reason.
+    """
+    asked = "images" if labelled.task in ("vqa", "retrieval") else "test"
+    _, reasons, hashes = vectors.table(asked)
+    out = labelled.about() | {"left_out": _left_out(labelled, asked, reasons, max_left_out)}
+    encoder = vectors.encoder
+    out["encoder"] = {
+        "bundle": encoder.bundle_id,
+        "preprocessing": encoder.info["preprocess_cfg"],
+        "context_length": encoder.tokenizer.context_length,
+        "logit_scale": encoder.logit_scale,
+    }
+    if labelled.task == "vqa":
+        found = _questions(vectors, labelled, out, draws, seed)
+    elif labelled.task == "retrieval":
+        found = _captions(vectors, labelled, out, draws, seed)
+    else:
+        found = _classes(vectors, labelled, out, draws, seed)
+    seen = near(hashes) if near is not None else None
+    out["images_near_training"] = None
+    if seen is not None:
+        ids = [labelled.tables[asked].ids[row] for row in np.flatnonzero(seen)]
+        out["images_near_training"] = {"n": len(ids), "of": len(hashes), "ids": ids[:SHOWN_LEFT_OUT]}
+        if ids:
+            out["without_near_training"] = _without(found, set(ids), seed)
+    out["encoded"] = dict(vectors.encoded)
+    return out, found
+
+
+def _left_out(labelled: LabelledSet, table: str, reasons: list[str], most: float) -> dict[str, Any]:
+    rows = [row for row, reason in enumerate(reasons) if reason]
+    ids = labelled.tables[table].ids
+    if len(rows) > most * len(reasons):
+        raise StageError(
+            f"{labelled.name}: {len(rows)} of {len(reasons)} images of {table} have no vector, more than the share of "
+            f"{most:g} that may lack one (evaluate.max_left_out); the first is {ids[rows[0]]}: {reasons[rows[0]]}"
+        )
+    named = [{"id": ids[row], "reason": reasons[row]} for row in rows[:SHOWN_LEFT_OUT]]
+    return {"n": len(rows), "of": len(reasons), "reasons": dict(Counter(r for r in reasons if r)), "rows": named}
+
+
+def _classes(vectors: Kept, labelled: LabelledSet, out: dict[str, Any], draws: int, seed: int) -> Found:
+    found: Found = {}
+    about: dict[str, Any] = {"classes": labelled.classes, "common": _common(labelled)}
+    kinds: dict[str, list[Any]] = {
+        "classification": [ZeroShot(), LinearProbe(seed)],
+        "multilabel": [PromptPairs()],
+        "options": [Options()],
+    }
+    for task in kinds[labelled.task]:
+        own = dict(about)
+        if task.name == "zero_shot" and labelled.task == "classification" and "validation" in labelled.tables:
+            own["logits_of_validation"] = _validation(vectors, labelled)
+        try:
+            rows = task.run(vectors, labelled)
+            out[task.name] = measure(task.kind, rows, draws, seed, own) | task.about(vectors, labelled, rows)
+        except TooLittle as error:
+            out[task.name] = {"left_out": str(error)}
+            continue
+        found[task.name] = (task.kind, rows, about)
+        if task.kind == "classification":
+            out[task.name]["examples"] = _examples(labelled, rows)
+    if labelled.task == "classification" and "linear_probe" in found:
+        out["few_labels"] = few_labels(vectors, labelled, seed)
+    return found
+
+
+def _examples(labelled: LabelledSet, rows: pa.Table) -> dict[str, list[dict[str, Any]]]:
+    """The first hits and misses in storage order, as thumbnails: what a reader sees before believing a figure."""
+    table = labelled.tables["test"]
+    place = {name: row for row, name in enumerate(table.ids)}
+    logits, labels = logits_of(rows), rows["label"].to_numpy()
+    answers = logits.argmax(axis=1)
+    out: dict[str, list[dict[str, Any]]] = {}
+    for name, kind in (("hits", answers == labels), ("misses", answers != labels)):
+        out[name] = []
+        for at in np.flatnonzero(kind)[:EXAMPLES]:
+            sample = rows["sample_id"][int(at)].as_py()
+            data = table.images.fetch(place[sample], place[sample] + 1)[0]
+            entry = {"id": sample, "truth": labelled.classes[labels[at]], "answer": labelled.classes[answers[at]]}
+            out[name].append(entry | {"image": thumbnail(data) if data else None})
+    return out
+
+
+def thumbnail(data: bytes) -> str:
+    """An image as a data URI of at most 96 pixels."""
+    with Image.open(io.BytesIO(data)) as image:
+        image.thumbnail((96, 96))
+        small = io.BytesIO()
+        image.convert("RGB").save(small, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(small.getvalue()).decode()
+
+
+def _common(labelled: LabelledSet) -> int | None:
+    """The class that a blind guesser would name: train's commonest, else test's."""
+    if labelled.task != "classification":
+        return None
+    labels = labelled.tables["train" if "train" in labelled.tables else "test"].labels
+    return int(np.bincount(labels, minlength=len(labelled.classes)).argmax())
+
+
+def _validation(vectors: Kept, labelled: LabelledSet) -> tuple[NDArray[np.int64], NDArray[np.float64]] | None:
+    images = vectors.images("validation")
+    kept = np.flatnonzero(np.isfinite(images).all(axis=1))
+    if not len(kept):
+        return None
+    logits = ZeroShot().logits(vectors, images[kept], labelled, labelled.templates)
+    return labelled.tables["validation"].labels[kept], logits
+
+
+def _questions(vectors: Kept, labelled: LabelledSet, out: dict[str, Any], draws: int, seed: int) -> Found:
+    found: Found = {}
+    images = labelled.tables["images"]
+    hashes: dict[str, str] = {}
+    for start, parts in images.images.parts(256):
+        for row, data in enumerate(parts, start):
+            hashes[images.ids[row]] = hashlib.sha256(data).hexdigest() if data else f"none {row}"
+    out["vqa"] = {}
+    for split in labelled.splits:
+        task = Questions(split, seed)
+        try:
+            rows = task.run(vectors, labelled)
+        except TooLittle as error:
+            out["vqa"][split] = {"left_out": str(error)}
+            continue
+        about = {"overlap": task.about(labelled, hashes)}
+        out["vqa"][split] = measure("vqa", rows, draws, seed, about) | about
+        found[f"vqa {split}"] = ("vqa", rows, {})
+    return found
+
+
+def _captions(vectors: Kept, labelled: LabelledSet, out: dict[str, Any], draws: int, seed: int) -> Found:
+    """Retrieval between captions and images; an image with several captions is found by any of them (CLIP_benchmark's
+    definition), and each caption looks for its one image."""
+    images, table = vectors.images("images"), labelled.tables["images"]
+    texts = labelled.questions["test"]
+    kept = np.flatnonzero(np.isfinite(images).all(axis=1))
+    place = {table.ids[row]: number for number, row in enumerate(kept)}
+    mine = [row for row, name in enumerate(texts["image_id"].to_pylist()) if name in place]
+    asked = texts.take(mine)
+    text = vectors.encode_text(asked["text"].to_pylist())
+    keys = Keys(np.array([place[name] for name in asked["image_id"].to_pylist()]), np.arange(len(kept)))
+    ids = {DIRECTIONS[0]: asked["text_id"].to_pylist(), DIRECTIONS[1]: [table.ids[row] for row in kept]}
+    clusters = {
+        DIRECTIONS[0]: [table.clusters[kept[place[name]]] for name in asked["image_id"].to_pylist()],
+        DIRECTIONS[1]: [table.clusters[row] for row in kept],
+    }
+    readings = {retrieval.STRICT: keys}
+    rows = retrieval.rows_of(ids, clusters, rank(text, images[kept], readings))
+    out["retrieval"] = {"images": len(kept), "texts": len(mine), "n": len(mine)}
+    out["retrieval"] |= retrieval.measure_rows(rows, readings, draws, seed)
+    return {"retrieval": ("retrieval", rows, {"candidates": len(kept)})}
+
+
+def _without(found: Found, ids: set[str], seed: int) -> dict[str, dict[str, Any]]:
+    """The metrics of each task without the rows whose image the bundle may have seen (values; the intervals are the whole's)."""
+    out: dict[str, dict[str, Any]] = {}
+    for task, (kind, rows, about) in found.items():
+        column = "image_id" if "image_id" in rows.column_names else "sample_id"
+        kept = rows.filter(pa.array([name not in ids for name in rows[column].to_pylist()], pa.bool_()))
+        if kept.num_rows and kind != "retrieval":
+            values: Mapping[str, Any] = estimates(kind, kept, 0, seed, about)
+            out[task] = {"n": kept.num_rows} | {name: one.value for name, one in values.items()}
+    return out

@@ -1,0 +1,114 @@
+"""Public sets that papers measure CLIPs with: where each comes from, how its files lie, what it should count.
+
+None is shipped or fetched here: each has terms of its own. A folder whose dataset.json bears one of these names is checked
+against the stated rows (another number is a warning beside the figures), and where a file is missing the message says what
+to put there. Rows are those of the sets' own papers; where none is given, no count was found in a source to be cited.
+
+Sources: MedMNIST v2 (Yang et al. 2023, Sci. Data 10:41, table 2); PatchCamelyon (Veeling et al. 2018, arXiv 1806.03962);
+LC25000 (Borkowski et al. 2019, arXiv 1912.12142); VQA-RAD (Lau et al. 2018, doi:10.1038/sdata.2018.251); the list of 26 rows is
+benchmark_manifest.csv of Yale-BIDS-Chen-Lab/medpmc-clip-eval (commit 2e7b5d2); BiomedCLIP: Zhang et al. 2023, arXiv 2303.00915.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Known:
+    """One public set."""
+
+    specialty: str
+    """Of medicine, as the list of medpmc-clip-eval groups it: the macro mean over specialties uses it."""
+    source: str
+    layout: str
+    lists: tuple[str, ...]
+    """Papers whose list it is on."""
+    rows: dict[str, int] = field(default_factory=dict)
+    put: str = ""
+
+    @property
+    def fetch(self) -> str:
+        """What to put where."""
+        return f"get it from {self.source} and put {self.put or _PUT[self.layout]}"
+
+
+_PUT = {
+    "medmnist": "its .npz beside dataset.json (layout: medmnist)",
+    "h5": "test.h5 with the arrays x and y beside dataset.json (layout: h5)",
+    "image_folder": "the images into test/CLASS/ (layout: image_folder)",
+    "csv": "the images and a test.csv with columns image and label (layout: csv)",
+    "coco": "test.json and the images in test/ (layout: coco, task: multilabel)",
+    "parquet": "test.parquet with columns image and label beside dataset.json",
+    "options": "test.parquet with columns image, options and answer (task: options)",
+}
+_MEDPMC, _PAPER = "medpmc-clip-eval", "BiomedCLIP"
+_MEDMNIST = "https://medmnist.com"
+_MICROBENCH = "https://huggingface.co/datasets/jnirschl/uBench"
+
+
+def _mnist(specialty: str, train: int, validation: int, test: int, *lists: str) -> Known:
+    rows = {"train": train, "validation": validation, "test": test}
+    return Known(specialty, _MEDMNIST, "medmnist", lists, rows)
+
+
+def _micro(specialty: str) -> Known:
+    return Known(specialty, _MICROBENCH, "options", (_MEDPMC,))
+
+
+KNOWN: dict[str, Known] = {
+    "PathMNIST": _mnist("pathology", 89_996, 10_004, 7_180),
+    "DermaMNIST": _mnist("dermatoscopy", 7_007, 1_003, 2_005),
+    "OCTMNIST": _mnist("retinal OCT", 97_477, 10_832, 1_000),
+    "PneumoniaMNIST": _mnist("chest x-ray", 4_708, 524, 624),
+    "RetinaMNIST": _mnist("color fundus", 1_080, 120, 400),
+    "BloodMNIST": _mnist("cytopathology", 11_959, 1_712, 3_421),
+    "BreastMNIST": _mnist("breast ultrasound", 546, 78, 156, _MEDPMC),
+    "ChestMNIST": _mnist("chest x-ray", 78_468, 11_219, 22_433, _MEDPMC),
+    "PCAM": Known(
+        "neoplastic",
+        "https://github.com/basveeling/pcam",
+        "h5",
+        (_PAPER, _MEDPMC),
+        {"train": 262_144, "validation": 32_768, "test": 32_768},
+    ),
+    "LC25000_Lung": Known(
+        "neoplastic", "https://github.com/tampapath/lung_colon_image_set", "image_folder", (_PAPER, _MEDPMC)
+    ),
+    "LC25000_Colon": Known(
+        "neoplastic", "https://github.com/tampapath/lung_colon_image_set", "image_folder", (_PAPER, _MEDPMC)
+    ),
+    "TCGA-TIL": Known(
+        "neoplastic",
+        "https://www.cancerimagingarchive.net (TIL maps, Saltz et al. 2018)",
+        "image_folder",
+        (_PAPER,),
+    ),
+    "RSNA_Pneumonia": Known(
+        "chest x-ray",
+        "https://www.kaggle.com/c/rsna-pneumonia-detection-challenge",
+        "csv",
+        (_PAPER, _MEDPMC),
+        put="the images and a test.csv of image, label and group (the patient) made from stage_2_train_labels.csv",
+    ),
+    "DAD": Known("surgery", "the Dresden Surgical Anatomy Dataset", "coco", (_MEDPMC,)),
+    "DeepDRiD": Known("color fundus", "the DeepDRiD challenge of ISBI 2020", "csv", (_MEDPMC,)),
+    "HAM10000": Known("dermatoscopy", "ISIC 2018, task 3 (test images and ground truth)", "csv", (_MEDPMC,)),
+    "acevedo_et_al_2020": _micro("cytopathology"),
+    "burgess_et_al_2024_contour": _micro("morphological profiling"),
+    "burgess_et_al_2024_eccentricity": _micro("morphological profiling"),
+    "burgess_et_al_2024_texture": _micro("morphological profiling"),
+    "empiar_sbfsem": _micro("structure identification"),
+    "eulenberg_et_al_2017_brightfield": _micro("cell cycle analysis"),
+    "eulenberg_et_al_2017_darkfield": _micro("cell cycle analysis"),
+    "eulenberg_et_al_2017_epifluorescence": _micro("cell cycle analysis"),
+    "hussain_et_al_2019": _micro("cytopathology"),
+    "icpr2020_pollen": _micro("structure identification"),
+    "jung_et_al_2022": _micro("cytopathology"),
+    "kather_et_al_2016": _micro("neoplastic"),
+    "nirschl_et_al_2018": _micro("non-neoplastic"),
+    "nirschl_unpub_fluorescence": _micro("structure identification"),
+    "tang_et_al_2019": _micro("non-neoplastic"),
+    "wong_et_al_2022": _micro("non-neoplastic"),
+    "wu_et_al_2023": _micro("non-neoplastic"),
+}

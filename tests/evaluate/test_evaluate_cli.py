@@ -1,0 +1,66 @@
+"""workflows/evaluate.py: bundles and sets in, tables, files and a page out, without Ray, corpus or training."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+FILE = Path(__file__).resolve().parents[2] / "workflows" / "evaluate.py"
+
+
+@pytest.fixture(scope="module")
+def main():
+    spec = importlib.util.spec_from_file_location("evaluate_workflow", FILE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def test_two_bundles_on_a_set_and_again_with_another_seed(main, bundles, make_set, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ["--bundles", *map(str, bundles), "--sets", str(make_set()), "--out", str(out), "--draws", "50"]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "clip0 on tiny" in shown and "Bundles compared, row by row" in shown
+    found = json.loads((out / "evaluation.json").read_text())
+    assert found["encoded"] == {name: {"images": 60, "texts": 8} for name in ("clip0", "clip1")}
+    assert (out / "table.csv").read_text().startswith("set,task,metric,clip0 value,clip0 low")
+    assert r"\begin{tabular}" in (out / "table.tex").read_text()
+    page = (out / "report.html").read_text()
+    assert "clip0 against clip1" in page and "data:image/jpeg;base64," in page
+    assert main([*command, "--seed", "1"]) == 0
+    again = json.loads((out / "evaluation.json").read_text())
+    assert again["encoded"] == {name: {"images": 0, "texts": 0} for name in ("clip0", "clip1")}
+    value = again["bundles"]["clip0"]["tiny"]["zero_shot"]["accuracy"]["value"]
+    assert value == found["bundles"]["clip0"]["tiny"]["zero_shot"]["accuracy"]["value"]
+    assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
+
+
+def test_a_bundle_named_twice_differs_from_itself_by_exactly_nothing(main, bundles, make_set, tmp_path):
+    command = [
+        "--bundles",
+        str(bundles[0]),
+        f"{bundles[0]}/",
+        "--sets",
+        str(make_set()),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert main([*command, "--draws", "20"]) == 0
+    (pair,) = json.loads((tmp_path / "out" / "evaluation.json").read_text())["comparison"]
+    for entry in pair["sets"]:
+        for figure in entry["metrics"].values():
+            assert (figure["value"], figure["low"], figure["high"]) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_a_bad_set_ends_with_2_before_a_bundle_is_read(options, main, make_set, tmp_path, capsys):
+    folder = make_set()
+    (folder / "dataset.json").write_text("{")
+    assert main(["--bundles", "nowhere", "--sets", str(folder), "--out", str(tmp_path / "out"), *options]) == 2
+    assert "error: evaluate.sets:" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,165 @@
+"""Any CLIPs on any labelled sets: figures with intervals, controls and a comparison. No corpus, no training, and on one machine no Ray.
+
+    python workflows/evaluate.py --bundles A B C --sets DIR... --out DIR [--seed N] [--draws N]
+
+A bundle is whatever `Encoder.load` reads; a set is a folder with dataset.json (biomedclip_ray/evaluate/readers.py tells the layouts).
+Vectors are kept in OUT/features: another set, seed or metric encodes nothing twice, and a killed run goes on. With
+RAY_ADDRESS set the images are encoded all over that cluster, and OUT must be a place that all its nodes share. Exit codes:
+0 done; 1 something failed; 2 bundles, sets or options are wrong, and nothing was encoded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# The checkout that is submitted is what runs, whatever version the image has installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from rich.console import Console
+
+from biomedclip_ray.config import ConfigError, Evaluate
+from biomedclip_ray.evaluate.bundles import Written, gather, measure_bundle
+from biomedclip_ray.evaluate.compare import as_csv, as_html, as_latex, comparison, table
+from biomedclip_ray.evaluate.features import Each, Encoded, Job
+from biomedclip_ray.evaluate.sets import LabelledSet, load_sets
+from biomedclip_ray.evaluate.tables import comparison_table, set_table
+from biomedclip_ray.report.sets import sets_page
+from biomedclip_ray.store.place import Place, StorageError, check_writable
+from biomedclip_ray.store.product import StageError
+
+log = logging.getLogger("evaluate")
+console = Console(width=None if sys.stdout.isatty() else 180)
+
+
+def main(arguments: list[str]) -> int:
+    options = _options(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    logging.getLogger().setLevel(logging.WARNING)  # open_clip tells of every file that it reads
+    log.setLevel(logging.INFO)
+    from biomedclip_ray.clip.bundle import BundleError
+
+    try:
+        sets = load_sets(options.sets)
+        for labelled in sets:
+            counts = ", ".join(f"{name} {n:,}" for name, n in labelled.about()["rows"].items())
+            log.info(
+                "%s (%s): %s%s", labelled.name, labelled.task, counts, "".join(f"; {w}" for w in labelled.warnings)
+            )
+        if options.dry_run:
+            return 0
+        check_writable(options.out)
+        _run(options, sets)
+    except (ConfigError, BundleError, StorageError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except StageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: what is encoded is kept; the same command goes on from there", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _options(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="evaluate.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--bundles", nargs="+", required=True, metavar="CLIP", help="folders, s3://..., hf-hub:OWNER/NAME"
+    )
+    parser.add_argument("--sets", nargs="+", required=True, metavar="DIR", help="folders with dataset.json")
+    parser.add_argument("--out", required=True, metavar="DIR", help="where features, rows and figures go")
+    parser.add_argument("--seed", type=int, default=0, help="of draws, folds and controls")
+    parser.add_argument("--draws", type=int, default=1000, help="resamples behind each interval")
+    parser.add_argument(
+        "--max-left-out", type=float, default=0.05, help="share of a set's images that may lack a vector"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="read and check the sets; start nothing")
+    return parser.parse_args(arguments)
+
+
+def _run(options: argparse.Namespace, sets: list[LabelledSet]) -> None:
+    from biomedclip_ray.clip.encoder import Encoder
+
+    place = Place(options.out)
+    section = Evaluate(bootstraps=options.draws, seed=options.seed, max_left_out=options.max_left_out)
+    encoders = [
+        (_name(uri, options.bundles), Encoder.load(uri)) for uri in options.bundles
+    ]  # all can be read, or none starts
+    results: dict[str, Any] = {}
+    rows: dict[str, Written] = {}
+    encoded: dict[str, dict[str, int]] = {}
+    for uri, (name, encoder) in zip(options.bundles, encoders, strict=True):
+        started = time.monotonic()
+        features = f"{place.uri}/features/{encoder.bundle_id}"
+        each = _on_cluster(uri, features) if os.environ.get("RAY_ADDRESS") else None
+
+        def told(where: str, figures: dict[str, Any], name: str = name) -> None:
+            console.print(set_table({where: figures}, f"{name} on {where}, with 95% intervals"))
+
+        results[name], rows[name] = measure_bundle(
+            encoder, sets, features, section, place.at(f"rows/{encoder.bundle_id}"), each=each, told=told
+        )
+        encoded[name] = {
+            kind: sum(found["encoded"][kind] for found in results[name].values()) for kind in ("images", "texts")
+        }
+        log.info("%s: encoded %s, %.1f s", name, encoded[name], time.monotonic() - started)
+    lines, names = table(results), list(results)
+    ids = {name: encoder.bundle_id for name, encoder in encoders}
+    pairs = comparison(gather(rows), options.draws, options.seed, ids)
+    if pairs:
+        console.print(comparison_table(pairs))
+    evaluation = {
+        "bundles": results,
+        "encoded": encoded,
+        "table": lines,
+        "comparison": pairs,
+        "bootstraps": options.draws,
+        "seed": options.seed,
+    }
+    place.write("evaluation.json", json.dumps(evaluation, indent=1).encode())
+    for ending, made in (("csv", as_csv), ("html", as_html), ("tex", as_latex)):
+        place.write(f"table.{ending}", made(lines, names).encode())
+    place.write("report.html", sets_page(evaluation).encode())
+    console.print(f"Figures: {place.uri}/evaluation.json, report: {place.uri}/report.html", soft_wrap=True)
+
+
+def _name(uri: str, every: list[str]) -> str:
+    """The last part of a bundle's URI; the whole where two share it."""
+    short = uri.rstrip("/").rpartition("/")[2]
+    return uri if sum(other.rstrip("/").rpartition("/")[2] == short for other in every) > 1 else short
+
+
+def _on_cluster(bundle: str, features: str) -> Each:
+    """Runs the encoding on the cluster that RAY_ADDRESS names: an actor with the model on every GPU, or on every other CPU."""
+    import ray
+    from ray.util import ActorPool
+
+    from biomedclip_ray.evaluate.features import Worker
+
+    if not ray.is_initialized():
+        ray.init(os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level=logging.WARNING)
+    total = ray.cluster_resources()
+    gpus = int(total.get("GPU", 0))
+    count = gpus or max(1, int(total.get("CPU", 1)) // 2)
+    demand = {"num_gpus": 1} if gpus else {"num_cpus": 2 if total.get("CPU", 1) > 1 else 1}
+    pool = ActorPool([ray.remote(**demand)(Worker).remote(bundle, features) for _ in range(count)])
+
+    def each(jobs: list[Job]) -> Iterator[Encoded]:
+        asked = [(labelled.uri, table, start, stop) for labelled, table, start, stop in jobs]
+        yield from pool.map(lambda actor, job: actor.encode.remote(job), asked)
+
+    return each
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
