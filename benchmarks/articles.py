@@ -1,6 +1,7 @@
-"""A bucket of any number of articles for benchmarks: a small one's articles again and again, each under a PMCID of its own.
+"""A bucket of any number of articles for benchmarks: a small one's articles again and again, each under a PMCID of its
+own.
 
-Files are links, so that five thousand articles cost no space; XML, pictures and their md5 stay as they are.
+Files are links, so that five thousand articles cost no space; XML, images and their md5 stay as they are.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ def add_skip_option(parser: argparse.ArgumentParser, package: str) -> None:
 
 
 def compares_with(package: str, options: argparse.Namespace) -> bool:
-    """Whether to compare with a package of the extra `benchmark`; ends the program where that is wanted and not there."""
+    """Whether to compare with a package of the extra `benchmark`; ends the program where that is wanted
+    and not there.
+    """
     if options.skip == package:
         return False
     if importlib.util.find_spec(package) is None:
@@ -90,7 +93,9 @@ def write_inventory(target: Path, rows: list[list[str]]) -> None:
 
 
 def peak_mb() -> float:
-    """The largest resident memory of this process so far (Linux). Not getrusage's, which starts at that of the parent."""
+    """The largest resident memory of this process so far (Linux). Not getrusage's, which starts at that
+    of the parent.
+    """
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 

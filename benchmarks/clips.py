@@ -1,7 +1,8 @@
-"""What the benchmarks of training share: real pictures and captions, products made of them, and towers built from configs alone.
+"""What the benchmarks of training share: real images and captions, products made of them, and towers built from configs
+alone.
 
-A picture goes with whatever caption comes next: the corpus has pictures for some of its figures and captions for all, and no
-pace depends on which belongs to which. `real_pairs` are the ones that belong together.
+An image goes with whatever caption comes next: the corpus has images for some of its figures and captions for all, and
+no pace depends on which belongs to which. `real_pairs` are the ones that belong together.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ def verdict(ratios: dict[str, float], bounds: dict[str, float]) -> int:
 
 
 def real_pairs(data: Path) -> list[Pair]:
-    """(JPEG, text) of every figure in the corpus' bucket that has a picture, through the stages themselves: short side 384."""
+    """(JPEG, text) of every figure in the corpus' bucket that has an image, through the stages themselves: short side
+    384.
+    """
 
     with tempfile.TemporaryDirectory(prefix="biomedclip-bench-") as root:
         source = {"uri": str(data / "corpus" / "bucket"), "select": {"licenses": "all"}}
@@ -91,7 +94,9 @@ def timm_vit(size: str) -> dict[str, Any]:
 
 
 def build(vision: dict[str, Any], bert: dict[str, Any], embed_dim: int, tokenizer: Tokenizer) -> Built:
-    """A CLIP of that image tower (open_clip's vision_cfg) and a BERT of that BertConfig, at random weights of seed 0."""
+    """A CLIP of that image tower (open_clip's vision_cfg) and a BERT of that BertConfig, at random
+    weights of seed 0.
+    """
     with tempfile.TemporaryDirectory(prefix="biomedclip-bench-") as name:
         folder = Path(name)
         BertConfig(**bert).save_pretrained(folder / "bert")

@@ -1,4 +1,5 @@
-"""Compound figures drawn on real layouts: where real figures have their panels and letters, other pictures and other types.
+"""Compound figures drawn on real layouts: where real figures have their panels and letters, other images and other
+types.
 
 The layouts (`corpus/layouts`, 8,500 figures) are read where they lie; they state no licence and are never copied.
 """
@@ -24,14 +25,15 @@ from biomedclip_ray.sample import plots
 Pixels = NDArray[np.uint8]
 Layout = dict[str, Any]
 
-# The types that journals ask for, Helvetica and Times, as their free doubles; none of them is among the reader's templates.
+# The types that journals ask for, Helvetica and Times, as their free doubles; none of them is among the reader's
+# templates.
 FONTS = Path("/usr/share/fonts/truetype/liberation")
 _TYPES = ("Sans-Bold",) * 5 + ("Sans-Regular",) * 3 + ("Serif-Bold",) * 2 + ("Serif-Regular",)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture to fill a panel with, without white margin, and what it shows."""
+    """An image to fill a panel with, without white margin, and what it shows."""
 
     kind: str
     pixels: Pixels
@@ -44,7 +46,9 @@ class Picture:
 
 
 def layouts(corpus: Path) -> list[Layout]:
-    """Those of several panels whose letters run on from A; all letters in the case of the first, which the source mixes."""
+    """Those of several panels whose letters run on from A; all letters in the case of the first, which the source
+    mixes.
+    """
     every = []
     lines = gzip.decompress((corpus / "layouts" / "layouts.jsonl.gz").read_bytes()).decode().splitlines()
     for line in lines:
@@ -60,7 +64,9 @@ def layouts(corpus: Path) -> list[Layout]:
 
 
 def pictures(corpus: Path) -> list[Picture]:
-    """The corpus' single figures and panels (without their upper left, where the letter is) and the sample's drawings."""
+    """The corpus' single figures and panels (without their upper left, where the letter is) and the
+    sample's drawings.
+    """
     found = []
     for figure in corpus_figures(corpus):
         height, width = figure.image.shape[:2]
@@ -150,7 +156,7 @@ def _beside(room: tuple[int, int, int, int], letter: tuple[int, int, int, int]) 
 
 
 def _filled(some: list[Picture], width: int, height: int, gap: int) -> Pixels:
-    """One picture, or several in a row or column: a panel of several plots."""
+    """One image, or several in a row or column: a panel of several plots."""
     each = (max(width, height) - gap * (len(some) - 1)) // len(some)
     if len(some) == 1 or each < 30:
         return _fitted(some[0].pixels, width, height)

@@ -1,12 +1,14 @@
-"""The feed of the training: Ray Data's blocks against the same functions (read, decode, crop, tokenize) in plain processes.
+"""The feed of the training: Ray Data's blocks against the same functions (read, decode, crop, tokenize) in plain
+processes.
 
     python benchmarks/feed.py [--data FOLDER] [--pairs N] [--steps N]
 
-- `feed_vs_functions`: pairs per second that reach a consumer in steady state, over those of as many plain processes as there are
-  CPUs, each making its share of the same blocks. Pictures are the corpus' own at a short side of 384, cropped to 224; captions are
-  the corpus' own, with 256 tokens. The first and last blocks do not count: start-up is not the feed's pace.
-- The share of a step's time that two training workers wait for their blocks, in a real run on Ray Train of the towers of
-  `pmc_cpu.yaml`; the first steps, which fill the pipeline, do not count. Aim: below 5%.
+- `feed_vs_functions`: pairs per second that reach a consumer in steady state, over those of as many plain processes as
+  there are CPUs, each making its share of the same blocks. Images are the corpus' own at a short side of 384, cropped
+  to 224; captions are the corpus' own, with 256 tokens. The first and last blocks do not count: start-up is not the
+  feed's pace.
+- The share of a step's time that two training workers wait for their blocks, in a real run on Ray Train of the towers
+  of `pmc_cpu.yaml`; the first steps, which fill the pipeline, do not count. Aim: below 5%.
 
 Exit 1 below the bound.
 """
@@ -131,7 +133,8 @@ def main() -> int:
         waits = wait_share(root, pairs, corpus, options.steps)
         ray.shutdown()
     print(
-        f"  {fed:.0f} pairs/s through Ray Data, {plain:.0f} in {CPUS} plain processes, {count} pairs in blocks of {MICRO}\n"
+        f"  {fed:.0f} pairs/s through Ray Data, {plain:.0f} in {CPUS} plain processes, {count} pairs in blocks of "
+        f"{MICRO}\n"
         f"  two workers wait for data {waits:.1%} of a step (aim: below {WAIT_AIM:.0%})"
     )
     return clips.verdict({"feed_vs_functions": fed / plain}, BOUND)

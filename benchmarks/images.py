@@ -1,11 +1,12 @@
-"""Figure JPEGs: `figures.image.prepare` against Pillow (open, convert, bicubic resize, JPEG), the same checks and hashes in both.
+"""Figure JPEGs: `figures.image.prepare` against Pillow (open, convert, bicubic resize, JPEG), the same checks and
+hashes in both.
 
     python benchmarks/images.py [--data FOLDER] [--rounds N] [--every K]
 
-Prints `images_224_vs_pillow ratio=X` and `images_384_vs_pillow ratio=X`: process time of the baseline over ours, over the JPEGs
-of the corpus, alternating picture by picture, the best of N rounds of each. Beside it the PSNR of what a reader of our JPEG gets
-against a reader of the baseline's: a resize that is fast because it blurs or aliases would show there. Pictures that are not
-shrunk have the same pixels in both and are left out of the PSNR. Exit 1 below a bound.
+Prints `images_224_vs_pillow ratio=X` and `images_384_vs_pillow ratio=X`: process time of the baseline over ours, over
+the JPEGs of the corpus, alternating image by image, the best of N rounds of each. Beside it the PSNR of what a reader
+of our JPEG gets against a reader of the baseline's: a resize that is fast because it blurs or aliases would show there.
+Images that are not shrunk have the same pixels in both and are left out of the PSNR. Exit 1 below a bound.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     add_data_option(parser)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--every", type=int, default=1, help="take only every K-th picture, to see whether it runs")
+    parser.add_argument("--every", type=int, default=1, help="take only every K-th image, to see whether it runs")
     options = parser.parse_args()
     cv2.setNumThreads(1)
     files = jpegs(options.data / "corpus")[:: options.every]

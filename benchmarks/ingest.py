@@ -2,17 +2,17 @@
 
     python benchmarks/ingest.py [--articles 1500] [--pairs 5] [--memory 500 5000] [--only ratios|memory] [--skip daft]
 
-- `ingest_vs_two_processes`: wall time of two plain processes that take parts from a queue, over ours on two CPUs. 1.00 would mean
-  that planning, scheduling, moving and writing blocks cost nothing.
-- `ingest_vs_daft`: the same against a Daft pipeline (of the extra `benchmark`). Daft runs Python functions in processes of its own,
-  started for each query; in threads it is slower.
-- `ingest_memory`: the growth that is allowed over that of the peak memory, of driver and workers, from 500 to 5,000 articles, each in
-  a fresh process.
+- `ingest_vs_two_processes`: wall time of two plain processes that take parts from a queue, over ours on two CPUs. 1.00
+  would mean that planning, scheduling, moving and writing blocks cost nothing.
+- `ingest_vs_daft`: the same against a Daft pipeline (of the extra `benchmark`). Daft runs Python functions in processes
+  of its own, started for each query; in threads it is slower.
+- `ingest_memory`: the growth that is allowed over that of the peak memory, of driver and workers, from 500 to 5,000
+  articles, each in a fresh process.
 
-All three run the stages' own workers and write the same files; only what runs them differs. Real articles where they are at hand,
-150 to a part (the default is 450): Ray Data starts one task at a time in its first second, until it has heard what the cluster has,
-and takes 30 ms for a block, which parts of a second would feel and parts of minutes do not. Median of the ratios of alternating
-pairs, after a warm run of each. Exit 1 below a bound, 2 where something is missing.
+All three run the stages' own workers and write the same files; only what runs them differs. Real articles where they
+are at hand, 150 to a part (the default is 450): Ray Data starts one task at a time in its first second, until it has
+heard what the cluster has, and takes 30 ms for a block, which parts of a second would feel and parts of minutes do not.
+Median of the ratios of alternating pairs, after a warm run of each. Exit 1 below a bound, 2 where something is missing.
 """
 
 from __future__ import annotations

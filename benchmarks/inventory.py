@@ -2,10 +2,10 @@
 
     python benchmarks/inventory.py [--rows 8000000]
 
-Generates the gzip CSV (one version in ten is a second one, as articles have), then, each in a fresh process, shards it as stage
-catalog does: once with source.select.articles=1000, once with everything. Prints `inventory_CASE rows=N seconds=S peak_mb=M`, and
-the peak of a process that imports the same and reads nothing. Exit 1 where a case takes more than 400 MB above that, or where the
-rows that come out are not those that went in.
+Generates the gzip CSV (one version in ten is a second one, as articles have), then, each in a fresh process, shards it
+as stage catalog does: once with source.select.articles=1000, once with everything. Prints `inventory_CASE rows=N
+seconds=S peak_mb=M`, and the peak of a process that imports the same and reads nothing. Exit 1 where a case takes more
+than 400 MB above that, or where the rows that come out are not those that went in.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@
 - `jats_captions_vs_pubmed_parser`: captions, labels and graphics alone, against pubmed_parser's for the same files
   (of the extra `benchmark`), with its lost and wrong captions counted.
 
-Process time, the two sides alternating, median of the rounds' ratios; with --quick one round over a few articles, which says
-nothing about speed. Exit 1 below a bound, 2 where something is missing.
+Process time, the two sides alternating, median of the rounds' ratios; with --quick one round over a few articles, which
+says nothing about speed. Exit 1 below a bound, 2 where something is missing.
 """
 
 from __future__ import annotations

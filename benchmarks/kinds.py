@@ -2,9 +2,10 @@
 
     python benchmarks/kinds.py [--data FOLDER] [--bundle URI]
 
-On the sample's ten drawn kinds (40 of each), with and without their captions; on the corpus' records that a search for pathway
-drawings collected (whose kind is "diagram" by that); with --bundle also what that CLIP's zero-shot answer gives on the sample.
-Each with its 95% interval from 2,000 resamples. Prints `NAME ratio=X`; exit 1 below 0.85 on the sample with captions.
+On the sample's ten drawn kinds (40 of each), with and without their captions; on the corpus' records that a search for
+pathway drawings collected (whose kind is "diagram" by that); with --bundle also what that CLIP's zero-shot answer gives
+on the sample. Each with its 95% interval from 2,000 resamples. Prints `NAME ratio=X`; exit 1 below 0.85 on the sample
+with captions.
 """
 
 from __future__ import annotations

@@ -1,17 +1,18 @@
-"""Memory of the contrastive loss and its gradient by the size of the batch: ours in blocks of rows, beside the whole matrix.
+"""Memory of the contrastive loss and its gradient by the size of the batch: ours in blocks of rows, beside the whole
+matrix.
 
     python benchmarks/loss_memory.py [--device cpu|cuda] [--batches 4096 16384 ...]
 
-For a global batch and the pairs of one of its workers: what one forward and backward pass adds to the memory of a process that
-holds the vectors of all pairs (512 numbers each, float32) already.
+For a global batch and the pairs of one of its workers: what one forward and backward pass adds to the memory of a
+process that holds the vectors of all pairs (512 numbers each, float32) already.
 
 - ours: `loss_from_features` for the worker's rows.
 - open_clip: its `ClipLoss` as it is by default, where every worker makes the logits of all pairs against all.
 - open_clip, local loss: its `--local-loss`, the worker's rows against all pairs.
 
-Peak resident memory of a process of its own for each cell (Linux), or what CUDA's allocator had out at most. A cell that could not
-fit into this machine is not tried ("-"). Prints `loss_memory_vs_open_clip ratio=X`: open_clip's bytes over ours at the first batch
-as one worker. Exit 1 below the bound.
+Peak resident memory of a process of its own for each cell (Linux), or what CUDA's allocator had out at most. A cell
+that could not fit into this machine is not tried ("-"). Prints `loss_memory_vs_open_clip ratio=X`: open_clip's bytes
+over ours at the first batch as one worker. Exit 1 below the bound.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ MOST_ROWS = 8192
 """Of one worker: more take minutes on a CPU, and no more memory."""
 WIDTH = 512
 MATRICES = 6
-"""Of float32, batch x batch, that the plain loss may hold at once; more than it does, so that nothing that is tried fails."""
+"""Of float32, batch x batch, that the plain loss may hold at once; more than it does, so that nothing that is tried
+fails.
+"""
 
 
 def ours(image: Tensor, text: Tensor, scale: Tensor, local: int) -> Tensor:

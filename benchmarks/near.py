@@ -2,11 +2,12 @@
 
     python benchmarks/near.py [--most N] [--bits R]
 
-Each size runs in a process of its own; seconds are process time. Four in five hashes are random, one in five lies within R bits of
-another, and one in fifty belongs to a few crowded families, as plots on white do. Prints `near_n=N seconds=S peak_mb=M found=F missed=K` for each size and
-`near_growth ratio=X`: hashes ten times over seconds ten times, from the middle size to the largest; linear would be 1.0, all pairs 0.1.
-Exit 1 below 0.4 (sorting and empty caches take their part), above 2,500 MB for ten million, where fewer than 99.99% of the planted pairs are
-found, or where one is missed that does not lie in a crowd.
+Each size runs in a process of its own; seconds are process time. Four in five hashes are random, one in five lies
+within R bits of another, and one in fifty belongs to a few crowded families, as plots on white do. Prints `near_n=N
+seconds=S peak_mb=M found=F missed=K` for each size and `near_growth ratio=X`: hashes ten times over seconds ten times,
+from the middle size to the largest; linear would be 1.0, all pairs 0.1. Exit 1 below 0.4 (sorting and empty caches take
+their part), above 2,500 MB for ten million, where fewer than 99.99% of the planted pairs are found, or where one is
+missed that does not lie in a crowd.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ def main() -> int:
         seconds.append(took)
         found = 1 - missed / planted
         print(
-            f"near_n={n} seconds={took:.2f} peak_mb={peak:.0f} found={found:.5f} missed={missed}, {alone} outside of crowds"
+            f"near_n={n} seconds={took:.2f} peak_mb={peak:.0f} found={found:.5f} missed={missed}, {alone} outside of "
+            "crowds"
         )
         good &= found >= FOUND and not alone
     good &= peak <= max(500.0, MEGABYTES_PER_MILLION * sizes[-1] / 1e6)

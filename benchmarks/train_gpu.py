@@ -1,23 +1,25 @@
-"""Pace, share of the device's arithmetic and memory of a training step on one GPU, beside open_clip's own step in the same run.
+"""Pace, share of the device's arithmetic and memory of a training step on one GPU, beside open_clip's own step in the
+same run.
 
     python benchmarks/train_gpu.py [--batches 256 512 1024 2048] [--steps 20] [--device cpu --tiny]
 
-ViT-B/16 of 224 px and BERT-base at random weights, bf16, plain PyTorch without Ray and without a loader: batches lie on the device, as
-they do for a trainer that is fed well. Captions are drawn with the lengths that figure captions have (log-normal, median 84 tokens, 105
-on average, as 1,904 captions of 424 articles have). For each local batch:
+ViT-B/16 of 224 px and BERT-base at random weights, bf16, plain PyTorch without Ray and without a loader: batches lie on
+the device, as they do for a trainer that is fed well. Captions are drawn with the lengths that figure captions have
+(log-normal, median 84 tokens, 105 on average, as 1,904 captions of 424 articles have). For each local batch:
 
 - open_clip: its `train_one_epoch`, context 256, as it is by default (captions padded, not compiled).
 - ours: context 256 padded, 256 and 512 at natural length, 512 with half of the patches left out; each compiled or not.
 
-MFU counts the FLOPs of real tokens and of patches that are shown, forward and backward, against the device's bf16 peak: padding is no
-achievement. Memory is what the allocator had out at most. A batch that does not fit says so.
+MFU counts the FLOPs of real tokens and of patches that are shown, forward and backward, against the device's bf16 peak:
+padding is no achievement. Memory is what the allocator had out at most. A batch that does not fit says so.
 
-Over the steps that are timed our side runs under `torch.cuda.set_sync_debug_mode("error")`: a step that makes the host wait for the
-device fails. On a CPU, where nobody waits, operations that would are refused instead.
+Over the steps that are timed our side runs under `torch.cuda.set_sync_debug_mode("error")`: a step that makes the host
+wait for the device fails. On a CPU, where nobody waits, operations that would are refused instead.
 
-`gpu_step_vs_open_clip`: pairs per second of ours at natural length and context 256, compiled, over open_clip's, the median of the
-batches; beside it the same for padded captions. Goals on one H100 or H200 are printed with what was found. `--device cpu --tiny` runs
-every line of this on a CPU and says nothing about speed. Exit 1 below the bound, 2 without the device.
+`gpu_step_vs_open_clip`: pairs per second of ours at natural length and context 256, compiled, over open_clip's, the
+median of the batches; beside it the same for padded captions. Goals on one H100 or H200 are printed with what was
+found. `--device cpu --tiny` runs every line of this on a CPU and says nothing about speed. Exit 1 below the bound, 2
+without the device.
 """
 
 from __future__ import annotations
@@ -186,7 +188,9 @@ def open_clips(towers: Towers, batch: int, context: int, steps: int) -> Found:
 
 
 def flops_of(model: Any, blocks: list[Block], case: Case) -> list[float]:
-    """Of forward and backward over each batch's pictures, as far as they are shown, and over the real tokens of its captions."""
+    """Of forward and backward over each batch's images, as far as they are shown, and over the real tokens of its
+    captions.
+    """
     cost = flops.count(model, model.visual.image_size, case.context, trims=True)
     images = cost.image * (1 - case.patch_dropout) * len(blocks[0].pixels)
     return [flops.TRAINING * (images + sum(cost.text(int(n)) for n in block.lengths)) for block in blocks]  # type: ignore[union-attr]

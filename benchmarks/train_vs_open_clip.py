@@ -1,21 +1,26 @@
-"""A training step beside open_clip's own, on a CPU: the same weights, pairs, precision and threads, each with its own loader.
+"""A training step beside open_clip's own, on a CPU: the same weights, pairs, precision and threads, each with its own
+loader.
 
-    python benchmarks/train_vs_open_clip.py [--data FOLDER] [--rounds N] [--steps N] [--precision bf16|fp32] [--only pace|parity] [--quick]
+    python benchmarks/train_vs_open_clip.py [--data FOLDER] [--rounds N] [--steps N] [--precision bf16|fp32] [--only
+    pace|parity] [--quick]
 
-ViT-S/16 of 224 px and a BERT of width 384, depth 12 and context 256, which is the paper's share of image to text; 64 pairs. open_clip
-runs its `train_one_epoch` on WebDataset shards, we a `Learner` on the feed through Ray Data. The sides take turns, a few steps each;
-Ray runs only during ours, and its feed is left to fill its store before the clock starts, so that it works at the pace of the steps.
-Ratios are of the median step.
+ViT-S/16 of 224 px and a BERT of width 384, depth 12 and context 256, which is the paper's share of image to text; 64
+pairs. open_clip runs its `train_one_epoch` on WebDataset shards, we a `Learner` on the feed through Ray Data. The sides
+take turns, a few steps each; Ray runs only during ours, and its feed is left to fill its store before the clock starts,
+so that it works at the pace of the steps. Ratios are of the median step.
 
 - `step_padded_vs_open_clip`: their seconds over ours, captions padded to the context in both.
-- `step_natural_of_ceiling`: how much of what the FLOPs promise is reached when our captions run at their natural length: their
-  seconds over ours, divided by the FLOPs of padded over those of natural captions, for the very batches that were run.
+- `step_natural_of_ceiling`: how much of what the FLOPs promise is reached when our captions run at their natural
+  length: their seconds over ours, divided by the FLOPs of padded over those of natural captions, for the very batches
+  that were run.
 - `text_tower_natural_vs_padded`: forward and backward of the text tower alone, on captions of the corpus.
-- `loss_parity`: both learn from the same recorded tensors (64 px, 64 tokens, 200 steps); one minus the worst relative difference of
-  a mean of 20 steps. Beside it stands how far open_clip agrees with itself after a change of one part in a million: no trainer can
-  do better than that. At a rate of 5e-4 it is 0.86 on so few pairs, which is why the rate here is 1e-4.
+- `loss_parity`: both learn from the same recorded tensors (64 px, 64 tokens, 200 steps); one minus the worst relative
+  difference of a mean of 20 steps. Beside it stands how far open_clip agrees with itself after a change of one part in
+  a million: no trainer can do better than that. At a rate of 5e-4 it is 0.86 on so few pairs, which is why the rate
+  here is 1e-4.
 
-About fourteen minutes on two cores. `--quick`: tiny towers, to see that everything runs; its ratios say nothing. Exit 1 below a bound.
+About fourteen minutes on two cores. `--quick`: tiny towers, to see that everything runs; its ratios say nothing. Exit 1
+below a bound.
 """
 
 from __future__ import annotations
@@ -126,7 +131,9 @@ class Ours:
         self.step = 0
 
     def turn(self, steps: int) -> dict[bool, list[tuple[float, list[int]]]]:
-        """Some steps of padded captions, then as many at natural length: (seconds, captions' lengths) of each, by natural."""
+        """Some steps of padded captions, then as many at natural length: (seconds, captions' lengths) of each, by
+        natural.
+        """
         ray.init(
             "local",
             num_cpus=CPUS,
@@ -219,7 +226,8 @@ def pace(data: Path, size: Size, precision: str, rounds: int, steps: int) -> dic
                 found[natural] += measured
             print(
                 f"  round {number + 1}: open_clip {seconds(theirs.seconds[-steps:])}, ours padded "
-                f"{seconds([s for s, _ in found[False][-steps:]])}, natural {seconds([s for s, _ in found[True][-steps:]])}",
+                f"{seconds([s for s, _ in found[False][-steps:]])}, natural "
+                f"{seconds([s for s, _ in found[True][-steps:]])}",
                 flush=True,
             )
     text = text_ratio(built.model, tokenizer, captions, size.batch, precision, max(2, rounds))
@@ -245,7 +253,8 @@ def step_ratios(
     ceiling = float((flops.image + flops.text(size.context)) / (flops.image + natural))
     reached = reference_s / natural_s
     print(
-        f"  {np.mean(lengths):.0f} tokens a caption of {size.context}; FLOPs of a pair: image {flops.image / 1e9:.1f} G, "
+        f"  {np.mean(lengths):.0f} tokens a caption of {size.context}; FLOPs of a pair: image "
+        f"{flops.image / 1e9:.1f} G, "
         f"text padded {flops.text(size.context) / 1e9:.1f} G\n  at natural length FLOPs promise {ceiling:.3f} times "
         f"open_clip's pace, {reached:.3f} are reached ({padded_s / natural_s:.3f} times our own padded pace)"
     )
@@ -253,7 +262,9 @@ def step_ratios(
 
 
 def text_ratio(model: Any, tokenizer: Tokenizer, captions: list[str], batch: int, precision: str, rounds: int) -> float:
-    """Seconds of the padded text tower over those at natural length, forward and backward, on batches drawn from the captions."""
+    """Seconds of the padded text tower over those at natural length, forward and backward, on batches drawn from the
+    captions.
+    """
     model.train()
     draw = np.random.default_rng(0)
 

@@ -16,7 +16,9 @@ _STRINGS = pa.list_(pa.string())
 
 
 def column(name: str, type_: pa.DataType, sentence: str, unit: str = "") -> pa.Field:
-    """A public column: its type, its unit, and what it says in one sentence. The two last travel as Arrow field metadata."""
+    """A public column: its type, its unit, and what it says in one sentence. The two last travel as Arrow field
+    metadata.
+    """
     return pa.field(name, type_, metadata={"sentence": sentence, **({"unit": unit} if unit else {})})
 
 
@@ -185,7 +187,7 @@ CORPUS = pa.schema(
 LEDGER = pa.schema(
     [
         column("stage", pa.string(), "which stage dropped it"),
-        column("unit", pa.string(), "what was dropped: article, figure, picture, pair, ..."),
+        column("unit", pa.string(), "what was dropped: article, figure, image, pair, ..."),
         column("id", pa.string(), "of the unit"),
         column("reason", pa.string(), "one of schema.Reason"),
         column("transient", pa.bool_(), "lost to network or disk: the same command tries it again"),
@@ -228,8 +230,10 @@ def index_schema(dimensions: int) -> pa.Schema:
 
 
 ACKNOWLEDGEMENT = (
-    "Articles and figures come from PubMed Central, courtesy of the U.S. National Library of Medicine (NLM). This is a copy "
-    "made on a certain day: it does not show the most current and accurate data available from NLM, and NLM has neither "
+    "Articles and figures come from PubMed Central, courtesy of the U.S. National Library of Medicine (NLM). This is "
+    "a copy "
+    "made on a certain day: it does not show the most current and accurate data available from NLM, and NLM has "
+    "neither "
     "reviewed nor endorsed it. Each article and figure stays under its own licence."
 )
 """What NLM asks of whoever shows or passes on what PubMed Central holds."""
@@ -293,29 +297,29 @@ class Reason(StrEnum):
     MD5_MISMATCH = "md5_mismatch", "the bytes do not have the md5 that the metadata gives"
     FETCH_FAILED = "fetch_failed", "network or storage failed after all retries", True
     DEADLINE = "deadline", "the object did not arrive before source.resources.deadline_s", True
-    # preprocess: picture
+    # preprocess: image
     TEXT_FILTER = "text_filter", "neither caption nor mentions match preprocess.select.text"
     TEXT_CLASSIFIER = "text_classifier", "the text's probability is below preprocess.select.classifier.threshold"
     UNKNOWN_FORMAT = "unknown_format", "the bytes are no image of a known format"
     NOT_SUPPORTED = "not_supported", "an image of a form that is not read; the detail says the way out"
-    TRUNCATED_IMAGE = "truncated_image", "the picture ends early"
-    BROKEN_IMAGE = "broken_image", "the picture cannot be decoded"
-    TOO_MANY_PIXELS = "too_many_pixels", "the picture claims more than preprocess.max_pixels"
+    TRUNCATED_IMAGE = "truncated_image", "the image ends early"
+    BROKEN_IMAGE = "broken_image", "the image cannot be decoded"
+    TOO_MANY_PIXELS = "too_many_pixels", "the image claims more than preprocess.max_pixels"
     TOO_SMALL = "too_small", "a side is shorter than preprocess.min_side"
     BAD_ASPECT = "bad_aspect", "the sides' ratio is above preprocess.max_aspect"
-    BLANK = "blank", "the picture is one colour"
+    BLANK = "blank", "the image is one colour"
     NO_IMAGE = "no_image", "the file holds no image for a caption: a segmentation, a report, a plan"
     BURNED_IN = "burned_in", "the DICOM file says that a name may stand in its pixels (BurnedInAnnotation)"
-    # own data: picture
+    # own data: image
     BROKEN_FILE = "broken_file", "the file that holds the pair cannot be read to its end"
     TOO_LARGE = "too_large", "the image's file is larger than a task can hold"
     MASK = "mask", "a mask or segmentation that lies beside its image"
     ERASED = "erased", "it was erased from this root"
     BAD_SPLIT = "bad_split", "the split is none of train, validation (val, valid, dev) and test"
     # curate: pair
-    DUPLICATE = "duplicate", "the same picture with the same text is kept once already"
-    SPLIT_CONFLICT = "split_conflict", "the same picture is in a higher split (test > validation > train)"
-    GROUP_TOO_LARGE = "group_too_large", "over curate.max_group pairs share this picture: blank plots, not one figure"
+    DUPLICATE = "duplicate", "the same image with the same text is kept once already"
+    SPLIT_CONFLICT = "split_conflict", "the same image is in a higher split (test > validation > train)"
+    GROUP_TOO_LARGE = "group_too_large", "over curate.max_group pairs share this image: blank plots, not one figure"
     SHORT_TEXT = "short_text", "the text is shorter than curate.select.min_text_chars"
     CURATE_LICENSE = "curate_license", "curate.select.licenses does not allow the pair's licence"
     CURATE_KIND = "curate_kind", "curate.select.kinds does not name the figure's kind"
@@ -323,7 +327,7 @@ class Reason(StrEnum):
     BALANCE = "balance", "curate.balance keeps a part of this figure kind only"
     # evaluate: held-out pair
     NOT_WHOLE_FIGURE = "not_whole_figure", "a panel: the retrieval pool holds whole figures"
-    SECOND_PICTURE = "second_picture", "the retrieval pool holds one picture of each figure"
+    SECOND_PICTURE = "second_picture", "the retrieval pool holds one image of each figure"
     # embed: pair
     NOT_IN_CORPUS = "not_in_corpus", "curate did not keep the pair"
     SPLIT_NOT_EMBEDDED = "split_not_embedded", "embed.splits does not name the pair's split"
@@ -346,8 +350,8 @@ def part_of(pmcid: str, parts: int) -> int:
 def figure_ids(article_id: str, xml_ids: list[str | None]) -> list[str]:
     """Ids of an article's figures in document order.
 
-    The XML id where it is unique and made of `[A-Za-z0-9._-]`, else `fig-<n>` with n counted from 1; a made-up name that
-    some other figure bears gets `_` appended until it is free.
+    The XML id where it is unique and made of `[A-Za-z0-9._-]`, else `fig-<n>` with n counted from 1; a made-up name
+    that some other figure bears gets `_` appended until it is free.
     """
     counts: dict[str | None, int] = {}
     for xml_id in xml_ids:

@@ -1,8 +1,8 @@
 """What catalog to pairs will cost on a cluster: requests, bytes, core-hours, hours and money. Pure arithmetic.
 
-Three limits race in each stage: the cores, the network, and how many requests are answered in a second; the slowest decides. All
-numbers are either measured rates (`Rates`, by `measure.py`) or assumptions (`World`, `Cluster`) that can be set; nothing else goes
-in, so that whoever doubts the result can say which number is wrong.
+Three limits race in each stage: the cores, the network, and how many requests are answered in a second; the slowest
+decides. All numbers are either measured rates (`Rates`, by `measure.py`) or assumptions (`World`, `Cluster`) that can
+be set; nothing else goes in, so that whoever doubts the result can say which number is wrong.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ class Rates:
     article_ms: float
     """One XML parsed, and its row with figures and mentions written."""
     picture_ms: float
-    """One picture decoded, checked, shrunk and encoded, its text and kind, and its row written; panels off."""
+    """One image decoded, checked, shrunk and encoded, its text and kind, and its row written; panels off."""
     panels_ms: float
-    """What looking for panels adds to a picture, those found encoded too."""
+    """What looking for panels adds to an image, those found encoded too."""
     panels_found: float
-    """Panels found per picture."""
+    """Panels found per image."""
     json_bytes: float
     xml_bytes: float
     picture_bytes: float
-    """Mean original of the pictures measured; the plan assumes World.media_bytes for the whole source."""
+    """Mean original of the images measured; the plan assumes World.media_bytes for the whole source."""
     pair_bytes: float
     """Mean size of a row of pairs/, its JPEG included."""
     article_bytes: float
@@ -61,19 +61,19 @@ class World:
     )
     figures: float = _fact(4.6, "figures an article, over 4,180 real files")
     with_file: float = _fact(
-        0.87, "share of figures whose picture is there: 24 million pairs of 6 million articles (BIOMEDICA)"
+        0.87, "share of figures whose image is there: 24 million pairs of 6 million articles (BIOMEDICA)"
     )
     xml_bytes: float = _fact(124e3, "bytes an XML, over 4,180 real files; time and rows of ingest follow the bytes")
     media_bytes: float = _fact(
         27e12 / 24e6,
-        "bytes a picture, for the network: BIOMEDICA's 27 TB over its 24 million pairs, which counts more than pictures",
+        "bytes an image, for the network: BIOMEDICA's 27 TB over its 24 million pairs, which counts more than images",
     )
     picture_scale: float = _fact(
         1.0,
-        "pixels of PMC's pictures over those measured, which core time follows: 1 where those are a fair sample of PMC's",
+        "pixels of PMC's images over those measured, which core time follows: 1 where those are a fair sample of PMC's",
     )
     article_share: float = _fact(1.0, "share of articles that ingest.select lets through; 1 without a selection")
-    text_share: float = _fact(1.0, "share of pictures that preprocess.select lets through; 1 without a filter")
+    text_share: float = _fact(1.0, "share of images that preprocess.select lets through; 1 without a filter")
     requests_per_s: float = _fact(
         5500, "GETs a second answered: what S3 promises one prefix at least; keys here begin with the PMCID"
     )
@@ -123,7 +123,7 @@ class Plan:
     """What panels add, or would add where they are off."""
     panels_on: bool
     larger: float
-    """How many times larger than the pictures measured World.media_bytes makes a picture."""
+    """How many times larger than the images measured World.media_bytes makes an image."""
     larger_core_hours: float
     """What preprocess would take more if core time followed those bytes."""
     unfetched: dict[str, tuple[float, float]]

@@ -1,7 +1,9 @@
-"""Measures the rates that a plan needs on a folder of articles: the stages themselves, with Ray's pipeline replaced by a loop.
+"""Measures the rates that a plan needs on a folder of articles: the stages themselves, with Ray's pipeline replaced by
+a loop.
 
-Pictures are made twice, without and with panels, and what panels add is the difference. Process time on one core, files read from the local disk; a request is measured apart, through boto3, against a server of its own
-on loopback. A minute for a hundred articles.
+Images are made twice, without and with panels, and what panels add is the difference. Process time on one core, files
+read from the local disk; a request is measured apart, through boto3, against a server of its own on loopback. A minute
+for a hundred articles.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ def measure(config: Config, articles: int) -> tuple[Rates, dict[str, float]]:
         the rates, and World's article_share and text_share: of those that were judged, whatever else became of them.
 
     Raises:
-        SourceError: the source is no folder, or nothing in it gives a picture.
+        SourceError: the source is no folder, or nothing in it gives an image.
     """
     if "://" in config.source.uri:
         raise SourceError(
@@ -68,14 +70,14 @@ def measure(config: Config, articles: int) -> tuple[Rates, dict[str, float]]:
         counts = {c["unit"]: c for product in (versions, texts, pairs) for c in product.manifest["counts"]}
         kept = counts["picture"]["kept"] if "picture" in counts else 0
         if not kept:
-            raise SourceError(f"source.uri={config.source.uri}: no picture among {articles} articles to measure with")
+            raise SourceError(f"source.uri={config.source.uri}: no image among {articles} articles to measure with")
         passed = _passed(counts["picture"], _BY_TEXT)
         plain = seconds.pop("preprocess")
         cut = preprocess.run(_with_panels(config), texts, runner=timed).product
         panels = sum(c["kept"] for c in cut.manifest["counts"] if c["unit"] == PANEL)
         rows = [row for table in versions.scan(["json_key", "xml_key"]) for row in table.to_pylist()]
         rates = Rates(
-            measured=f"{len(rows)} articles, {kept} pictures, {platform.machine()}, Python {platform.python_version()}",
+            measured=f"{len(rows)} articles, {kept} images, {platform.machine()}, Python {platform.python_version()}",
             request_ms=request_ms(config.source.resources),
             version_ms=1000 * seconds["catalog"] / counts["article_version"]["in"],
             article_ms=1000 * seconds["ingest"] / counts["article"]["in"],

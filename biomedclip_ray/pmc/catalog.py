@@ -1,7 +1,7 @@
 """Stage catalog: inventory and metadata -> one row for each article version that is to be used.
 
-The newest version of an article is chosen first and then judged; if it is filtered the article is dropped and never falls
-back to an older version, or a retraction would come back. Only the newest version's JSON is read.
+The newest version of an article is chosen first and then judged; if it is filtered the article is dropped and never
+falls back to an older version, or a retraction would come back. Only the newest version's JSON is read.
 """
 
 from __future__ import annotations
@@ -217,7 +217,9 @@ _FLAGS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0"
 
 
 def _flag(raw: dict[str, Any], name: str) -> bool:
-    """A flag as JSON's true and false or as text. Raises ValueError where it is neither: a retraction is not guessed."""
+    """A flag as JSON's true and false or as text. Raises ValueError where it is neither: a retraction is
+    not guessed.
+    """
     value = raw.get(name)
     flag = _FLAGS.get(str("" if value is None else value).strip().lower())
     if flag is None:

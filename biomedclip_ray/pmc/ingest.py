@@ -1,6 +1,7 @@
 """Stage ingest: catalog and XML -> one row for each article with its figures, captions, mentions and media names.
 
-No image byte is fetched here: what a figure says is known before what it shows, and that decides what is worth fetching.
+No image byte is fetched here: what a figure says is known before what it shows, and that decides what is worth
+fetching.
 """
 
 from __future__ import annotations
@@ -131,8 +132,8 @@ def article_row(entry: dict[str, Any], article: Article, allowed: frozenset[str]
     """A row of ARTICLES from a row of CATALOG and the parsed XML; figures that cannot be used go to the ledger.
 
     Args:
-        allowed: the licences that a figure with a licence of its own may have. A figure whose permissions name none stays, with
-            the licence "unknown", which curate.select.licenses may leave out.
+        allowed: the licences that a figure with a licence of its own may have. A figure whose permissions name none
+            stays, with the licence "unknown", which curate.select.licenses may leave out.
     """
     files = {media["key"].rsplit("/", 1)[1]: media for media in entry["media"]}
     figures = []

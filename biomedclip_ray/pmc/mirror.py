@@ -1,11 +1,13 @@
 """A copy of what a run reads, in the bucket's own layout: whoever sets `source.uri` to it goes on without the network.
 
-The inventory is copied as it is, so that the copy leads to the same catalog, with the same fingerprint: a root made from
-PubMed Central is carried on from the copy. Hence the metadata of every article that the selection looked at is copied,
-also where it was then dropped; XML and media only of those that were kept. A run on the copy may select less, never more.
+The inventory is copied as it is, so that the copy leads to the same catalog, with the same fingerprint: a root made
+from PubMed Central is carried on from the copy. Hence the metadata of every article that the selection looked at is
+copied, also where it was then dropped; XML and media only of those that were kept. A run on the copy may select less,
+never more.
 
-The inventory's manifest is written last: a copy that is not finished is no source. An object is held in memory while it is
-copied; what lies there already with the md5 of the metadata is left alone, which only parts cut off halfway ask about.
+The inventory's manifest is written last: a copy that is not finished is no source. An object is held in memory while it
+is copied; what lies there already with the md5 of the metadata is left alone, which only parts cut off halfway ask
+about.
 """
 
 from __future__ import annotations
@@ -63,14 +65,17 @@ def _work(
 
 
 record = Stage("mirror", VERSION, _content, _work)
-"""The record of a copy: one row for each object. Reads the catalog, and the articles where only figures' media are copied."""
+"""The record of a copy: one row for each object. Reads the catalog, and the articles where only figures' media are
+copied.
+"""
 
 
 def mirror(config: Config, inventory: Inventory, catalog: Product, articles: Product | None, out: str) -> Outcome:
     """Copy the objects of a finished catalog to the place `out`, or find that done.
 
-    Media of the figures in `articles` (alternatives too), or all media, supplements among them, where it is None. A record
-    that is finished is made anew where the copy has lost its inventory: remove that to have every object looked at again.
+    Media of the figures in `articles` (alternatives too), or all media, supplements among them, where it is None. A
+    record that is finished is made anew where the copy has lost its inventory: remove that to have every object looked
+    at again.
 
     Raises:
         ConfigError: `out` is the source.
@@ -109,8 +114,9 @@ def _copy_inventory(source: Source, inventory: Inventory, place: Place) -> bytes
 
 @dataclass(frozen=True)
 class _Object:
-    """One object: where it lies, where it goes, and its md5 where that is known. `must_have`: whether a copy counts only
-    with that md5 (an ETag is a md5 where the object was put in one go, else it just matches nothing)."""
+    """One object: where it lies, where it goes, and its md5 where that is known. `must_have`: whether a copy counts
+    only with that md5 (an ETag is a md5 where the object was put in one go, else it just matches nothing).
+    """
 
     key: str
     md5: str | None

@@ -1,8 +1,9 @@
-"""The report of a run: `root/report.html`, one file that carries its pictures and plots and needs no script and no network.
+"""The report of a run: `root/report.html`, one file that carries its images and plots and needs no script and no
+network.
 
 Reads only what the products hold, and a bounded part of it (a few parts for the grid, at most 10,000 held-out pairs for
-the queries), so that the report of 20 million pairs costs what the demo's costs. A product that is not there yet
-leaves a sentence in its place. Nothing is chosen by hand: grid and queries take the first pairs in storage order, which is
+the queries), so that the report of 20 million pairs costs what the demo's costs. A product that is not there yet leaves
+a sentence in its place. Nothing is chosen by hand: grid and queries take the first pairs in storage order, which is
 hash order, in turn from each kind of figure.
 """
 
@@ -55,13 +56,15 @@ _PICTURE_SIDE = 256  # pixels; the stored 384 would triple the file for nothing 
 
 @dataclass(frozen=True)
 class Query:
-    """A held-out caption with the pictures nearest to it."""
+    """A held-out caption with the images nearest to it."""
 
     caption: str
     rank: int
-    """Of its own picture among `pool`, from 1; ties count half."""
+    """Of its own image among `pool`, from 1; ties count half."""
     results: list[dict[str, Any]]
-    """picture (data URI), caption, score, right (bool), rank; the right one comes last where it is not among the first."""
+    """image (data URI), caption, score, right (bool), rank; the right one comes last where it is not
+    among the first.
+    """
 
 
 def write_report(root: str, out: Path | None = None) -> str:
@@ -174,7 +177,8 @@ def _training(product: Product | None) -> dict[str, Any] | None:
     return {
         "plot": svg.curve(
             losses,
-            f"Loss by step: {losses[0][1]:.2f} at step {lines[0]['step']}, {losses[-1][1]:.2f} at step {lines[-1]['step']}",
+            f"Loss by step: {losses[0][1]:.2f} at step {lines[0]['step']}, {losses[-1][1]:.2f} at step "
+            f"{lines[-1]['step']}",
             (chance, f"chance loss: {formula}{chance:.2f}"),
         ),
         "curves": [
@@ -213,7 +217,7 @@ def _in_turn(rows: Sequence[dict[str, Any]], most: int) -> list[dict[str, Any]]:
 
 
 def _queries(product: Product, split: str) -> dict[str, Any]:
-    """Captions of held-out pairs against the pictures of that split: exact cosine over at most MAX_POOL pairs."""
+    """Captions of held-out pairs against the images of that split: exact cosine over at most MAX_POOL pairs."""
     tables: list[pa.Table] = []
     rows = 0
     for table in product.scan(
@@ -263,7 +267,7 @@ def _json(product: Product | None, name: str) -> Any:
 
 
 def picture_uri(data: bytes | None) -> str | None:
-    """A stored picture as a data URI of at most 256 pixels; None where there is none."""
+    """A stored image as a data URI of at most 256 pixels; None where there is none."""
     if not data:
         return None
     with Image.open(io.BytesIO(data)) as picture:

@@ -1,5 +1,6 @@
-"""The report's plots as inline SVG: a few lines of text each, coloured by the page's own CSS, so that they follow light,
-dark and print without a script; matplotlib's SVG would bring its own fonts, colours and 40 KB a plot."""
+"""The report's plots as inline SVG: a few lines of text each, coloured by the page's own CSS, so that they follow
+light, dark and print without a script; matplotlib's SVG would bring its own fonts, colours and 40 KB a plot.
+"""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def _encode(picture: Image.Image, fmt: str) -> bytes:
 
 @dataclass
 class _Drawn:
-    """A figure as drawn: picture, kind, the sentence of what is seen, the rest of the caption (markup), its panels."""
+    """A figure as drawn: image, kind, the sentence of what is seen, the rest of the caption (markup), its panels."""
 
     picture: Image.Image
     kind: str

@@ -1,6 +1,6 @@
 """What all drawings share: random choices, fields of noise, fonts, cells, places and number words.
 
-Every picture is drawn fresh, so that no two are the same by accident and the bucket's truth stays exact; what is pooled
+Every image is drawn fresh, so that no two are the same by accident and the bucket's truth stays exact; what is pooled
 are the costly ingredients (fields of smooth noise, fonts).
 """
 
@@ -98,7 +98,7 @@ def spread(
 
 
 def grainy(picture: Image.Image, rng: Rng, strength: float, grain: int = 2) -> Image.Image:
-    """The picture with sensor noise and uneven light, 0..255."""
+    """The image with sensor noise and uneven light, 0..255."""
     width, height = picture.size
     light = strength * noise(rng, width, height, grain) + 1.6 * strength * noise(rng, width, height, 128)
     pixels = np.asarray(picture, dtype=np.float32) + (light if picture.mode == "L" else light[..., None])

@@ -1,8 +1,8 @@
 """The sample's five kinds of imaging figure: micrograph, fluorescence, radiograph, gel, histology.
 
-Each drawing returns the sentence that describes it: colour, count, shape, place and trend come within its first 25 words
-and are visible at 64 x 64 pixels, because that is all that the sample's tiny CLIP sees of either. A picture takes 2 to
-11 ms of one core.
+Each drawing returns the sentence that describes it: colour, count, shape, place and trend come within its first 25
+words and are visible at 64 x 64 pixels, because that is all that the sample's tiny CLIP sees of either. An image takes
+2 to 11 ms of one core.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The other five kinds of the sample's figures: ECG, survival curve, bar chart, heat map, pathway; and compounds.
 
-Drawn with Pillow at twice the size and reduced, which costs a tenth of matplotlib (5 ms against 60 ms a picture) and
+Drawn with Pillow at twice the size and reduced, which costs a tenth of matplotlib (5 ms against 60 ms an image) and
 needs neither fonts nor a backend of the machine.
 """
 
@@ -309,7 +309,7 @@ _LETTER = 26
 def compound(rng: Rng, kinds: list[str]) -> tuple[Image.Image, list[list[float]], list[str]]:
     """2 to 4 panels in a grid with white gaps and a letter above each.
 
-    Returns the picture, one box per panel ([x0, y0, x1, y1] in fractions, its letter included), and what each shows.
+    Returns the image, one box per panel ([x0, y0, x1, y1] in fractions, its letter included), and what each shows.
     """
     columns, rows = pick(rng, _GRIDS[len(kinds)])
     side_w, side_h = int(rng.integers(190, 240)), int(rng.integers(160, 210))

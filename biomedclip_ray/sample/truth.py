@@ -78,8 +78,8 @@ class PanelTruth:
 class FigureTruth:
     """A figure. `fate` is "kept" or the ledger reason it gets in ingest or preprocess, if its article is taken.
 
-    `graphics` are the names of the files to be chosen, in order (empty where there is none to be had); `kind` is a key of
-    `drawing_plots.KINDS`, or "compound" where the panels differ; `case` is a key of FIGURE_CASES or "".
+    `graphics` are the names of the files to be chosen, in order (empty where there is none to be had); `kind` is a key
+    of `drawing_plots.KINDS`, or "compound" where the panels differ; `case` is a key of FIGURE_CASES or "".
     """
 
     figure_id: str
@@ -132,7 +132,9 @@ class Truth:
         return [figure for article in self.articles if article.fate == "kept" for figure in article.figures]
 
     def fates(self) -> dict[str, Counter[str]]:
-        """Per unit, how many have which fate: versions (catalog), articles and figures (ingest), pictures (preprocess)."""
+        """Per unit, how many have which fate: versions (catalog), articles and figures (ingest), images
+        (preprocess).
+        """
         later = {Reason.EMPTY_XML, Reason.BAD_XML, Reason.NO_FIGURES}
         taken = [a for a in self.articles if a.fate == "kept" or a.fate in later]
         found = [f for f in self.figures() if f.fate not in INGEST_FIGURE_REASONS]

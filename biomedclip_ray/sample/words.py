@@ -126,7 +126,8 @@ def article_xml(rng: Rng, facts: dict[str, str], figures: Sequence[FigureXml], f
         ids += f'<article-id pub-id-type="{kind}">{facts[kind]}</article-id>' if facts[kind] else ""
     url = LICENSE_URLS.get(facts["license"])
     permissions = (
-        f'<permissions><license xlink:href="{url}"><license-p>Distributed under {facts["license"]}.</license-p></license>'
+        f'<permissions><license xlink:href="{url}"><license-p>Distributed under '
+        f"{facts['license']}.</license-p></license>"
         "</permissions>"
         if url
         else ""

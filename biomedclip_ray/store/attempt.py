@@ -167,11 +167,11 @@ class Attempt:
         return self.parts
 
     def _balance(self) -> tuple[list[Count], dict[int, int], dict[str, Any], dict[str, int]]:
-        """The counts over all parts, the transient rows of each part that has some, what came from the parent, and the rows of
-        every file.
+        """The counts over all parts, the transient rows of each part that has some, what came from the parent, and the
+        rows of every file.
 
-        Only ledgers are read, each whole in one request: with them and the data files' footers asked for one after the other,
-        closing 2,000 parts took 161 ms a part behind a store that answers in 30 ms.
+        Only ledgers are read, each whole in one request: with them and the data files' footers asked for one after the
+        other, closing 2,000 parts took 161 ms a part behind a store that answers in 30 ms.
         """
 
         def load(part: int) -> tuple[int, pa.Table]:

@@ -39,7 +39,9 @@ class Previous:
         return cls(dict(rows), dict(dropped))
 
     def knows(self, article_id: str) -> bool:
-        """True if the article was dealt with and nothing of it was lost to network or disk, which deserves another try."""
+        """True if the article was dealt with and nothing of it was lost to network or disk, which
+        deserves another try.
+        """
         dropped = self.dropped.get(article_id, [])
         return (article_id in self.rows or bool(dropped)) and not any(row["transient"] for row in dropped)
 
@@ -83,8 +85,9 @@ def load_parent(product: Product, fingerprint: str | None) -> Product | None:
 
 
 def finished_before(source: Product, plan: Callable[[Product], Product]) -> tuple[Product | None, Product | None]:
-    """The nearest ancestor of `source` that was worked through to its end, and what `plan` says came of it; (None, None) where
-    none was: a delta that ended half way, as a nightly one may, is passed over."""
+    """The nearest ancestor of `source` that was worked through to its end, and what `plan` says came of it; (None,
+    None) where none was: a delta that ended half way, as a nightly one may, is passed over.
+    """
     earlier = parent_of(source)
     while earlier is not None:
         if (product := plan(earlier)).finished:

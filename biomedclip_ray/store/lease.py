@@ -1,7 +1,7 @@
 """A lease: one driver at a time on one product. A file with a heartbeat, because a killed driver cleans up nothing.
 
-No clock is compared between machines: who finds a lease watches whether its heartbeat moves. A holder that was killed on
-this very machine is known at once by its process id, so that a restarted run does not wait for its own ghost.
+No clock is compared between machines: who finds a lease watches whether its heartbeat moves. A holder that was killed
+on this very machine is known at once by its process id, so that a restarted run does not wait for its own ghost.
 """
 
 from __future__ import annotations
@@ -132,13 +132,17 @@ class Lease:
 
 
 def leases(root: Place, stages: Iterable[str]) -> list[Place]:
-    """The products of these stages below a root that have a lease, dead or alive: a handful of questions, no listing."""
+    """The products of these stages below a root that have a lease, dead or alive: a handful of
+    questions, no listing.
+    """
     products = [root.at(f"{stage}/{name}") for stage in stages for name in root.at(stage).folders()]
     return [place for place in products if place.exists(_NAME)]
 
 
 def alive(places: Iterable[Place]) -> list[str]:
-    """Who works on these places now, one sentence each; takes as long as a dead heart must be watched, if there is a lease."""
+    """Who works on these places now, one sentence each; takes as long as a dead heart must be watched, if there is a
+    lease.
+    """
     leases = {place: Lease(place, "") for place in places if place.exists(_NAME)}
     seen = {place: lease._holder() for place, lease in leases.items()}
     waiting = {place for place, holder in seen.items() if holder is not None and not _died_here(holder)}

@@ -19,8 +19,8 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
 def parquet_bytes(table: pa.Table) -> bytes:
     """A table as a Parquet file; row groups of about 16 MiB, binary columns stored as they are.
 
-    JPEG bytes do not compress and do not repeat: without compression and dictionary 131 MB of them are written in 0.08 s
-    instead of 0.93 s.
+    JPEG bytes do not compress and do not repeat: without compression and dictionary 131 MB of them are written in 0.08
+    s instead of 0.93 s.
     """
     leaves = _leaves(table.schema)
     binary = {name for name, type_ in leaves.items() if pa.types.is_binary(type_) or pa.types.is_large_binary(type_)}

@@ -4,8 +4,9 @@ A file appears whole or not at all: on a disk by temp + fsync + rename, on an ob
 answers who was first, which is what a lease needs; on S3 that is a conditional put (If-None-Match), which pyarrow does
 not offer, so boto3 sends it.
 
-A bucket somewhere else than the environment says is named in its URI, `s3://bucket/folder?endpoint_override=http://minio:9000`, as
-pyarrow reads it; every client here follows that (`endpoint`).
+A bucket somewhere else than the environment says is named in its URI,
+`s3://bucket/folder?endpoint_override=http://minio:9000`, as pyarrow reads it; every client here follows that
+(`endpoint`).
 """
 
 from __future__ import annotations
@@ -108,7 +109,9 @@ class Place:
         return fs.get_file_info(path).type != pafs.FileType.NotFound
 
     def list(self, prefix: str = "") -> dict[str, int]:
-        """Files below `prefix` (a folder), recursively: name relative to this place -> bytes. A missing folder is empty."""
+        """Files below `prefix` (a folder), recursively: name relative to this place -> bytes. A missing folder is
+        empty.
+        """
         return {name: size for name, (size, _) in self.stamps(prefix).items()}
 
     def stamps(self, prefix: str = "") -> dict[str, tuple[int, int]]:
@@ -145,7 +148,9 @@ class Place:
             return
 
     def sweep(self) -> None:
-        """Remove what writes to data/ and ledger/ have left that were killed halfway; an object store keeps nothing of those."""
+        """Remove what writes to data/ and ledger/ have left that were killed halfway; an object store keeps nothing of
+        those.
+        """
         if self.local is not None:
             for folder in ("data", "ledger"):
                 for torn in (self.local / folder).glob(".*.tmp"):
@@ -219,8 +224,9 @@ def _filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 def _put(place: Place, data: bytes, only_if_absent: bool = False) -> bool:
-    """One request, so that an object is there whole or not at all; pyarrow's stream takes three, and publishes what a write
-    that failed has left. False where it is there already and must not be."""
+    """One request, so that an object is there whole or not at all; pyarrow's stream takes three, and publishes what a
+    write that failed has left. False where it is there already and must not be.
+    """
     from botocore.exceptions import BotoCoreError, ClientError
 
     bucket, _, key = place.plain.removeprefix("s3://").partition("/")

@@ -1,12 +1,13 @@
-"""Ray Data feeds the training: spans of the order -> micro-blocks of uint8 pixels and tokens, in order, to ranks in turn.
+"""Ray Data feeds the training: spans of the order -> micro-batchs of uint8 pixels and tokens, in order, to ranks in
+turn.
 
-A span is a window of the order: its row groups are read once, its rows leave as micro-blocks of JPEG bytes; a second
-operator decodes, crops and tokenizes block by block. Both are CPU tasks that scale apart from the training workers, with
-fractional CPUs so that two of them run beside two workers on two cores. Order is kept (`preserve_order`), blocks are dealt
-without equalising (`equal=True` would cut the tail), so block k of the sequence reaches rank k mod W.
+A span is a window of the order: its row groups are read once, its rows leave as micro-batchs of JPEG bytes; a second
+operator decodes, crops and tokenizes block by block. Both are CPU tasks that scale apart from the training workers,
+with fractional CPUs so that two of them run beside two workers on two cores. Order is kept (`preserve_order`), blocks
+are dealt without equalising (`equal=True` would cut the tail), so block k of the sequence reaches rank k mod W.
 
-Windows are multiples of a micro-block and are cut without waiting for the next one (`repartition` not strict). Pixels travel
-as uint8: a quarter of float32 through the object store and over the bus.
+Windows are multiples of a micro-batch and are cut without waiting for the next one (`repartition` not strict). Pixels
+travel as uint8: a quarter of float32 through the object store and over the bus.
 """
 
 from __future__ import annotations
@@ -56,9 +57,9 @@ class Feed:
 
     Attributes:
         order: positions -> rows of `rows`; its window is a multiple of `micro_rows`.
-        size: pixels of the square picture that the tower takes.
+        size: pixels of the square image that the tower takes.
         crop_scale: share of the area that a random crop keeps; (1, 1): the middle square, as in evaluation.
-        micro_rows: pairs in a micro-block.
+        micro_rows: pairs in a micro-batch.
         texts: which text of a pair a visit draws, with weights; empty: always its own.
     """
 
@@ -76,7 +77,7 @@ class Feed:
 def batches(
     feed: ray.ObjectRef, start: int, stop: int, resources: TrainResources, demand: Demand | None = None
 ) -> Dataset:
-    """The micro-blocks of positions [start, stop), both multiples of a micro-block, in order.
+    """The micro-batchs of positions [start, stop), both multiples of a micro-batch, in order.
 
     `demand`: where the feed's tasks run, and what nodes they may ask for; None: wherever there is room.
 
@@ -115,8 +116,9 @@ def batches(
 
 
 def _light(cut: Dataset, remote_args: dict[str, Any]) -> Dataset:
-    """`repartition` with a share of a CPU: it takes no resources of its own (Ray 2.60), and its default of one CPU starves beside
-    workers that leave the feed one."""
+    """`repartition` with a share of a CPU: it takes no resources of its own (Ray 2.60), and its default of one CPU
+    starves beside workers that leave the feed one.
+    """
     cut._logical_plan.dag.ray_remote_args.update(remote_args)
     return cut
 
@@ -173,7 +175,7 @@ def read_span(feed: Feed, start: int, stop: int) -> pa.Table:
 
 
 def decode_block(feed: Feed, block: pa.Table) -> dict[str, np.ndarray]:
-    """Pixels and tokens of a micro-block; crops depend on seed and position alone."""
+    """Pixels and tokens of a micro-batch; crops depend on seed and position alone."""
     positions = block["position"].to_numpy()
     pixels = np.empty((len(positions), feed.size, feed.size, 3), np.uint8)
     draws = np.stack([mix(feed.seed, positions, draw) for draw in range(3, 7)], axis=1) / 2.0**64
@@ -193,7 +195,7 @@ def crop(picture: Pixels, size: int, scale: tuple[float, float], draw: npt.NDArr
     """Random resized crop: a rectangle of a share of the area and a ratio up to 4:3, resized to a square.
 
     Args:
-        picture: uint8 (h, w, 3).
+        image: uint8 (h, w, 3).
         scale: smallest and largest share of the area; (1, 1) takes the middle square.
         draw: float64 (4,) in [0, 1): area, ratio, left, top.
 
@@ -224,7 +226,7 @@ _EMPTY = pa.schema({"position": pa.int64(), "group": pa.int64(), "image": pa.lar
 def _rows_of(feed: Feed, file: pq.ParquetFile, chunk: int, rows: npt.NDArray[np.int64]) -> pa.Table:
     told = ["text", *(TEXT_COLUMNS if feed.texts else ())]
     table = file.read_row_group(int(feed.rows.row_group[chunk]), columns=["image", *told])
-    # large_binary: a window of pictures can pass the 2 GB that 32-bit offsets hold
+    # large_binary: a window of images can pass the 2 GB that 32-bit offsets hold
     image = table["image"].cast(pa.large_binary())
     return table.select(told).append_column("image", image).take(pa.array(feed.rows.row[rows]))
 
@@ -232,9 +234,9 @@ def _rows_of(feed: Feed, file: pq.ParquetFile, chunk: int, rows: npt.NDArray[np.
 class _Pauses(ExecutionCallback):
     """Pauses, longer and longer, between rounds of Ray Data's scheduling that neither waited nor moved anything.
 
-    A round waits for running tasks. While the store is full, which in training is always, there is nothing to wait for, also where
-    a task still runs whose blocks nobody takes: the next round begins at once, and the feed takes a core to do nothing (Ray 2.60).
-    What moved is asked too, since after a pause short tasks are done and rounds are quick.
+    A round waits for running tasks. While the store is full, which in training is always, there is nothing to wait for,
+    also where a task still runs whose blocks nobody takes: the next round begins at once, and the feed takes a core to
+    do nothing (Ray 2.60). What moved is asked too, since after a pause short tasks are done and rounds are quick.
     """
 
     def __init__(self) -> None:
@@ -254,7 +256,7 @@ class _Pauses(ExecutionCallback):
 
 def _context(resources: TrainResources) -> DataContext:
     context: DataContext = DataContext.get_current().copy()
-    context.target_max_block_size = None  # a block is a micro-block, whatever its bytes
+    context.target_max_block_size = None  # a block is a micro-batch, whatever its bytes
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     # an object store in trouble for a moment; without another try the whole group of workers would begin again
@@ -267,7 +269,7 @@ def _context(resources: TrainResources) -> DataContext:
 @lru_cache(maxsize=2)
 def _load(feed: ray.ObjectRef) -> Feed:
     """The feed, once per process: unpickling a tokenizer costs more than a block's tokens."""
-    cv2.setNumThreads(1)  # a task is one CPU's work; OpenCV would take every core for each picture
+    cv2.setNumThreads(1)  # a task is one CPU's work; OpenCV would take every core for each image
     loaded: Feed = ray.get(feed)
     return loaded
 

@@ -1,8 +1,8 @@
 """What of a config cannot train: one line each, with the key and the fix, before any worker and any stage starts.
 
-`check` is arithmetic on what the cluster has. `build` makes tokenizer and towers just as training will and asks whether the
-recipe can train them; the preflight tries it, since an unknown tower or weights that nobody can reach are better known before
-hours of ingest than after.
+`check` is arithmetic on what the cluster has. `build` makes tokenizer and towers just as training will and asks whether
+the recipe can train them; the preflight tries it, since an unknown tower or weights that nobody can reach are better
+known before hours of ingest than after.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def check(config: Config, capacity: Capacity) -> list[str]:
             return [*problems, str(error)]
         if LOSSES[config.train.loss].needs_bias and "init_logit_bias" not in towers:
             problems.append(
-                f"train.loss={config.train.loss} needs init_logit_bias (SigLIP: -10) in model.config={config.model.config}; "
+                f"train.loss={config.train.loss} needs init_logit_bias (SigLIP: -10) in "
+                f"model.config={config.model.config}; "
                 "add it there, or set train.loss=infonce"
             )
     return problems
@@ -83,7 +84,8 @@ def build(config: Config, texts: Iterable[str] = (_SOME_TEXT,)) -> tuple[Built, 
         if LOSSES[config.train.loss].needs_bias and getattr(built.model, "logit_bias", None) is None:
             key = "config" if config.model.bundle is None else "bundle"
             raise ConfigError(
-                f"train.loss={config.train.loss} needs a model with a logit_bias; model.{key}={getattr(config.model, key)} has none: "
+                f"train.loss={config.train.loss} needs a model with a logit_bias; "
+                f"model.{key}={getattr(config.model, key)} has none: "
                 "set train.loss=infonce"
             )
         if config.train.patch_dropout:
@@ -95,7 +97,7 @@ def build(config: Config, texts: Iterable[str] = (_SOME_TEXT,)) -> tuple[Built, 
 
 
 def _try_out(built: Built, tokenizer: Tokenizer, named: str) -> None:
-    """A blank picture and the longest caption go through the towers once. Raises ConfigError where they do not fit."""
+    """A blank image and the longest caption go through the towers once. Raises ConfigError where they do not fit."""
     import torch
     from timm.layers import to_2tuple
 
@@ -108,7 +110,7 @@ def _try_out(built: Built, tokenizer: Tokenizer, named: str) -> None:
             raise ValueError(f"vectors of {vectors[0].shape[1]} and of {vectors[1].shape[1]} numbers")
     except Exception as error:  # each library has its own for a wrong value of a config
         raise ConfigError(
-            f"model.{named}: the towers cannot take a picture of {pixels.shape[2]} x {pixels.shape[3]} and a caption of "
+            f"model.{named}: the towers cannot take an image of {pixels.shape[2]} x {pixels.shape[3]} and a caption of "
             f"{tokenizer.context_length} tokens numbered up to {tokenizer.vocab_size - 1} ({type(error).__name__}: "
             f"{str(error).partition(chr(10))[0]}): check vision_cfg, text_cfg and the tokenizer"
         ) from error
@@ -144,7 +146,8 @@ def _workers(wanted: TrainResources, gpus: float, nodes: Sequence[Mapping[str, f
 
 def _feed(wanted: TrainResources, cpus: float, nodes: Sequence[Mapping[str, float]], comes: int) -> list[str]:
     feed = wanted.feed_cpus + 2 * min(READ_CPUS, wanted.feed_cpus)  # decode, read and cut
-    # Ray Train keeps its workers' share, and what is left goes to Ray Data in whole CPUs: of 0.75 it gets none, and stands still
+    # Ray Train keeps its workers' share, and what is left goes to Ray Data in whole CPUs: of 0.75 it gets none, and
+    # stands still
     left = math.floor(max(0.0, cpus - comes * wanted.cpus_per_worker))
     if left < feed:
         fits = max(0.0, (cpus - math.ceil(feed)) / comes)
@@ -156,7 +159,8 @@ def _feed(wanted: TrainResources, cpus: float, nodes: Sequence[Mapping[str, floa
     largest = _largest_left(nodes, wanted, comes, "CPU", wanted.cpus_per_worker)
     if wanted.feed_cpus > largest:
         return [
-            f"train.resources.feed_cpus={wanted.feed_cpus:g}, but {comes} workers leave no node more than {largest:g} CPUs; "
+            f"train.resources.feed_cpus={wanted.feed_cpus:g}, but {comes} workers leave no node more than "
+            f"{largest:g} CPUs; "
             "lower it, or cpus_per_worker"
         ]
     return []
@@ -165,7 +169,9 @@ def _feed(wanted: TrainResources, cpus: float, nodes: Sequence[Mapping[str, floa
 def _largest_left(
     nodes: Sequence[Mapping[str, float]], wanted: TrainResources, comes: int, unit: str, worker: float
 ) -> float:
-    """The most that the workers can leave on one node, wherever they are put; a task runs on one node, whatever others have."""
+    """The most that the workers can leave on one node, wherever they are put; a task runs on one node, whatever others
+    have.
+    """
     rooms = [_workers_on(node, wanted) for node in nodes]
     return max(
         node.get(unit, 0.0) - max(0, comes - (sum(rooms) - room)) * worker
@@ -181,7 +187,8 @@ def _validation(
     problems = []
     if config.curate.splits.validation == 0 and config.own.uri is None:  # own pairs may name their split
         problems.append(
-            f"train.validation_pairs={config.train.validation_pairs}, but curate.splits.validation=0 keeps no pair for it; "
+            f"train.validation_pairs={config.train.validation_pairs}, but curate.splits.validation=0 keeps no pair "
+            "for it; "
             "raise that share, or set train.validation_pairs=0"
         )
     for unit, total, worker, need in (

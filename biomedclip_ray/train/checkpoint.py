@@ -1,10 +1,10 @@
 """Checkpoints: weights, optimiser and the one integer, written aside and uploaded while training goes on.
 
-Weights are safetensors under open_clip's own names, whatever was compiled or wrapped; the optimiser's moments, by the same
-names, a torch file that loads without unpickling code. A sharded run writes each worker's own shards instead (torch's
-distributed checkpoint), which any number of workers reads. Which checkpoint counts is Ray Train's snapshot file, written
-after the upload: a half-written folder is never resumed from. Feed and workers read the same snapshot, so both begin at the
-same step.
+Weights are safetensors under open_clip's own names, whatever was compiled or wrapped; the optimiser's moments, by the
+same names, a torch file that loads without unpickling code. A sharded run writes each worker's own shards instead
+(torch's distributed checkpoint), which any number of workers reads. Which checkpoint counts is Ray Train's snapshot
+file, written after the upload: a half-written folder is never resumed from. Feed and workers read the same snapshot, so
+both begin at the same step.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def step_of(name: str) -> int:
 
 
 def save(folder: Path, learner: Learner, state: dict[str, Any], rank: int) -> None:
-    """Write this worker's part of a checkpoint into a local folder of its own: all of it on rank 0, unless it is sharded.
+    """Write this worker's part of a checkpoint into a local folder of its own: all of it on rank 0, unless it is
+    sharded.
 
     `state` is JSON with at least `step`, the optimiser steps done. Every worker calls.
     """
@@ -193,7 +194,8 @@ def keep_snapshot(product: Place) -> None:
 
 
 def mend(product: Place) -> None:
-    """Before a run goes on: the newest record of checkpoints that is whole, without those that cannot be opened any more.
+    """Before a run goes on: the newest record of checkpoints that is whole, without those that cannot be opened any
+    more.
 
     A kill may cut the record, a crash of the machine the newest checkpoint; what lies there whole is gone on from.
     """

@@ -1,9 +1,10 @@
 """A loss that is still a number and yet lost: it went up and does not come back.
 
-The rule looks at losses that are read anyway. A run that has learned something (a loss below nine tenths of the chance loss) is lost
-where its loss stands above the middle between the best it had and the chance loss, for so many steps on end; one that has learned
-nothing, where it stands a tenth above the chance loss when the warm-up is over. Spikes come back within tens of steps and a batch
-alone decides nothing. A collapse, where every vector is the same, stands at the chance loss and is found by the same line.
+The rule looks at losses that are read anyway. A run that has learned something (a loss below nine tenths of the chance
+loss) is lost where its loss stands above the middle between the best it had and the chance loss, for so many steps on
+end; one that has learned nothing, where it stands a tenth above the chance loss when the warm-up is over. Spikes come
+back within tens of steps and a batch alone decides nothing. A collapse, where every vector is the same, stands at the
+chance loss and is found by the same line.
 
 As long as the loss stands above that line no checkpoint is made, so the newest one is from before.
 """

@@ -1,8 +1,9 @@
-"""What a step costs in arithmetic, counted once on the model itself, so that a pace can be told as a share of the device's.
+"""What a step costs in arithmetic, counted once on the model itself, so that a pace can be told as a share of the
+device's.
 
-A picture's cost is one number; a caption's is a T + b T^2 for T tokens (matrices and attention), fitted to two counts, which
-is what a transformer does. Only what the vectors need is counted: padding, and what is computed twice for the sake of memory,
-are no achievement (the convention of model FLOPs utilisation, Chowdhery et al. 2022, arXiv 2204.02311).
+An image's cost is one number; a caption's is a T + b T^2 for T tokens (matrices and attention), fitted to two counts,
+which is what a transformer does. Only what the vectors need is counted: padding, and what is computed twice for the
+sake of memory, are no achievement (the convention of model FLOPs utilisation, Chowdhery et al. 2022, arXiv 2204.02311).
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ PEAK = {
     "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12,
     "A10G": 70e12,
 }  # fmt: skip
-"""bf16 FLOP/s without sparsity by words of the device's name, from the makers' data sheets; the first that fits counts."""
+"""bf16 FLOP/s without sparsity by words of the device's name, from the makers' data sheets; the first
+that fits counts.
+"""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Flops:
     """FLOPs of a forward pass.
 
     Attributes:
-        image: of one picture.
+        image: of one image.
         token: of one token, times the number of tokens.
         attention: times the square of the number of tokens.
     """
@@ -49,10 +52,10 @@ class Flops:
 
 
 def count(model: Any, size: tuple[int, int], context: int, trims: bool) -> Flops:
-    """Count on the model (open_clip's surface), for one picture and one caption; in float32, on the model's device.
+    """Count on the model (open_clip's surface), for one image and one caption; in float32, on the model's device.
 
     Args:
-        size: height and width of the pictures.
+        size: height and width of the images.
         trims: whether the text tower takes fewer tokens than its context; else every caption costs the whole context.
     """
     device = next(model.parameters()).device
@@ -84,8 +87,9 @@ def peak_of(name: str) -> float | None:
 
 
 def _forward(model: nn.Module, run: Callable[[], Tensor]) -> float:
-    """The counter knows no fused kernels: attention is written out and modules take their training path; blank inputs must not
-    enter any statistics."""
+    """The counter knows no fused kernels: attention is written out and modules take their training path; blank inputs
+    must not enter any statistics.
+    """
     training = model.training
     model.train()
     for _, norm in running_norms(model):

@@ -1,7 +1,7 @@
 """Who trained when on what: a file per attempt, and on request the positions that each step of each rank used.
 
-An attempt is one start of the worker group; a run that nobody disturbs has one. Files are small and never appended to, so
-they work on any storage and a killed worker leaves only whole ones.
+An attempt is one start of the worker group; a run that nobody disturbs has one. Files are small and never appended to,
+so they work on any storage and a killed worker leaves only whole ones.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def begin(product: Place, rank: int, facts: dict[str, Any]) -> int:
             number[0] += 1
             record["attempt"] = number[0]
         log.info(
-            "train: attempt %d begins at step %d of %d (epoch %.2f, rate %.3g, logit scale %.4g, %s without a loss scaler, seed %d, "
+            "train: attempt %d begins at step %d of %d (epoch %.2f, rate %.3g, logit scale %.4g, %s without a loss "
+            "scaler, seed %d, "
             "%d workers)",
             *(number[0], facts["first_step"], facts["steps"], facts["epoch"], facts["lr"], facts["logit_scale"]),
             *(facts["precision"], facts["seed"], len(facts["workers"])),

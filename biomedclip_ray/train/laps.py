@@ -9,7 +9,8 @@ import torch
 
 
 class Laps:
-    """Seconds between marks, summed by name: `begin()`, then `lap(name)` at the end of each stretch, `read()` now and then.
+    """Seconds between marks, summed by name: `begin()`, then `lap(name)` at the end of each stretch, `read()` now and
+    then.
 
     CUDA events, or the clock on CPUs.
     """

@@ -1,10 +1,10 @@
 """Captions at natural length: the text tower is run on groups of captions of about equal length, without their padding.
 
-BERT padded to 256 costs more than the image tower, while figure captions fill a third of that on average. Sorted by length
-and cut into groups that are trimmed to their longest caption, a batch keeps a few per cent of padding. It is exact where
-nothing that a vector depends on looks at the padding: in Hugging Face towers, which mask it, and in open_clip's own where they
-look back only and are read at the end token. Its other towers attend to it and are left padded. The loss never sees any of
-this: features are put back into their order.
+BERT padded to 256 costs more than the image tower, while figure captions fill a third of that on average. Sorted by
+length and cut into groups that are trimmed to their longest caption, a batch keeps a few per cent of padding. It is
+exact where nothing that a vector depends on looks at the padding: in Hugging Face towers, which mask it, and in
+open_clip's own where they look back only and are read at the end token. Its other towers attend to it and are left
+padded. The loss never sees any of this: features are put back into their order.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ import torch
 from torch import Tensor, nn
 
 MIN_TOKENS = {"cpu": 512, "cuda": 3072}
-"""What a group costs at least, in tokens: below that a kernel's start costs more than the padding it saves. CUDA's is reckoned, not
-measured: a layer of BERT-base over 3,000 tokens takes an H100 about as long as the host to start its kernels."""
+"""What a group costs at least, in tokens: below that a kernel's start costs more than the padding it saves. CUDA's is
+reckoned, not measured: a layer of BERT-base over 3,000 tokens takes an H100 about as long as the host to start its
+kernels.
+"""
 
 
 def ignores_padding(model: nn.Module) -> bool:
@@ -39,8 +41,8 @@ def ignores_padding(model: nn.Module) -> bool:
 def take_fewer_tokens(model: nn.Module) -> None:
     """Let a tower that ignores its padding run without it, and without the host waiting for the device.
 
-    A Hugging Face tower gets its mask ready made, bool (n, 1, T, T), where it would look whether any token is padding at all, once
-    for each group of captions; open_clip's own gets the part of its causal mask that it needs.
+    A Hugging Face tower gets its mask ready made, bool (n, 1, T, T), where it would look whether any token is padding
+    at all, once for each group of captions; open_clip's own gets the part of its causal mask that it needs.
     """
     from open_clip.hf_model import HFTextEncoder
 
@@ -66,7 +68,9 @@ def _text_tower(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def _first_positions(model: nn.Module, tokens: int) -> Iterator[None]:
-    """open_clip's CLIP adds all of its positions, whatever the row has: meanwhile it has that many. Others cut by themselves."""
+    """open_clip's CLIP adds all of its positions, whatever the row has: meanwhile it has that many. Others cut by
+    themselves.
+    """
     whole = model._parameters.get("positional_embedding")
     if whole is None or len(whole) == tokens:
         yield
@@ -92,8 +96,8 @@ def _ready_mask(tower: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[An
 
 
 def length_groups(lengths: Sequence[int], context: int, min_tokens: int) -> list[tuple[list[int], int]]:
-    """Cut rows into groups of about equal length, so that what is paid is least: a group's rows times the tokens of its longest,
-    rounded up to the eights that kernels like, and `min_tokens` at least.
+    """Cut rows into groups of about equal length, so that what is paid is least: a group's rows times the tokens of its
+    longest, rounded up to the eights that kernels like, and `min_tokens` at least.
 
     Returns:
         (rows, tokens) of each group, longest first: every row once, `tokens` at least its length, at most `context`.

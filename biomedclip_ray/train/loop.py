@@ -1,7 +1,7 @@
 """What each training worker runs: restore, then step after step until the schedule ends.
 
-The worker never counts batches by itself. Each micro-block carries its positions, and a block that is not the next one of
-the sequence stops the run: exactly once is checked on every step, not hoped for.
+The worker never counts batches by itself. Each micro-batch carries its positions, and a block that is not the next one
+of the sequence stops the run: exactly once is checked on every step, not hoped for.
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ class Job:
 
 
 def train_loop(config: dict[str, Any]) -> dict[str, Any]:
-    """Run a `Job`; returns {diverged, peak_rss} of this worker; `diverged` says what and what else helps, or is None."""
+    """Run a `Job`; returns {diverged, peak_rss} of this worker; `diverged` says what and what else
+    helps, or is None.
+    """
     _quiet()
     job: Job = config["job"]
     recipe, place = job.recipe, Place(job.product)
@@ -125,7 +127,8 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
         trend.read(done, loss)
         if trend.lost(done):
             diverged = (
-                f"the loss is {loss:.3f} at step {done} and has been above {trend.line:.3f} since step {trend.since} (its best was "
+                f"the loss is {loss:.3f} at step {done} and has been above {trend.line:.3f} since step {trend.since} "
+                "(its best was "
                 f"{trend.best:.3f}, the chance loss is {trend.chance:.3f})",
                 "or set train.divergence_steps=null to let it go on",
             )
@@ -145,7 +148,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Feed:
-    """This worker's micro-blocks, on its device, each checked to be the next one of the sequence."""
+    """This worker's micro-batchs, on its device, each checked to be the next one of the sequence."""
 
     def __init__(self, recipe: Train, first_step: int, rank: int, world: int, device: torch.device) -> None:
         self.rows = recipe.batch // recipe.micro_batches
@@ -197,8 +200,9 @@ class _Feed:
 
 
 class _Notice:
-    """Whether a node is about to go, asked about once a second, or after each step where steps are slower: each time costs
-    milliseconds, and every worker must ask, so rank 0 tells the others when."""
+    """Whether a node is about to go, asked about once a second, or after each step where steps are slower: each time
+    costs milliseconds, and every worker must ask, so rank 0 tells the others when.
+    """
 
     def __init__(self, first: int) -> None:
         self.asked_at, self.asked, self.next = time.monotonic(), first, first + 1
@@ -214,7 +218,9 @@ class _Notice:
 
 
 def _quiet() -> None:
-    """open_clip and Ray Train tell each step of a start and each report; what matters stands in attempts/ and metrics."""
+    """open_clip and Ray Train tell each step of a start and each report; what matters stands in
+    attempts/ and metrics.
+    """
     for name in (None, "ray.train"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("biomedclip_ray").setLevel(logging.INFO)

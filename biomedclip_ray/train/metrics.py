@@ -1,11 +1,12 @@
-"""What a run measures: metrics.jsonl, TensorBoard events and Ray's own metrics (Prometheus), from rank 0; progress lines,
-printed by the driver.
+"""What a run measures: metrics.jsonl, TensorBoard events and Ray's own metrics (Prometheus), from rank 0; progress
+lines, printed by the driver.
 
-A line of metrics.jsonl: step (optimiser steps done), epoch, loss, chance_loss (of a model that cannot
-tell the pairs of a batch apart), lr, logit_scale, grad_norm, skipped (steps whose gradient was not finite), and the throughput since the line before: pairs_per_s,
-step_seconds, where they went as shares (data_wait, forward, loss, backward, optimizer), tflop_per_s of this worker, mfu where
-the device's peak is known, memory_bytes at most so far, seconds of training altogether. The file is written whole each time,
-as object stores want it; after a restart the lines beyond the checkpoint are dropped and written again.
+A line of metrics.jsonl: step (optimiser steps done), epoch, loss, chance_loss (of a model that cannot tell the pairs of
+a batch apart), lr, logit_scale, grad_norm, skipped (steps whose gradient was not finite), and the throughput since the
+line before: pairs_per_s, step_seconds, where they went as shares (data_wait, forward, loss, backward, optimizer),
+tflop_per_s of this worker, mfu where the device's peak is known, memory_bytes at most so far, seconds of training
+altogether. The file is written whole each time, as object stores want it; after a restart the lines beyond the
+checkpoint are dropped and written again.
 """
 
 from __future__ import annotations
@@ -111,8 +112,9 @@ def read(product: Place) -> list[dict[str, Any]]:
 
 
 def is_stuck(lines: list[dict[str, Any]]) -> bool:
-    """True where the loss never left the chance loss although there were steps enough to, after the warm-up: from the step
-    of the highest rate on."""
+    """True where the loss never left the chance loss although there were steps enough to, after the warm-up: from the
+    step of the highest rate on.
+    """
     if not lines:
         return False
     warm: int = max(lines, key=lambda line: line["lr"])["step"]
@@ -165,7 +167,8 @@ class Watch:
             if is_stuck(lines) and now["step"] >= 2 * warned:
                 warned = now["step"]
                 log.warning(
-                    "train: after %d steps the loss is still the chance loss (%.3f): check that captions belong to their "
-                    "pictures, then train.lr and train.warmup_steps",
+                    "train: after %d steps the loss is still the chance loss (%.3f): check that captions belong to "
+                    "their "
+                    "images, then train.lr and train.warmup_steps",
                     *(now["step"], now["chance_loss"]),
                 )

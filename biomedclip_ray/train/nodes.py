@@ -19,8 +19,8 @@ class Places:
 
 
 def placed(resources: TrainResources, capacity: Capacity) -> Places:
-    """Workers with GPUs bring nodes whose other CPUs feed them, where that is enough for one task of each kind: no data node is
-    paid for beside them. Else the feed brings data nodes of its own.
+    """Workers with GPUs bring nodes whose other CPUs feed them, where that is enough for one task of each kind: no data
+    node is paid for beside them. Else the feed brings data nodes of its own.
     """
     worker = place(capacity, resources.cpus_per_worker, resources.gpus_per_worker)
     gpus = bool(resources.gpus_per_worker)

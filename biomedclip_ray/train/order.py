@@ -5,8 +5,8 @@ sequence is cut into windows of equal length, and rows are shuffled inside a win
 A window reads each of its row groups once, which a full shuffle of terabytes could not; articles lie in their parts by
 hash, so neighbours are strangers before anything is shuffled. `shuffle_quality` measures what is left to be desired.
 
-Global batch k is positions [kB, (k+1)B), cut into M micro-blocks; block j goes to rank j mod W. Nothing here depends on the
-number of workers: any W gives the same global batch, and a resumed run goes on at steps_done * B.
+Global batch k is positions [kB, (k+1)B), cut into M micro-batchs; block j goes to rank j mod W. Nothing here depends on
+the number of workers: any W gives the same global batch, and a resumed run goes on at steps_done * B.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ class Order:
 def mix(*keys: int | npt.NDArray[np.integer]) -> npt.NDArray[np.uint64]:
     """A uniform 64-bit hash of integers, elementwise: splitmix64 (Steele, Lea, Flood 2014) folded over the keys.
 
-    Own arithmetic because NumPy does not promise that its generators give the same stream in a later release, and an order
-    must survive an upgrade between two attempts of a run.
+    Own arithmetic because NumPy does not promise that its generators give the same stream in a later release, and an
+    order must survive an upgrade between two attempts of a run.
     """
     with np.errstate(over="ignore"):
         state = np.zeros(1, np.uint64)
@@ -110,7 +110,7 @@ def mix(*keys: int | npt.NDArray[np.integer]) -> npt.NDArray[np.uint64]:
 
 
 def deal(steps_fed: int, micro_batches: int, workers: int) -> list[list[int]]:
-    """The micro-blocks of a step, by rank, `steps_fed` steps after the feed began: blocks are dealt in turn from there.
+    """The micro-batchs of a step, by rank, `steps_fed` steps after the feed began: blocks are dealt in turn from there.
 
     Where the workers divide the blocks, rank r has the blocks j with j mod workers = r in every step; else its share
     wanders, and differs by one block at most between ranks.
@@ -120,7 +120,9 @@ def deal(steps_fed: int, micro_batches: int, workers: int) -> list[list[int]]:
 
 
 def total_steps(rows: int, epochs: float, batch: int) -> int:
-    """Optimiser steps that see every row `epochs` times: the last one may reach into the next epoch, none is cut off."""
+    """Optimiser steps that see every row `epochs` times: the last one may reach into the next epoch,
+    none is cut off.
+    """
     return max(1, -(-round(rows * epochs) // batch))
 
 

@@ -1,9 +1,10 @@
-"""One gradient for all workers: DDP, which reduces it while the backward pass still runs, or FSDP2 for towers that do not fit.
+"""One gradient for all workers: DDP, which reduces it while the backward pass still runs, or FSDP2 for towers that do
+not fit.
 
-Both average over workers, while a worker's part of a contrastive gradient is a share of one sum: who calls them scales by the
-number of workers (see step.py). Under FSDP the blocks of the image tower are sharded one by one and everything else as one
-unit: captions at natural length run the text tower a different number of times on each worker, and a collective inside it
-would wait for ever.
+Both average over workers, while a worker's part of a contrastive gradient is a share of one sum: who calls them scales
+by the number of workers (see step.py). Under FSDP the blocks of the image tower are sharded one by one and everything
+else as one unit: captions at natural length run the text tower a different number of times on each worker, and a
+collective inside it would wait for ever.
 """
 
 from __future__ import annotations
@@ -48,8 +49,9 @@ def wrap(towers: Towers, shard: bool) -> nn.Module:
 
 @contextmanager
 def accumulating(wrapped: nn.Module) -> Iterator[None]:
-    """Forward and backward in here add to the local gradient; DDP reduces it in the next pass outside. FSDP always reduces:
-    what it would keep is the whole gradient, which does not fit."""
+    """Forward and backward in here add to the local gradient; DDP reduces it in the next pass outside. FSDP always
+    reduces: what it would keep is the whole gradient, which does not fit.
+    """
     if isinstance(wrapped, DistributedDataParallel):
         with wrapped.no_sync():
             yield

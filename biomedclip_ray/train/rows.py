@@ -1,7 +1,7 @@
 """The rows that are trained on, as flat arrays: where each lies in storage, its article, and whom it is no negative of.
 
-About 32 bytes a pair: 15 million pairs are half a gigabyte in one process, and no feed task ever joins or searches. Only
-the small corpus files and the footers of the pairs files are read.
+About 32 bytes a pair: 15 million pairs are half a gigabyte in one process, and no feed task ever joins or searches.
+Only the small corpus files and the footers of the pairs files are read.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class SplitRows:
     Attributes:
         part, row_group, chunk_rows: int64 (chunks,), where a chunk lies and how many rows it has, never none.
         row: int64 (n,), the row within its row group.
-        group: int64 (n,), equal where two pairs show the same picture or belong to one figure.
+        group: int64 (n,), equal where two pairs show the same image or belong to one figure.
         article: int64 (n,), numbers the articles.
     """
 
@@ -58,8 +58,8 @@ def find_rows(
 ) -> SplitRows:
     """The kept rows of `split`; a pair of a kind in `kind_weights` stands there as often as its weight says.
 
-    Copies of a pair lie beside it, so that one reading of its row group serves them all, and share its group, so that they
-    are not each other's negatives. A weight's fraction is drawn by hash of the pair's place.
+    Copies of a pair lie beside it, so that one reading of its row group serves them all, and share its group, so that
+    they are not each other's negatives. A weight's fraction is drawn by hash of the pair's place.
 
     Raises:
         ValueError: pairs and corpus do not have the same rows in a part, or the split is empty.
@@ -146,10 +146,10 @@ def _number(names: pa.ChunkedArray) -> Rows:
 
 
 def _no_negatives(group: Rows, figure: Rows) -> Rows:
-    """One number for pairs linked by a picture or a figure: panels of one figure share a caption's facts.
+    """One number for pairs linked by an image or a figure: panels of one figure share a caption's facts.
 
-    Links chain (A shows B's picture, B is of C's figure): that masks a few negatives more than it must, and keeps the loss
-    to one integer a pair.
+    Links chain (A shows B's image, B is of C's figure): that masks a few negatives more than it must, and keeps the
+    loss to one integer a pair.
     """
     linked = group >= 0
     names, group_number = np.unique(group[linked], return_inverse=True)

@@ -1,13 +1,16 @@
-"""One optimisation step: the contrastive gradient of a global batch, exact however the batch is cut. Pure torch, no Ray.
+"""One optimisation step: the contrastive gradient of a global batch, exact however the batch is cut. Pure torch, no
+Ray.
 
-A worker's share of the global batch goes forward in passes of at most `forward_pairs`, as many on every worker as the largest
-share needs: the collectives of DDP and FSDP come with the passes. With one pass its graph is kept; with more, features are cached (GradCache, Gao et al. 2021, arXiv 2101.06983): each pass runs without a graph, the loss
-gives the gradient on every feature, then each pass runs again, with a graph, and takes its slice of that gradient. This
-costs one more forward pass (about a third of a step) and makes the memory that of one pass: a batch of 64k fits anywhere.
+A worker's share of the global batch goes forward in passes of at most `forward_pairs`, as many on every worker as the
+largest share needs: the collectives of DDP and FSDP come with the passes. With one pass its graph is kept; with more,
+features are cached (GradCache, Gao et al. 2021, arXiv 2101.06983): each pass runs without a graph, the loss gives the
+gradient on every feature, then each pass runs again, with a graph, and takes its slice of that gradient. This costs one
+more forward pass (about a third of a step) and makes the memory that of one pass: a batch of 64k fits anywhere.
 
 Features of all workers are gathered, each worker sums the loss of its own rows against all columns, and gradients are
-summed: one batch of 32 as 1x32, 2x16, 1x(4x8) or 2x(2x8) gives one gradient. DDP and FSDP average, so what enters the towers
-is scaled by the number of workers once, in `_into_towers`, and nowhere else; that is where other trainers went wrong.
+summed: one batch of 32 as 1x32, 2x16, 1x(4x8) or 2x(2x8) gives one gradient. DDP and FSDP average, so what enters the
+towers is scaled by the number of workers once, in `_into_towers`, and nowhere else; that is where other trainers went
+wrong.
 """
 
 from __future__ import annotations
@@ -46,7 +49,7 @@ MAX_LOGIT_SCALE = math.log(100)
 
 @dataclass(frozen=True)
 class Block:
-    """A micro-block on the device.
+    """A micro-batch on the device.
 
     Attributes:
         pixels: uint8 (n, h, w, 3), as they travel; normalised on the device.
@@ -83,8 +86,8 @@ class StepResult:
 
 
 class Learner:
-    """Model, optimiser and schedule. What changes is in the model, the optimiser and `ema`; the rest follows from config and
-    step number.
+    """Model, optimiser and schedule. What changes is in the model, the optimiser and `ema`; the rest follows from
+    config and step number.
 
     Attributes:
         model: open_clip's, under its own names whatever was compiled or wrapped.
@@ -119,7 +122,7 @@ class Learner:
         leave_out_unused(towers)
         self.trims = towers.trims
         self.norms = [norm for _, norm in running_norms(model)]
-        self.flops = flops.count(model, towers.size, towers.context, towers.trims)  # of whole pictures
+        self.flops = flops.count(model, towers.size, towers.context, towers.trims)  # of whole images
         self.patch_dropout = PatchDropout(model, recipe.patch_dropout) if recipe.patch_dropout else None
         self.work = 0.0
         if recipe.resources.compile:
@@ -140,7 +143,7 @@ class Learner:
         """One optimiser step, the `number`-th counted from 0. A gradient that is not finite changes nothing.
 
         Args:
-            blocks: this worker's micro-blocks, at least one.
+            blocks: this worker's micro-batchs, at least one.
             sizes: rows of every worker, by rank; None without a process group.
         """
         self.towers.train()
@@ -201,7 +204,9 @@ class Learner:
         return vectors
 
     def is_finite(self) -> bool:
-        """Whether every weight, average and batch statistic is a number: a step whose loss was one may have broken them."""
+        """Whether every weight, average and batch statistic is a number: a step whose loss was one may have broken
+        them.
+        """
         statistics = [value for norm in self.norms for value in norm.buffers() if value.is_floating_point()]
         values = [p.detach() for p in self.model.parameters()] + list(self.ema.values()) + statistics
         return bool(parallel.total_norm(values).isfinite())
@@ -229,8 +234,9 @@ class Learner:
         slopes: Tensor,
         scalars: tuple[Tensor | None, Tensor | None],
     ) -> None:
-        """Carry the gradient on the vectors, (2, rows, d), back into the parameters, pass by pass; the workers' gradients
-        meet in the last one. `scalars`: this worker's part of the gradient on scale and bias."""
+        """Carry the gradient on the vectors, (2, rows, d), back into the parameters, pass by pass; the workers'
+        gradients meet in the last one. `scalars`: this worker's part of the gradient on scale and bias.
+        """
         world = parallel.world_size()
         first = 0
         for number, block in enumerate(blocks):

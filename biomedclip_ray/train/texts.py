@@ -1,8 +1,9 @@
-"""Which text of a pair a visit trains on: its caption, a sentence that cites the figure, or one panel's part of the caption.
+"""Which text of a pair a visit trains on: its caption, a sentence that cites the figure, or one panel's part of the
+caption.
 
-Drawn by the position in the sequence alone, as crops are: the same position has the same text for any number of workers, before and
-after a kill, and the next epoch draws anew. A pair without the kind that was drawn has its caption. Panels have their own text and
-nothing else: a sentence seldom says which panel it means.
+Drawn by the position in the sequence alone, as crops are: the same position has the same text for any number of
+workers, before and after a kill, and the next epoch draws anew. A pair without the kind that was drawn has its caption.
+Panels have their own text and nothing else: a sentence seldom says which panel it means.
 """
 
 from __future__ import annotations

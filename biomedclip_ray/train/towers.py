@@ -1,7 +1,8 @@
-"""Both towers and the temperature behind one `forward`: what DDP and FSDP hook into, compiled and thinned as configured.
+"""Both towers and the temperature behind one `forward`: what DDP and FSDP hook into, compiled and thinned as
+configured.
 
-Everything here leaves the weights' names and numbers alone: a compiled block, a dropped patch and a trimmed caption are ways
-to run the same model.
+Everything here leaves the weights' names and numbers alone: a compiled block, a dropped patch and a trimmed caption are
+ways to run the same model.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Towers(nn.Module):
     Attributes:
         mean, std: float32 (1, 3, 1, 1), of pixels in [0, 255].
         trims: whether captions run at their natural length.
-        size: height and width of the pictures.
+        size: height and width of the images.
         context: tokens of a caption at most.
     """
 
@@ -54,7 +55,9 @@ class Towers(nn.Module):
     def __init__(
         self, model: nn.Module, mean: Sequence[float], std: Sequence[float], bf16: bool, lock: Sequence[str] = ()
     ) -> None:
-        """`mean` and `std` of RGB in [0, 1]; `bf16`: autocast in the towers, vectors stay float32; `lock`: see `lock`."""
+        """`mean` and `std` of RGB in [0, 1]; `bf16`: autocast in the towers, vectors stay float32;
+        `lock`: see `lock`.
+        """
         super().__init__()
         self.model = model
         self.bf16 = bf16
@@ -128,7 +131,8 @@ def _side(name: str) -> str:
 
 
 def leave_out_unused(towers: Towers) -> list[str]:
-    """Stop training parameters that no vector depends on, such as a pooler nobody asks: DDP would wait for their gradient.
+    """Stop training parameters that no vector depends on, such as a pooler nobody asks: DDP would wait for their
+    gradient.
 
     They are found by one backward pass over two blank pairs; returns their names.
     """
@@ -155,7 +159,9 @@ def leave_out_unused(towers: Towers) -> list[str]:
 
 
 def repeated_blocks(tower: nn.Module) -> Iterator[nn.Module]:
-    """The equal blocks that a transformer is a list of, whatever library wrote it: what is compiled or sharded one by one."""
+    """The equal blocks that a transformer is a list of, whatever library wrote it: what is compiled or sharded one by
+    one.
+    """
     for module in tower.modules():
         if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(module) > 1:
             composite = any(True for _ in module[0].children())
@@ -184,7 +190,8 @@ def patch_dropout_slot(model: nn.Module) -> tuple[Any, str, int]:
     if trunk is not None and hasattr(trunk, "patch_drop"):
         return trunk, "patch_drop", trunk.num_prefix_tokens
     raise ConfigError(
-        f"train.patch_dropout needs patches: the image tower {type(trunk or visual).__name__} has none to leave out; set "
+        f"train.patch_dropout needs patches: the image tower {type(trunk or visual).__name__} has none to leave out; "
+        "set "
         "train.patch_dropout=0"
     )
 

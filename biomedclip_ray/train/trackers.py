@@ -1,7 +1,8 @@
-"""MLflow and Weights & Biases beside TensorBoard: the lines of metrics.jsonl, one run per train product, also across restarts.
+"""MLflow and Weights & Biases beside TensorBoard: the lines of metrics.jsonl, one run per train product, also across
+restarts.
 
-Each finds its server as it always does (MLFLOW_TRACKING_URI; WANDB_MODE, WANDB_API_KEY, WANDB_BASE_URL); a worker gets these
-from the cluster's environment, or from Ray's runtime_env. Both packages are the extra `trackers`.
+Each finds its server as it always does (MLFLOW_TRACKING_URI; WANDB_MODE, WANDB_API_KEY, WANDB_BASE_URL); a worker gets
+these from the cluster's environment, or from Ray's runtime_env. Both packages are the extra `trackers`.
 """
 
 from __future__ import annotations

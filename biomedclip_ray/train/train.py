@@ -1,9 +1,9 @@
 """Stage train: corpus -> bundle, on Ray Train.
 
-Three things happen: one task builds the model that training starts from (so that weights are fetched once and every worker
-begins with the same), the worker group runs the steps, one task exports the bundle. Each is skipped where its file is
-already there. A killed worker costs the steps since the last checkpoint and a restart of about ten seconds; a killed driver
-the same, when the command is given again.
+Three things happen: one task builds the model that training starts from (so that weights are fetched once and every
+worker begins with the same), the worker group runs the steps, one task exports the bundle. Each is skipped where its
+file is already there. A killed worker costs the steps since the last checkpoint and a restart of about ten seconds; a
+killed driver the same, when the command is given again.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ _FEW_WORKERS = 16
 
 
 class DivergedError(StageError):
-    """The loss is not finite any more, or went up and stayed there; the message names the step and the last good checkpoint."""
+    """The loss is not finite any more, or went up and stayed there; the message names the step and the last good
+    checkpoint.
+    """
 
 
 def _content(config: Config, pairs: Product, corpus: Product) -> dict[str, Any]:
@@ -69,7 +71,8 @@ def _inputs(config: Config, pairs: Product, corpus: Product) -> list[Product]:
 
 
 def _work(attempt: Attempt, run_parts: RunParts, config: Config, pairs: Product, corpus: Product) -> Made:
-    """Train on the kept pairs of the train split and export the bundle; with train.epochs=0 export model.bundle as it is.
+    """Train on the kept pairs of the train split and export the bundle; with train.epochs=0 export model.bundle as it
+    is.
 
     Raises:
         DivergedError: the loss became infinite or NaN, or rose and did not come back.
@@ -205,8 +208,8 @@ def _fit_towers(
         """Asked anew by Ray Train at each start of the worker group."""
         return batches(feed, checkpoint.steps_done(place) * recipe.batch, steps * recipe.batch, resources, places.feed)
 
-    # Ray Train polls its workers every 2 s; what is not polled when a worker dies is lost, and each start and end waits for
-    # polls: 11 of 25 s of a short run. Read by the controller, which gets RAY_TRAIN_* from here.
+    # Ray Train polls its workers every 2 s; what is not polled when a worker dies is lost, and each start and end waits
+    # for polls: 11 of 25 s of a short run. Read by the controller, which gets RAY_TRAIN_* from here.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25" if resources.max_workers <= _FEW_WORKERS else "2")
     worker, selector = places.worker.bundle
     validates = place.exists(validate.PAIRS)
@@ -287,7 +290,8 @@ def _build(config: Config, pairs: Product, corpus: Product, uri: str) -> None:
     wanted = config.train.validation_pairs
     if wanted and config.train.epochs and not validate.copy_pairs(pairs, corpus, wanted, place):
         raise ConfigError(
-            f"train.validation_pairs={wanted}, but no kept pair is in the validation split: raise curate.splits.validation, or "
+            f"train.validation_pairs={wanted}, but no kept pair is in the validation split: raise "
+            "curate.splits.validation, or "
             "set train.validation_pairs=0 (the last checkpoint then becomes the bundle)"
         )
     with _local_folder(place.at(START)) as folder:

@@ -34,7 +34,9 @@ K = 10
 
 
 def copy_pairs(pairs: Product, corpus: Product, count: int, place: Place) -> int:
-    """Copy the first `count` kept validation pairs (storage order is hash order) to the product; how many there were."""
+    """Copy the first `count` kept validation pairs (storage order is hash order) to the product; how
+    many there were.
+    """
     tables: list[pa.Table] = []
     found = 0
     for part in range(corpus.parts):

@@ -1,5 +1,6 @@
-"""Training by the command its user gives: two workers on the sample, the curve in the report, and a bundle that outlives an
-evaluation that fails."""
+"""Training by the command its user gives: two workers on the sample, the curve in the report, and a bundle that
+outlives an evaluation that fails.
+"""
 
 from __future__ import annotations
 

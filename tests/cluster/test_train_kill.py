@@ -1,4 +1,6 @@
-"""kill -9 of the driver while it trains, then the same command: the same weights, the same curve, each batch as it was."""
+"""kill -9 of the driver while it trains, then the same command: the same weights, the same curve, each
+batch as it was.
+"""
 
 from __future__ import annotations
 

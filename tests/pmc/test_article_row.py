@@ -61,7 +61,10 @@ def test_groups_in_groups_lend_their_captions_and_rights() -> None:
 
 
 def test_pictures_directly_in_a_group_are_a_figure_of_their_own() -> None:
-    body = f"<fig-group id='g'>{_captioned('Lungs.')}{GRAPHIC.format('a')}<fig id='b'>{GRAPHIC.format('b')}</fig></fig-group>"
+    body = (
+        f"<fig-group id='g'>{_captioned('Lungs.')}{GRAPHIC.format('a')}<fig "
+        f"id='b'>{GRAPHIC.format('b')}</fig></fig-group>"
+    )
     row, ledger = _row(body, ["a.jpg", "b.jpg"])
     assert [(figure["figure_id"], figure["caption"]) for figure in row["figures"]] == [
         ("PMC1.1/g", "Lungs."),
@@ -74,8 +77,10 @@ def test_pictures_directly_in_a_group_are_a_figure_of_their_own() -> None:
 
 def test_who_cites_a_group_cites_its_figures_and_its_caption_cites_none_of_them() -> None:
     first, second = _figures(
-        "<p>See <xref rid='g'>Figure 1</xref>.</p><fig-group><fig-group id='g'><caption><p>As in <xref rid='b'>b</xref>.</p>"
-        "</caption><fig id='a'><caption><p>Like <xref rid='b'>b</xref>.</p></caption></fig><fig id='b'/></fig-group></fig-group>"
+        "<p>See <xref rid='g'>Figure 1</xref>.</p><fig-group><fig-group id='g'><caption><p>As in <xref "
+        "rid='b'>b</xref>.</p>"
+        "</caption><fig id='a'><caption><p>Like <xref rid='b'>b</xref>.</p></caption></fig><fig "
+        "id='b'/></fig-group></fig-group>"
     )
     assert [mention.sentence for mention in first.mentions] == ["See Figure 1."]
     assert [mention.sentence for mention in second.mentions] == ["See Figure 1.", "Like b."]
@@ -107,10 +112,12 @@ def test_a_figure_in_a_group_without_a_caption_has_none() -> None:
 # -- tables
 
 TABLE = (
-    "<p>See <xref rid='t1'>Table 1</xref>.</p><table-wrap id='t1'><label>Table 1</label><caption><p>Values.</p></caption>"
+    "<p>See <xref rid='t1'>Table 1</xref>.</p><table-wrap id='t1'><label>Table "
+    "1</label><caption><p>Values.</p></caption>"
     f"<alternatives>{GRAPHIC.format('t1.jpg')}<table><tr><td>{GRAPHIC.format('icon')}</td></tr></table></alternatives>"
     "<table-wrap-foot><fn><p>As <xref rid='t1'>Table 1</xref> says.</p></fn></table-wrap-foot></table-wrap>"
-    f"<table-wrap id='t2'><caption><p>Icons.</p></caption><table><tr><td>{GRAPHIC.format('icon')}</td></tr></table></table-wrap>"
+    "<table-wrap "
+    f"id='t2'><caption><p>Icons.</p></caption><table><tr><td>{GRAPHIC.format('icon')}</td></tr></table></table-wrap>"
 )
 
 

@@ -30,7 +30,7 @@ DIMENSIONS = 8
 
 
 class Page(HTMLParser):
-    """Collects what a browser would load, the text, and the pictures in the framed results."""
+    """Collects what a browser would load, the text, and the images in the framed results."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ def corpus_product(root: str) -> Product:
 
 
 def embed_product(root: str, wrong: int | None = None) -> Product:
-    """30 test pairs; each caption finds its own picture first, but pair `wrong`, whose picture is the opposite."""
+    """30 test pairs; each caption finds its own image first, but pair `wrong`, whose image is the opposite."""
     schema = pa.schema([field for field in index_schema(DIMENSIONS) if field.name not in ("x", "y")])
     product = plan_embed(root)
     generator = np.random.default_rng(0)
@@ -254,7 +254,7 @@ def test_the_report_is_one_file_without_script_and_loads_nothing_from_elsewhere(
 def test_the_funnel_gives_each_unit_and_each_reason_with_its_sentence(page: Page) -> None:
     assert "article version catalog 550 of 600 · 91.7% 30 source.select.licenses does not allow" in page.text
     assert "20 a newer version of the article exists" in page.text
-    assert "picture preprocess 30 of 32 · 93.8% 2 the picture ends early" in page.text
+    assert "picture preprocess 30 of 32 · 93.8% 2 the image ends early" in page.text
 
 
 def test_text_of_articles_is_shown_and_never_run(root: Path) -> None:
@@ -299,9 +299,9 @@ def test_what_else_was_measured_in_training_has_a_curve_of_its_own(page: Page, r
 def test_splits_and_the_search_for_leaks_are_told(page: Page) -> None:
     assert "split pairs kept train 19 validation 0 test 8" in page.text
     assert "Among 1,234 different files 7 pairs have hashes that differ in at most 4 of 64 bits" in page.text
-    assert "show the same picture in 5 of them" in page.text
+    assert "show the same image in 5 of them" in page.text
     assert "Kept in more than one split: 0 articles, 0 groups, 0 pictures, 0 near pairs." in page.text
-    assert "under different pictures: 3." in page.text
+    assert "under different images: 3." in page.text
 
 
 def test_recall_stands_beside_interval_chance_and_shuffled_control(page: Page) -> None:

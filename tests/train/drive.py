@@ -1,4 +1,6 @@
-"""A driver of its own for the tests that kill one: `python drive.py ROOT WORKERS` trains the tiny products below ROOT."""
+"""A driver of its own for the tests that kill one: `python drive.py ROOT WORKERS` trains the tiny
+products below ROOT.
+"""
 
 from __future__ import annotations
 

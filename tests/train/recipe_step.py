@@ -1,5 +1,6 @@
-"""Two steps of a shipped recipe with its real towers at random weights: `python recipe_step.py CONFIG [key=value ...]` prints
-what moved, as JSON. A recipe that caches features does so here too, in passes of two pairs."""
+"""Two steps of a shipped recipe with its real towers at random weights: `python recipe_step.py CONFIG [key=value ...]`
+prints what moved, as JSON. A recipe that caches features does so here too, in passes of two pairs.
+"""
 
 from __future__ import annotations
 

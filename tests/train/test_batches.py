@@ -1,4 +1,4 @@
-"""Spans of the order become micro-blocks: the right rows, crops that depend on the position alone."""
+"""Spans of the order become micro-batchs: the right rows, crops that depend on the position alone."""
 
 from __future__ import annotations
 

@@ -103,8 +103,8 @@ def test_attempts_are_numbered_and_positions_recorded(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         assert begin(place, 0, {**facts, "first_step": 5, "epoch": 0.5, "lr": 4e-4}) == 2
     assert (
-        "attempt 2 begins at step 5 of 9 (epoch 0.50, rate 0.0004, logit scale 14.28, bf16 without a loss scaler, seed 3, 1 workers)"
-        in caplog.text
+        "attempt 2 begins at step 5 of 9 (epoch 0.50, rate 0.0004, logit scale 14.28, bf16 without a loss scaler, "
+        "seed 3, 1 workers)" in caplog.text
     )
     assert [(one["attempt"], one["first_step"]) for one in attempts(place)] == [(1, 1), (2, 5)]
     for rank in (0, 1):

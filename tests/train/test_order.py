@@ -1,4 +1,6 @@
-"""The order of training is arithmetic: every row once an epoch, the same batches for any number of workers, resumable."""
+"""The order of training is arithmetic: every row once an epoch, the same batches for any number of
+workers, resumable.
+"""
 
 from __future__ import annotations
 

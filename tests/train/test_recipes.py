@@ -1,4 +1,6 @@
-"""Each shipped recipe builds its real towers, finds the published text tower in a Hugging Face cache and takes two steps."""
+"""Each shipped recipe builds its real towers, finds the published text tower in a Hugging Face cache and takes two
+steps.
+"""
 
 from __future__ import annotations
 

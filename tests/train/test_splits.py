@@ -1,4 +1,6 @@
-"""The trainer's own gradient in float64, however a global batch is cut over workers, blocks and passes: that of one plain process."""
+"""The trainer's own gradient in float64, however a global batch is cut over workers, blocks and passes: that of one
+plain process.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gradient of a global batch does not depend on how many workers and micro-blocks it is cut into."""
+"""The gradient of a global batch does not depend on how many workers and micro-batchs it is cut into."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""MLflow and Weights & Biases, with their own stores on this disk: a line arrives, and a restart goes on in the same run."""
+"""MLflow and Weights & Biases, with their own stores on this disk: a line arrives, and a restart goes on in the same
+run.
+"""
 
 from __future__ import annotations
 

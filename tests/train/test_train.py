@@ -159,7 +159,7 @@ def test_towers_that_the_recipe_cannot_train_are_told_without_a_corpus(tmp_path,
     ("changes", "told"),
     [
         ({}, None),
-        ({"context_length": 100}, "cannot take a picture of 224 x 224 and a caption of 100 tokens"),
+        ({"context_length": 100}, "cannot take an image of 224 x 224 and a caption of 100 tokens"),
         ({"hf_proj_type": "mpl"}, r"Unexpected key.*text\.proj"),
         ({"hf_pooler_type": "cls"}, "KeyError: 'cls'"),
         ("more words", "its tokenizer has 103 entries, its text tower 93"),

@@ -59,7 +59,7 @@ def products(
 
     Args:
         misleading: splits whose captions name another colour and shape than is drawn.
-        unreadable: splits whose pictures are none.
+        unreadable: splits whose images are none.
         mentions: sentences that cite each figure.
     """
     pairs = Product.plan(str(root), "preprocess", 1, {"articles": articles}, [])
