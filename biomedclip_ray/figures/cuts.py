@@ -86,18 +86,21 @@ def working_copy(image: Pixels) -> tuple[Ink, Layers]:
     ground = np.median(border, axis=0)
     if (np.abs(border - ground).max(axis=1) < _INK_CONTRAST).mean() < _EVEN_BORDER:
         ground = np.full(3, 255)
-    contrast = _strongest(cv2.absdiff(colour, np.full_like(colour, ground)))
     luma = np.asarray(cv2.cvtColor(colour, cv2.COLOR_RGB2GRAY), np.uint8)
+    levels = ground.astype(int)
+    ink = _outside(colour, (levels - _INK_CONTRAST).tolist(), (levels + _INK_CONTRAST).tolist())
     jump_x, jump_y = np.zeros_like(luma), np.zeros_like(luma)
-    jump_x[:, 2:] = _strongest(cv2.absdiff(colour[:, 2:], colour[:, :-2])) > _JUMP
-    jump_y[2:] = _strongest(cv2.absdiff(colour[2:], colour[:-2])) > _JUMP
-    return luma, Layers((contrast > _INK_CONTRAST).astype(np.uint8), jump_x, jump_y)
+    if min(luma.shape) > 2:
+        small = [_JUMP] * 3
+        jump_x[:, 2:] = _outside(cv2.absdiff(colour[:, 2:], colour[:, :-2]), [0] * 3, small)
+        jump_y[2:] = _outside(cv2.absdiff(colour[2:], colour[:-2]), [0] * 3, small)
+    return luma, Layers(ink, jump_x, jump_y)
 
 
-def _strongest(difference: NDArray[np.generic]) -> Ink:
-    """The largest of three channels; OpenCV takes a twentieth of the time of numpy's max over so short an axis."""
-    first, second, third = cv2.split(difference)
-    return np.asarray(cv2.max(cv2.max(first, second), third), np.uint8)
+def _outside(colour: NDArray[np.generic], low: list[int], high: list[int]) -> Ink:
+    """1 where any of three channels is out of its range, else 0; a third of the time of taking the largest of three planes."""
+    inside = cv2.inRange(colour, np.array(low), np.array(high))
+    return np.asarray(cv2.threshold(inside, 0, 1, cv2.THRESH_BINARY_INV)[1], np.uint8)
 
 
 def cut_lines(layers: Layers, region: Region, vertical: bool) -> list[tuple[int, int, float]]:
@@ -167,13 +170,7 @@ def widest(layers: Layers, region: Region) -> Cut | None:
 
 def tight(ink: Ink, region: Region) -> Region:
     """The region without the blank margin around its ink; unchanged where it is all blank."""
-    part = ink[region.y0 : region.y1, region.x0 : region.x1]
-    rows, columns = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))
-    if not len(rows):
+    x, y, width, height = cv2.boundingRect(ink[region.y0 : region.y1, region.x0 : region.x1])
+    if not width:
         return region
-    return Region(
-        region.x0 + int(columns[0]),
-        region.y0 + int(rows[0]),
-        region.x0 + int(columns[-1]) + 1,
-        region.y0 + int(rows[-1]) + 1,
-    )
+    return Region(region.x0 + x, region.y0 + y, region.x0 + x + width, region.y0 + y + height)
