@@ -44,6 +44,7 @@ class Case:
 CASES = (
     Case("jats.py", quick="--quick", beside="lxml pubmed_parser"),
     Case("images.py", quick="--rounds 1 --every 25", beside="pillow"),
+    Case("tiff.py", quick="--rounds 1 --side 256", beside="tifffile numpy"),
     Case("panels.py", quick="--every 6"),
     Case("panels_layouts.py", quick="--figures 12"),
     Case("kinds.py"),

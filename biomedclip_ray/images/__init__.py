@@ -1,1 +1,1 @@
-"""Bytes of a picture file to upright RGB, resampled, hashed."""
+"""Bytes of an image file to upright RGB, resampled, hashed."""

@@ -83,7 +83,7 @@ def rgb(
 def to_8_bits(values: Values, *, seen: Mask | None = None, nodata: float | None = None) -> tuple[Pixels, Window]:
     """Values of one or several channels, all through one window, as uint8 of the same shape."""
     if values.dtype == np.int16 and nodata is None and not _has_gaps(values):
-        # moved up by half the type's range: the same picture at the speed of uint16
+        # moved up by half the type's range: the same image at the speed of uint16
         moved = values.view(np.uint16) ^ np.uint16(0x8000)
         pixels, window = to_8_bits(moved, seen=seen)
         return pixels, Window(window.low - 32768, window.high - 32768, window.cut)

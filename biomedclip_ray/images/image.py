@@ -132,11 +132,11 @@ def prepare_crop(
     short_side: int,
     quality: int,
 ) -> Picture:
-    """Check, shrink and encode a part of a picture: `prepare` for a panel.
+    """Check, shrink and encode a part of an image: `prepare` for a panel.
 
     Args:
         whole: from `read`, at its full size.
-        box: (x0, y0, x1, y1) in fractions of the picture's sides.
+        box: (x0, y0, x1, y1) in fractions of the image's sides.
 
     Returns:
         a Picture whose originals' size is the part's, and whose sha256 is that of its own JPEG: the file holds several.
@@ -270,7 +270,7 @@ def decode(encoded: bytes) -> Pixels:
 
 
 def perceptual_hash(pixels: Pixels) -> int:
-    """64 bits of a picture's coarse structure; near-equal pictures differ in few bits.
+    """64 bits of an image's coarse structure; near-equal images differ in few bits.
 
     The signs, against their median, of the 8 x 8 lowest DCT coefficients of the 32 x 32 luma (pHash, Zauner 2010), row by row,
     the first in the highest bit. Plain float64 products, so that every machine gives the same bits.
@@ -287,7 +287,7 @@ def perceptual_hash(pixels: Pixels) -> int:
 
 def _checked_jpeg(pixels: Pixels, quality: int) -> bytes:
     """Encode; raises ImageError (BLANK) for one colour."""
-    # A coarse look settles all but blank pictures, which then get a full one.
+    # A coarse look settles all but blank images, which then get a full one.
     if np.ptp(pixels[::8, ::8, 1]) <= _BLANK_RANGE and _is_flat(pixels):
         raise ImageError(Reason.BLANK, f"{pixels.shape[1]} x {pixels.shape[0]} pixels of one colour")
     encoded: bytes = simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB", colorsubsampling="420")

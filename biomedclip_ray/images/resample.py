@@ -1,4 +1,4 @@
-"""Shrinking pictures as well as Pillow's antialiased bicubic filter, at a quarter of its time.
+"""Shrinking images as well as Pillow's antialiased bicubic filter, at a quarter of its time.
 
 Any antialiased filter of ratio r is (nearly) a short symmetric FIR at the source's pixels followed by plain interpolation, and
 OpenCV has both vectorised. So: halve by 2x2 means while the ratio is large, then five taps fitted to Pillow's kernel, then
@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
 
-# A 2x2 mean lets frequencies through that alias once the picture is sampled at half its pitch. Halving only from this
-# ratio on leaves 1.4 pixels a sample for the fitted taps to remove them (at 2.0 the worst picture falls from 36 to 30 dB).
+# A 2x2 mean lets frequencies through that alias once the image is sampled at half its pitch. Halving only from this
+# ratio on leaves 1.4 pixels a sample for the fitted taps to remove them (at 2.0 the worst image falls from 36 to 30 dB).
 HALVE_FROM = 2.8
 
 
 def shrink(pixels: Pixels, width: int, height: int, *, source: tuple[int, int] | None = None) -> Pixels:
-    """Antialiased downscale of an RGB picture.
+    """Antialiased downscale of an RGB image.
 
     Args:
         pixels: (h, w, 3) uint8.
         width, height: the result's size in pixels; not above the source's.
-        source: (width, height) of the picture that `pixels` is a half-size version of, rounded up, when the decoder has
+        source: (width, height) of the image that `pixels` is a half-size version of, rounded up, when the decoder has
             already halved it. The odd row or column that rounding added is then weighed rightly.
 
     Returns:
@@ -38,7 +38,7 @@ def shrink(pixels: Pixels, width: int, height: int, *, source: tuple[int, int] |
     """
     rows, columns = pixels.shape[:2]
     if width > columns or height > rows:
-        raise ValueError(f"shrink makes pictures smaller; {columns} x {rows} to {width} x {height} is no shrinking")
+        raise ValueError(f"shrink makes images smaller; {columns} x {rows} to {width} x {height} is no shrinking")
     across, down = columns / width, rows / height
     if source is not None:
         across, down = source[0] / 2 / width, source[1] / 2 / height

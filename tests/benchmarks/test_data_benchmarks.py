@@ -24,6 +24,12 @@ def test_pictures_beside_pillow(corpus: Path) -> None:
     assert len(re.findall(r"mean \d\d\.\d dB", done.stdout)) == 2
 
 
+def test_deep_tiffs_beside_tifffile() -> None:
+    done = run("tiff.py", "--rounds", "1", "--side", "128")
+    assert ratios(done) == {"tiff_vs_tifffile"}
+    assert done.stdout.count("pixels within 0") + done.stdout.count("pixels within 1") == 9
+
+
 def test_articles_beside_lxml(corpus: Path) -> None:
     assert ratios(run("jats.py", "--quick", "--skip", "pubmed_parser", *_data(corpus))) == {"jats_full_vs_lxml"}
 

@@ -230,11 +230,7 @@ def _as_pydicom(path: Path) -> np.ndarray:
             shown = spread(shown, low * slope + intercept, high * slope + intercept)
             if np.ptp(shown) > 4:
                 return 255 - shown if dataset.PhotometricInterpretation == "MONOCHROME1" else shown
-        low, high = numbers.min(), numbers.max()
-        robust = np.quantile(numbers, [0.001, 0.999])
-        if high - low > 2 * (robust[1] - robust[0]) > 0:
-            low, high = robust
-        shown = spread(numbers, low, high)
+        shown = numbers if values.dtype == np.uint8 and dataset.BitsStored == 8 else _by_window(numbers)
         return 255 - shown if dataset.PhotometricInterpretation == "MONOCHROME1" else shown
 
 

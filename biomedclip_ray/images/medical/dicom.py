@@ -221,6 +221,8 @@ def _windowed(dataset: Dataset, values: Values, frame: int) -> tuple[Values, str
         grey = _through(numbers, centre, width, str(voi.get("VOILUTFunction", "LINEAR")))
         if np.ptp(grey) > 4 or np.ptp(numbers) == 0:
             return grey, f"window {centre:g} / {width:g}"
+    if numbers.dtype == np.uint8 and _number(dataset, "BitsStored") == 8:
+        return numbers, ""  # made to be looked at, as a secondary capture is
     seen = None if padding is None or padding.all() else ~padding
     grey, window = to_8_bits(numbers, seen=seen)
     if padding is not None and seen is not None:
