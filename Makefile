@@ -34,11 +34,12 @@ quick: lint  ## lint, types and the tests that need no Ray
 bench: setup .venv/.benchmarks  ## every benchmark, with what it is compared with installed; a table at the end
 	$(PY) benchmarks/bench.py
 
-# Daft wants an older pyarrow than ours: it has an environment of its own, which falls back on ours for all else.
+# Daft wants an older pyarrow than ours, and pubmed_parser brings a package named tests, which hides our own from Ray's workers:
+# they have an environment of their own, which falls back on ours for all else.
 .venv/.benchmarks: .venv/.installed
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev,benchmark]'
 	rm -rf .venv-peers && $(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/pip install --quiet 'daft==0.7.26' 'pyarrow<26'
+	.venv-peers/bin/pip install --quiet 'daft==0.7.26' 'pyarrow<26' pubmed_parser==0.5.1
 	$(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 		> $$(.venv-peers/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ours.pth
 	touch $@

@@ -4,7 +4,7 @@
     python benchmarks/bench.py [--quick] [--only SCRIPT ...]
 
 `--quick` runs the small forms, whose ratios say nothing about speed: that everything runs is what they show. Peers that cannot
-live beside ours (Daft wants an older pyarrow) have an environment of their own, `.venv-peers`, which falls back on ours for
+live beside ours (Makefile says why) have an environment of their own, `.venv-peers`, which falls back on ours for
 all else. Exit 1 where a bound is missed, 2 where a benchmark did not run to its end.
 """
 
@@ -42,7 +42,7 @@ class Case:
 
 
 CASES = (
-    Case("jats.py", quick="--quick", beside="lxml pubmed_parser"),
+    Case("jats.py", quick="--quick", beside="lxml pubmed_parser", apart=True),
     Case("images.py", quick="--rounds 1 --every 25", beside="pillow"),
     Case("tiff.py", quick="--rounds 1 --side 256", beside="tifffile numpy"),
     Case("panels.py", quick="--every 6"),

@@ -187,7 +187,7 @@ CORPUS = pa.schema(
 LEDGER = pa.schema(
     [
         column("stage", pa.string(), "which stage dropped it"),
-        column("unit", pa.string(), "what was dropped: article, figure, image, pair, ..."),
+        column("unit", pa.string(), "what was dropped: article, figure, picture, pair, ..."),
         column("id", pa.string(), "of the unit"),
         column("reason", pa.string(), "one of schema.Reason"),
         column("transient", pa.bool_(), "lost to network or disk: the same command tries it again"),
