@@ -113,6 +113,11 @@ class Capacity:
         """
         if self.fits(need.num_cpus, need.num_gpus):
             return []
+        if not self.grows and not self.total("CPU"):  # its autoscaler may have ended: its own log says why
+            return [
+                f"{key}: no node of {self.found} takes work, and no autoscaler runs beside its head that would bring one "
+                "(monitor.err there may say why); start nodes, or name the file that the cluster is made from: --cluster FILE"
+            ]
         problems = []
         for name, unit, wanted in (("num_cpus", "CPU", need.num_cpus), ("num_gpus", "GPU", need.num_gpus)):
             total, largest = self.total(unit), self.largest(unit)

@@ -190,6 +190,12 @@ def operators(executor: Any) -> list[Any]:
     return list(executor._topology)
 
 
+def remote_args(dataset: Any) -> dict[str, Any]:
+    """What the tasks of a dataset's last step ask for, to be changed: some steps take no resources of their own."""
+    args: dict[str, Any] = dataset._logical_plan.dag.ray_remote_args
+    return args
+
+
 def ask_for(name: str, bundles: Bundles | None) -> None:
     """Ask for nodes in a name of one's own, before there is any task; None: no more."""
     import ray

@@ -32,6 +32,7 @@ from ray.train import DataConfig
 from biomedclip_ray.clip.tokenizer import Tokenizer
 from biomedclip_ray.config import TrainResources
 from biomedclip_ray.images.image import decode
+from biomedclip_ray.run import private
 from biomedclip_ray.run.nodes import Demand, watch
 from biomedclip_ray.store.product import Product
 from biomedclip_ray.train.order import Order, mix
@@ -119,7 +120,7 @@ def _light(cut: Dataset, remote_args: dict[str, Any]) -> Dataset:
     """`repartition` with a share of a CPU: it takes no resources of its own (Ray 2.60), and its default of one CPU
     starves beside workers that leave the feed one.
     """
-    cut._logical_plan.dag.ray_remote_args.update(remote_args)
+    private.remote_args(cut).update(remote_args)
     return cut
 
 
@@ -245,7 +246,7 @@ class _Pauses(ExecutionCallback):
         self.began = time.monotonic()
 
     def on_execution_step(self, executor: Any) -> None:
-        metrics = [operator.metrics for operator in executor._topology]
+        metrics = [operator.metrics for operator in private.operators(executor)]
         moved = [(m.num_tasks_submitted, m.num_task_outputs_generated, m.num_outputs_taken) for m in metrics]
         idle = moved == self.moved and time.monotonic() - self.began < _QUICK_ROUND_S
         self.pause = min(max(2 * self.pause, _FIRST_PAUSE_S), _LONGEST_PAUSE_S) if idle else 0.0

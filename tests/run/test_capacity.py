@@ -10,7 +10,7 @@ import pytest
 import ray
 import yaml
 
-from biomedclip_ray.config import ConfigError, load, parse
+from biomedclip_ray.config import ConfigError, PartResources, load, parse
 from biomedclip_ray.run import private
 from biomedclip_ray.run.capacity import Capacity, NodeKind, of_file
 from biomedclip_ray.run.preflight import check_capacity
@@ -82,6 +82,15 @@ def test_a_task_must_fit_one_node_whatever_the_cluster_has_in_all() -> None:
         f"evaluate.resources.num_gpus=2, but no node of {where} has more than 1 GPUs; lower it",
         f"embed.resources.num_gpus=9, but {where} has 8 GPUs; lower it",
     ]
+
+
+def test_a_head_alone_without_an_autoscaler_is_told_from_a_key_that_is_too_large() -> None:
+    head = Capacity((NodeKind("head", {"CPU": 0.0}, {}, 1, head=True),), "the cluster")
+    [problem] = head.lacks("ingest.resources", PartResources())
+    assert problem.startswith(
+        "ingest.resources: no node of the cluster takes work, and no autoscaler runs beside its head"
+    )
+    assert "--cluster FILE" in problem
 
 
 def test_cpus_and_gpus_that_no_kind_has_together_are_refused() -> None:
