@@ -1,4 +1,4 @@
-"""Pictures and texts to unit vectors: the one place that preprocesses them, for bulk, online and evaluation alike.
+"""Images and texts to unit vectors: the one place that preprocesses them, for bulk, online and evaluation alike.
 
 Preprocessing is open_clip's own transform, cut in two: resize and crop in Pillow give uint8 (a quarter of the bytes to
 hand to another process or a GPU), scaling and normalising happen where the model is. The result is bit for bit that of
@@ -18,6 +18,7 @@ from open_clip.hf_model import HFTextEncoder
 from PIL import Image, ImageOps
 
 from biomedclip_ray.clip.bundle import Bundle, load_bundle
+from biomedclip_ray.clip.precision import Precision, choose
 from biomedclip_ray.clip.tokenizer import Tokenizer
 from biomedclip_ray.images.image import as_pillow
 from biomedclip_ray.images.pillow import rgb_pixels
@@ -38,9 +39,15 @@ class Encoder:
     (1, 2)
     """
 
-    def __init__(self, bundle: Bundle, device: str | torch.device | None = None, batch: int = 64) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: str | torch.device | None = None,
+        batch: int = 64,
+        precision: Precision = "float32",
+    ) -> None:
         """Take a loaded bundle. `device` None: CUDA where there is one, and in a task or actor of Ray where it asked for one.
-        `batch`: items in one forward pass."""
+        `batch`: items in one forward pass. `precision`: see `clip/precision.py`; vectors are float32 always."""
         self.device = torch.device(device or usual_device())
         self.model = bundle.model.to(self.device).eval()
         self.tokenizer: Tokenizer = bundle.tokenizer
@@ -54,21 +61,30 @@ class Encoder:
         self._to_uint8 = bundle.preprocess.transforms[:-2]  # type: ignore[attr-defined]
         mean, std = (torch.tensor(bundle.info["preprocess_cfg"][key], device=self.device) for key in ("mean", "std"))
         self._mean, self._std = mean.view(3, 1, 1), std.view(3, 1, 1)
-        # Only a tower that masks its padding gives the same vector for a shorter row.
+        size = bundle.info["preprocess_cfg"]["size"]
+        choice = choose(self.model, (size, size) if isinstance(size, int) else size, self.device, precision)
+        self.precision, self.precision_note = choice
+        self._dtype = torch.bfloat16 if choice.precision == "bfloat16" else torch.float32
+        self.model.to(self._dtype)
+        # A tower that masks its padding gives the same vector for a shorter row; so does a causal one whose vector is
+        # that of the end token, since no token sees a later one.
         ways = self.tokenizer.ways
         padded_behind = ways.mode == "plain" and not ways.pad_left
-        self._trims = isinstance(self.model._modules.get("text"), HFTextEncoder) and padded_behind
+        self._masks = isinstance(self.model._modules.get("text"), HFTextEncoder) and padded_behind
+        self._causal = None if self._masks else _causal_tower(self.model)
 
     @classmethod
-    def load(cls, uri: str | Path, device: str | torch.device | None = None) -> Encoder:
+    def load(
+        cls, uri: str | Path, device: str | torch.device | None = None, precision: Precision = "float32"
+    ) -> Encoder:
         """Load a bundle, or any CLIP that `clip.bundle.load_bundle` reads. Raises BundleError."""
-        return cls(load_bundle(uri), device)
+        return cls(load_bundle(uri), device, precision=precision)
 
     def encode_images(self, images: Sequence[Picture]) -> np.ndarray:
         """float32 (n, dimensions), unit length, row i for picture i.
 
         Raises:
-            PIL.UnidentifiedImageError, OSError: bytes that are no picture, or a cut one.
+            PIL.UnidentifiedImageError, OSError, ImageError: bytes that are no image, or a cut or unsupported one.
             ValueError: an array that is not uint8 (h, w) or (h, w, 3).
         """
         parts = (self.encode_pixels(self.pixels(images[i : i + self.batch])) for i in range(0, len(images), self.batch))
@@ -86,8 +102,8 @@ class Encoder:
     @torch.inference_mode()
     def encode_pixels(self, pixels: torch.Tensor) -> np.ndarray:
         """uint8 (n, 3, size, size) from `pixels` -> float32 (n, dimensions), in one forward pass."""
-        scaled = pixels.to(self.device).to(torch.float32).div(255)
-        return self._numpy(self.model.encode_image(scaled.sub_(self._mean).div_(self._std), normalize=True))
+        scaled = pixels.to(self.device).to(torch.float32).div(255).sub_(self._mean).div_(self._std)
+        return self._numpy(self.model.encode_image(scaled.to(self._dtype)))
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         """float32 (n, dimensions), unit length, row i for text i; longer texts are cut (`tokenizer.encode` says which)."""
@@ -96,11 +112,10 @@ class Encoder:
     @torch.inference_mode()
     def encode_ids(self, ids: np.ndarray) -> np.ndarray:
         """int64 (n, context) token ids -> float32 (n, dimensions)."""
-        if not self._trims:
+        if not (self._masks or self._causal):
             return self._stack(self._texts(ids[i : i + self.batch]) for i in range(0, len(ids), self.batch))
         # Texts of like length go together, so that a batch pays for its longest row and not for the context.
-        # The last token that is no padding counts: a text may hold the padding's own token.
-        used = ids.shape[1] - np.argmax(ids[:, ::-1] != self.tokenizer.pad_id, axis=1)
+        used = self._read(ids)
         order = np.argsort(used, kind="stable")
         vectors = np.empty((len(ids), self.dimensions), dtype=np.float32)
         for start in range(0, len(ids), self.batch):
@@ -108,8 +123,20 @@ class Encoder:
             vectors[rows] = self._texts(ids[rows, : used[rows].max()])
         return vectors
 
+    def _read(self, ids: np.ndarray) -> np.ndarray:
+        """(n,): tokens of each row that its vector depends on."""
+        if self._causal is None:
+            # The last token that is no padding counts: a text may hold the padding's own token.
+            return np.asarray(ids.shape[1] - np.argmax(ids[:, ::-1] != self.tokenizer.pad_id, axis=1))
+        if self._causal.end is None:
+            return np.asarray(ids.argmax(axis=1) + 1)
+        return np.asarray((ids == self._causal.end).argmax(axis=1) + 1)
+
     def _texts(self, ids: np.ndarray) -> np.ndarray:
-        return self._numpy(self.model.encode_text(torch.from_numpy(ids).to(self.device), normalize=True))
+        tokens = torch.from_numpy(ids).to(self.device)
+        if self._causal is None:
+            return self._numpy(self.model.encode_text(tokens))
+        return self._numpy(self._causal(tokens))
 
     def _resized(self, picture: Picture) -> np.ndarray:
         image: Any = _opened(picture)
@@ -118,7 +145,8 @@ class Encoder:
         return np.asarray(image)
 
     def _numpy(self, vectors: torch.Tensor) -> np.ndarray:
-        array: np.ndarray = vectors.float().cpu().numpy()
+        # normalised in float32 whatever the towers compute in: bfloat16 would leave lengths off by a hundredth
+        array: np.ndarray = torch.nn.functional.normalize(vectors.float(), dim=-1).cpu().numpy()
         return array
 
     def _stack(self, parts: Any) -> np.ndarray:
@@ -139,16 +167,52 @@ def usual_device() -> str:
     return "cuda"
 
 
+class _CausalTower:
+    """A text tower of open_clip's own, run over no more of its context than the tokens given.
+
+    Attributes: end (id of the token whose output is the vector; None: the largest id's, as OpenAI's models have it).
+    """
+
+    def __init__(self, module: Any, whole: bool, end: int | None) -> None:
+        """`whole`: the module is the whole CLIP, whose text tower is spread over it."""
+        self.module, self.whole, self.end = module, whole, end
+
+    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+        """int64 (n, length) -> (n, d), not of unit length."""
+        length = tokens.shape[1]
+        shorter = {
+            "positional_embedding": self.module.positional_embedding[:length],
+            "attn_mask": self.module.attn_mask[:length, :length],
+        }
+        call = torch.func.functional_call
+        if not self.whole:
+            vectors = call(self.module, shorter, (tokens,))
+            return vectors[0] if isinstance(vectors, tuple) else vectors
+        answer = call(self.module, shorter, (), {"text": tokens})
+        return answer["text_features"] if isinstance(answer, dict) else answer[1]
+
+
+def _causal_tower(model: Any) -> _CausalTower | None:
+    """The model's text tower, if what follows the pooled token cannot change its vector."""
+    whole = "text" not in model._modules
+    tower = model if whole else model._modules["text"]
+    pool = model.text_pool_type if whole else vars(tower).get("pool_type")
+    if "attn_mask" not in tower._buffers or tower._buffers["attn_mask"] is None or pool not in ("eos", "argmax"):
+        return None
+    if not whole and tower.cls_emb is not None:  # CoCa's class token stands after the padding
+        return None
+    end = (tower.text_eos_id if whole else tower.eos_id) if pool == "eos" else None
+    return _CausalTower(tower, whole, end)
+
+
 def _opened(picture: Picture) -> Image.Image:
-    """A picture upright, and where it is more than colours as training saw it: alpha on white, 16 bits by their range."""
+    """An image upright, in the colours that training saw: alpha on white, 16 bits by their range, palettes as colours."""
     if isinstance(picture, bytes):
         picture = as_pillow(picture)
     if isinstance(picture, Image.Image):
-        if picture.mode in ("RGB", "L", "P", "CMYK") and not picture.has_transparency_data:
+        if picture.mode in ("RGB", "L") and not picture.has_transparency_data:
             return ImageOps.exif_transpose(picture)
         return Image.fromarray(rgb_pixels(picture))
     if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or (picture.ndim == 3 and picture.shape[2] != 3):
-        raise ValueError(
-            f"a picture as an array must be uint8 (h, w) or (h, w, 3), not {picture.dtype} {picture.shape}"
-        )
+        raise ValueError(f"an image as an array must be uint8 (h, w) or (h, w, 3), not {picture.dtype} {picture.shape}")
     return Image.fromarray(picture)
