@@ -35,14 +35,17 @@ from biomedclip_ray.config.data import (
     Splits,
     TextClassifier,
 )
-from biomedclip_ray.config.model import Embed, Evaluate, Model, Serve, ServeResources, Train, TrainResources
+from biomedclip_ray.config.model import Embed, Evaluate, Model, Train, TrainResources
 from biomedclip_ray.config.section import ConfigError, PartResources, Section, StageSection
+from biomedclip_ray.config.serve import Access, ApiKey, Serve, ServedModel, ServeResources
 
 __all__ = [
     "COMMERCIAL",
     "LICENSES",
     "NON_COMMERCIAL",
     "STAGES",
+    "Access",
+    "ApiKey",
     "Catalog",
     "Config",
     "ConfigError",
@@ -61,6 +64,7 @@ __all__ = [
     "Section",
     "Serve",
     "ServeResources",
+    "ServedModel",
     "Source",
     "SourceResources",
     "SourceSelect",

@@ -11,7 +11,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from biomedclip_ray.search.index import VECTORS, open_table
 from biomedclip_ray.store.place import Place
 
 Output = Literal["float32", "float16", "int8", "binary"]
@@ -37,6 +36,8 @@ def convert(vectors: NDArray[np.float32], output: Output, int8_scale: float) -> 
 
 def measure(place: Place, seed: int) -> dict[str, Any]:
     """`int8_scale` and `output_recall` of `index.Settings`, over a sample of the table's rows and queries of both columns."""
+    from biomedclip_ray.search.index import VECTORS, open_table  # the server's ingress converts, and needs no Lance
+
     dataset = open_table(place)
     rows = dataset.count_rows()
     chosen = np.sort(np.random.default_rng(seed).choice(rows, min(_ROWS, rows), replace=False))

@@ -1,17 +1,20 @@
 """What the engine answers the ingress with: plain values that travel between processes.
 
-A bad picture is a value here, not an exception: in a batch of strangers an exception would be everybody's.
+A bad image is a value here, not an exception: in a batch of strangers an exception would be everybody's.
 """
 
 from __future__ import annotations
 
 import base64
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 
-from biomedclip_ray.serve.inputs import Refusal
+from biomedclip_ray.search.filters import Filters
+from biomedclip_ray.serve.errors import Refusal
+from biomedclip_ray.serve.inputs import Item
+from biomedclip_ray.serve.pulse import Address
 
 T = TypeVar("T")
 
@@ -23,16 +26,19 @@ class Problem:
     message: str
     code: str
     param: str | None = None
+    status: int = 400
 
     def refusal(self, param: str | None = None) -> Refusal:
         """As the error of the request that it came with."""
         where = param or self.param
-        return Refusal(f"{where}: {self.message}" if where else self.message, param=where, code=self.code)
+        named = where is not None and self.message.startswith(where)
+        message = f"{where}: {self.message}" if where and not named else self.message
+        return Refusal(message, param=where, code=self.code, status=self.status)
 
 
 @dataclass(frozen=True)
 class Vector:
-    """A unit vector (d,) float32; tokens that the model read (0 for a picture); whether the text was cut to them."""
+    """A unit vector (d,) float32; tokens that the model read (0 for an image); whether the text was cut to them."""
 
     values: np.ndarray
     tokens: int = 0
@@ -41,10 +47,11 @@ class Vector:
 
 @dataclass(frozen=True)
 class Answers(Generic[T]):
-    """One answer or problem an item, in the order of the items, and the bundle that gave them."""
+    """One answer or problem an item, in the order of the items, the bundle that gave them, and where its engine beats."""
 
     bundle: str
     items: list[T | Problem]
+    engine: Address | None = None
 
     def checked(self, param: str, *, alone: bool) -> list[T]:
         """The answers, if all are; raises the first problem as a Refusal that names its item."""
@@ -58,6 +65,9 @@ class Answers(Generic[T]):
 
 @dataclass(frozen=True)
 class Embedded(Answers[Vector]):
+    int8_scale: float = 127.0
+    """What the index has floats multiplied by to become int8."""
+
     @property
     def tokens(self) -> int:
         return sum(item.tokens for item in self.items if isinstance(item, Vector))
@@ -67,10 +77,12 @@ class Embedded(Answers[Vector]):
 class Classified(Answers[np.ndarray]):
     """Each answer: probabilities (labels,) float32 that sum to 1."""
 
+    tokens: int = 0
+
 
 @dataclass(frozen=True)
 class Figure:
-    """One search result; score is the cosine of query and figure."""
+    """One search result; spans of `highlights` are of the caption, `more` is of the same article."""
 
     pair_id: str
     article_id: str
@@ -84,12 +96,15 @@ class Figure:
     figure_kind: str | None
     thumbnail: bytes | None
 
+    highlights: tuple[tuple[int, int], ...] = ()
+    more: tuple[Figure, ...] = ()
+
     def body(self) -> dict[str, Any]:
-        """As JSON: links lead to the article, never to an image host, whose addresses change."""
+        """As JSON (`schemas.Hit`): links lead to the article, never to an image host, whose addresses change."""
         pmcid = self.article_id.partition(".")[0]
-        picture = None
+        thumbnail = None
         if self.thumbnail:
-            picture = "data:image/jpeg;base64," + base64.b64encode(self.thumbnail).decode()
+            thumbnail = "data:image/jpeg;base64," + base64.b64encode(self.thumbnail).decode()
         return {
             "pair_id": self.pair_id,
             "score": round(self.score, 6),
@@ -103,8 +118,33 @@ class Figure:
             "article_id": self.article_id,
             # own data has no article to link to
             "article_url": f"https://pmc.ncbi.nlm.nih.gov/articles/{pmcid}/" if pmcid.startswith("PMC") else None,
-            "thumbnail": picture,
+            "thumbnail": thumbnail,
+            "highlights": [list(span) for span in self.highlights],
+            "more": [figure.body() for figure in self.more],
         }
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a search asks for: a text, an image, or a figure of the index by its pair_id, and how much it counts."""
+
+    item: Item | None
+    figure: str | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Question:
+    """A search, as the engine takes it."""
+
+    asked: tuple[Part, ...]
+    k: int
+    by: str = "image"
+    without: tuple[Part, ...] = ()
+    filters: Filters = field(default_factory=Filters)
+    group: Literal["article"] | None = None
+    cursor: str | None = None
+    facets: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,11 +153,15 @@ class Found:
     hits: list[Figure]
     tokens: int = 0
     truncated: bool = False
+    engine: Address | None = None
+    cursor: str | None = None
+    """Of the next page."""
+    facets: dict[str, dict[str, int]] | None = None
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is loaded: the bundle, its index, and what its figures can be filtered by."""
+    """What is loaded: the bundle, its index, and what its figures can be filtered by, as the engine says of itself."""
 
     bundle: str
     name: str
@@ -127,3 +171,13 @@ class Facts:
     kinds: dict[str, int] = field(default_factory=dict)
     licenses: dict[str, int] = field(default_factory=dict)
     years: tuple[int, int] | None = None
+    recall: dict[str, float] = field(default_factory=dict)
+    output_recall: dict[str, float] = field(default_factory=dict)
+    int8_scale: float = 127.0
+    application: str = ""
+    """Fingerprint of the arguments that the engine was started with."""
+    device: str = "cpu"
+    precision: str = "float32"
+    precision_note: str = ""
+    threads: int = 1
+    engine: Address | None = None

@@ -6,14 +6,21 @@ Overload meets two doors. The ingress counts items (texts and pictures) and answ
 proxy counts requests and answers 429 by Ray's BackpressureConfig (its default would be 503). Both say Retry-After.
 A change of model starts the new Engine beside the old one (max_surge_percent), since loading in place would make
 everybody wait.
+
+A change goes live when it works and not before. The new Engine embeds and searches while it is made, and raises if it
+cannot; the new Ingress, with new limits and keys, waits until an engine of its own arguments answers. Where either fails,
+Serve leaves the old ones serving.
 """
 
+import asyncio
 import hashlib
-from collections.abc import Awaitable
+import logging
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from fastapi import FastAPI
-from pydantic import Field
+from pydantic import Field, model_validator
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve import Application
@@ -21,19 +28,23 @@ from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from biomedclip_ray.config import Serve
-from biomedclip_ray.serve.answers import Classified, Embedded, Facts, Found, Problem
+from biomedclip_ray.config import Serve, ServedModel
+from biomedclip_ray.serve.answers import Classified, Embedded, Facts, Found, Problem, Question
+from biomedclip_ray.serve.errors import RETRY_AFTER_S, Refusal, busy, unavailable
 from biomedclip_ray.serve.ingress import create_app
-from biomedclip_ray.serve.inputs import Item, Refusal
-from biomedclip_ray.serve.limits import RETRY_AFTER_S
+from biomedclip_ray.serve.inputs import Item
+from biomedclip_ray.serve.pulse import Address, Pulse
 from biomedclip_ray.serve.replica import Engine
 
 T = TypeVar("T")
+
+log = logging.getLogger("ray.serve")
 
 INGRESS_CPUS = 0.25
 CHEAP_REQUESTS = 64
 """Requests an ingress takes besides those that wait for the model: page, health, refusals."""
 
+ASK_AGAIN_S = 0.2
 START_TRIES = 2
 """A wrong URI does not get right by trying it twenty times, which is Serve's default."""
 
@@ -54,9 +65,25 @@ class Arguments(Serve):
     @property
     def cpus(self) -> float:
         """Logical CPUs of all replicas at their least number."""
-        return (
-            self.resources.ingress_replicas * INGRESS_CPUS + self.resources.replicas * self.resources.cpus_per_replica
-        )
+        engines = len(self.models) * self.resources.replicas
+        return self.resources.ingress_replicas * INGRESS_CPUS + engines * self.resources.cpus_per_replica
+
+    @property
+    def models(self) -> tuple[ServedModel, ...]:
+        """Every bundle with its index, the first one first."""
+        return (ServedModel(id=self.model_id, bundle=self.bundle, index=self.index), *self.more)
+
+    @model_validator(mode="after")
+    def _names(self) -> "Arguments":
+        names = [model.id for model in self.models]
+        if len({*names, *self.aliases}) < len(names) + len(self.aliases):
+            raise ValueError(
+                f"serve.more, serve.aliases: a name stands twice among {', '.join([*names, *self.aliases])}"
+            )
+        for alias, name in self.aliases.items():
+            if name not in names:
+                raise ValueError(f"serve.aliases.{alias}={name}: no such model; there is {', '.join(names)}")
+        return self
 
 
 # Not `from __future__ import annotations` in this file: Serve looks at the annotation to turn `args` into Arguments.
@@ -77,19 +104,22 @@ def application(args: Arguments, engines: dict[str, Any], ingresses: dict[str, A
                 target_ongoing_requests=2 * resources.max_batch,
             )
         }
-    engine = serve.deployment(
-        Engine,
-        name="Engine",
-        max_ongoing_requests=4 * resources.max_batch,  # one batch computes, the next are complete when it is done
-        max_surge_percent=100,
-        max_constructor_retry_count=START_TRIES,
-        ray_actor_options={
-            "num_cpus": resources.cpus_per_replica,
-            "num_gpus": resources.gpus_per_replica,
-            **engines,
-        },
-        **scaling,
-    )
+    by_model = {
+        model.id: serve.deployment(
+            Engine,
+            name="Engine" if n == 0 else f"Engine-{n}",
+            max_ongoing_requests=4 * resources.max_batch,  # one batch computes, the next are complete when it is done
+            max_surge_percent=100,
+            max_constructor_retry_count=START_TRIES,
+            ray_actor_options={
+                "num_cpus": resources.cpus_per_replica,
+                "num_gpus": resources.gpus_per_replica,
+                **engines,
+            },
+            **scaling,
+        ).bind(model.bundle, model.index, args, args.fingerprint)
+        for n, model in enumerate(args.models)
+    }
     ingress = serve.deployment(
         Ingress,
         name="Ingress",
@@ -101,48 +131,80 @@ def application(args: Arguments, engines: dict[str, Any], ingresses: dict[str, A
         max_constructor_retry_count=START_TRIES,
         ray_actor_options={"num_cpus": INGRESS_CPUS, **ingresses},
     )
-    return ingress.bind(engine.bind(args.bundle, args.index, resources), args)
+    return ingress.bind(by_model, args)
 
 
 @serve.ingress()
 class Ingress:
     """The ASGI application in a replica."""
 
-    def __init__(self, engine: DeploymentHandle, args: Arguments) -> None:
-        self._engine, self._args = engine, args
+    def __init__(self, engines: dict[str, DeploymentHandle], args: Arguments) -> None:
+        self._engines, self._args = engines, args
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(RemoteEngine(self._engine), self._args, self._args.fingerprint)
+        engines = {name: RemoteEngine(handle, self._args.resources.silence_s) for name, handle in self._engines.items()}
+        app = create_app(engines, self._args, behind_proxy=True)
+        inner = app.router.lifespan_context
+
+        @asynccontextmanager
+        async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+            async with asyncio.timeout(self._args.resources.ready_timeout_s):
+                for engine in engines.values():
+                    await engine.wait_for(self._args.fingerprint)
+            async with inner(app):
+                yield
+
+        app.router.lifespan_context = lifespan
+        return app
 
 
 class RemoteEngine:
-    """`ingress.Engine` by a handle; what Ray raises when nobody can answer becomes 429 or 503."""
+    """`backend.Engine` by a handle; what Ray raises when nobody can answer becomes 429 or 503, and so does a dead node."""
 
-    def __init__(self, handle: DeploymentHandle) -> None:
+    def __init__(self, handle: DeploymentHandle, silence_s: float) -> None:
         self._handle = handle
+        self._pulse = Pulse(self._beats_at, silence_s)
+
+    async def wait_for(self, application: str) -> None:
+        """Until an engine of these arguments answers."""
+        while True:
+            try:
+                facts = await _answered(self._handle.facts.remote())
+            except Refusal as refusal:
+                log.info("waiting for the engine: %s", refusal.message)
+            else:
+                if facts.application == application:
+                    self._pulse.heard(facts.engine)
+                    return
+            await asyncio.sleep(ASK_AGAIN_S)
 
     async def facts(self) -> Facts:
-        return await _answered(self._handle.facts.remote())
+        return await self._heard(self._handle.facts.remote())
 
     async def embed(self, items: list[Item]) -> Embedded:
-        return await _answered(self._handle.embed.remote(items))
+        return await self._heard(self._handle.embed.remote(items))
 
-    async def search(self, query: Item, k: int, by: str, filters: dict[str, Any]) -> Found | Problem:
-        return await _answered(self._handle.search.remote(query, k, by, filters))
+    async def search(self, question: Question) -> Found | Problem:
+        return await self._heard(self._handle.search.remote(question))
 
     async def classify(self, items: list[Item], labels: list[str], templates: list[str]) -> Classified:
-        return await _answered(self._handle.classify.remote(items, labels, templates))
+        return await self._heard(self._handle.classify.remote(items, labels, templates))
+
+    async def _heard(self, response: Awaitable[T]) -> T:
+        answer = await self._pulse.guard(_answered(response))
+        if isinstance(answer, Facts | Embedded | Found | Classified):
+            self._pulse.heard(answer.engine)
+        return answer
+
+    async def _beats_at(self) -> Address | None:
+        facts: Facts = await _answered(self._handle.facts.remote())
+        return facts.engine
 
 
 async def _answered(response: Awaitable[T]) -> T:
     try:
         return await response
     except BackPressureError as error:
-        raise Refusal("busy; try again shortly", status=429, code="overloaded", retry_after=RETRY_AFTER_S) from error
+        raise busy("busy; try again shortly") from error
     except (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError) as error:
-        raise Refusal(
-            "the model's process went away and is being replaced; try again shortly",
-            status=503,
-            code="unavailable",
-            retry_after=RETRY_AFTER_S,
-        ) from error
+        raise unavailable("the model's process went away and is being replaced; try again shortly") from error

@@ -1,13 +1,16 @@
 """The stage `deploy`: bring the application up on the cluster and wait until it answers.
 
-It leaves no product; what it would change is asked of the running application, whose /v1/models tells the fingerprint of
-the arguments it was built with. The same bundle, index and settings: skipped. Another bundle: the new one is loaded
-beside the old one, which serves until then.
+It leaves no product; what it would change is asked of the running application, whose /ready tells the fingerprint of the
+arguments that the engine which answers was started with. The same bundle, index and settings: skipped. Another bundle: the
+new one is loaded beside the old one, which serves until then; one that does not come up is taken back, and the old one
+serves on with its own settings.
 """
 
 from __future__ import annotations
 
 import base64
+import logging
+import os
 import socket
 import textwrap
 import time
@@ -17,17 +20,24 @@ from typing import Any, Literal
 
 import httpx
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve import RunTarget
+from ray.serve.exceptions import RayServeException
 
 from biomedclip_ray.config import Config, ConfigError, ServeResources
 from biomedclip_ray.run.capacity import Capacity, known
 from biomedclip_ray.run.nodes import wait_for_nodes
 from biomedclip_ray.run.placement import Placement, place
 from biomedclip_ray.search.index import TABLE, Index
+from biomedclip_ray.serve.access import is_loopback
 from biomedclip_ray.serve.app import INGRESS_CPUS, Arguments, application
 from biomedclip_ray.store.product import Product, StageError
 
+log = logging.getLogger(__name__)
+
 PROBE_S = 5.0
+KEY = "BIOMEDCLIP_API_KEY"
+"""Environment variable with the key that `ask` sends, where the server wants one."""
 
 
 class DeployError(StageError):
@@ -46,8 +56,9 @@ def deploy(config: Config, bundle: Product, index: Product) -> Deployed:
     """Serve a bundle and its index on the connected Ray cluster.
 
     Raises:
-        ConfigError: the port is taken, or the cluster has too few CPUs or GPUs.
-        DeployError: the application failed, or was not ready within serve.resources.ready_timeout_s.
+        ConfigError: the port is taken, the cluster has too few CPUs or GPUs, or other machines could ask without a key.
+        DeployError: the application failed, or was not ready within serve.resources.ready_timeout_s; what served before
+            serves on.
     """
     args = arguments(config, bundle, index)
     url = address(args.resources)
@@ -59,13 +70,37 @@ def deploy(config: Config, bundle: Product, index: Product) -> Deployed:
     wanted = [(engine, args.resources.replicas), (ingress, args.resources.ingress_replicas)]
     wait_for_nodes("deploy", capacity, wanted, args.resources.wait_for_nodes_s)
     serve.start(http_options={"host": args.resources.host, "port": args.resources.port})
-    app = application(args, engine.only, ingress.only)
-    serve.run_many(
-        [RunTarget(app, name=args.name, route_prefix="/", logging_config={"enable_access_log": False})],
-        wait_for_applications_running=False,
-    )
-    _wait(url, args)
+    before = _serving(args.name)
+    options = (engine.only, ingress.only)
+    _start(args, *options)
+    try:
+        _wait(url, args)
+    except DeployError as error:
+        if before is None:
+            serve.delete(args.name, _blocking=False)
+            raise
+        _start(before, *options)
+        raise DeployError(f"{error}; what was served before is served on") from error
     return Deployed(url, "ran", args.name)
+
+
+def _start(args: Arguments, engine: dict[str, Any], ingress: dict[str, Any]) -> None:
+    """Begin to replace what runs; `engine` and `ingress` are options that hold each to its nodes."""
+    logs = {"encoding": "JSON", "enable_access_log": False}  # the ingress writes a line of its own for each request
+    target = RunTarget(application(args, engine, ingress), name=args.name, route_prefix="/", logging_config=logs)
+    serve.run_many([target], wait_for_applications_running=False)
+
+
+def _serving(name: str) -> Arguments | None:
+    """What the application of this name was started with, as its engine says; None where none answers."""
+    if name not in serve.status().applications:
+        return None
+    try:
+        answer: Arguments = serve.get_deployment_handle("Engine", app_name=name).arguments.remote().result(PROBE_S)
+    except (RayError, RayServeException, TimeoutError) as error:
+        log.debug("no application %s answers: %s", name, error)
+        return None
+    return answer
 
 
 def arguments(config: Config, bundle: Product, index: Product) -> Arguments:
@@ -81,14 +116,13 @@ def address(resources: ServeResources) -> str:
 
 
 def running(url: str) -> str | None:
-    """The fingerprint of the ready application at this address; None if there is none."""
+    """The fingerprint of the ready application at this address; None if there is none, or one that does not work."""
     try:
-        answer = httpx.get(f"{url}/v1/models", timeout=PROBE_S, trust_env=False)  # this machine is behind no proxy
+        answer = httpx.get(f"{url}/ready", timeout=PROBE_S, trust_env=False)  # this machine is behind no proxy
         content = answer.json() if answer.status_code == 200 else {}
     except (httpx.HTTPError, ValueError):
         return None
-    models = content.get("data") if isinstance(content, dict) else None
-    return models[0].get("application") if models else None
+    return content.get("application") if isinstance(content, dict) else None
 
 
 def placed(resources: ServeResources, capacity: Capacity) -> tuple[Placement, Placement]:
@@ -98,8 +132,14 @@ def placed(resources: ServeResources, capacity: Capacity) -> tuple[Placement, Pl
 
 
 def check(args: Arguments, capacity: Capacity) -> None:
-    """Raises ConfigError for what would make Serve wait for ever: a taken port, CPUs or GPUs that can never come."""
+    """Raises ConfigError for a server open to strangers by oversight, and for what would make Serve wait for ever: a taken
+    port, CPUs or GPUs that can never come."""
     resources = args.resources
+    if not (is_loopback(resources.host) or args.access.keys or args.access.open):
+        raise ConfigError(
+            f"serve.resources.host={resources.host} lets other machines ask, and no key is named: set serve.access.keys "
+            "(python -m biomedclip_ray.serve.access NAME makes one), or serve.access.open=true behind a gateway"
+        )
     for kind, key, needed in (
         ("CPU", "cpus_per_replica", args.cpus),
         ("GPU", "gpus_per_replica", resources.replicas * resources.gpus_per_replica),
@@ -155,9 +195,14 @@ def ask(url: str, index: Product) -> Iterator[str]:
     """Ask the live endpoint about figures of its own index, as anybody would over HTTP; yields lines to print.
 
     Captions of three kinds of figure (of articles that training did not see, where the index holds such) are searched
-    for, then a picture; a picture is classified, and a text is embedded. Raises httpx.HTTPError.
+    for, then an image; an image is classified, and a text is embedded. Raises httpx.HTTPError.
     """
-    with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
+    key = os.environ.get(KEY)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    with httpx.Client(base_url=url, timeout=60, trust_env=False, headers=headers) as client:
+        if client.get("/v1/models").status_code == 401:
+            yield f"the server wants a key: set {KEY} to see it asked"
+            return
 
         def post(path: str, body: dict[str, Any]) -> Any:
             return client.post(path, json=body).raise_for_status().json()

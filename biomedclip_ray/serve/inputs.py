@@ -1,26 +1,32 @@
-"""What a request may hold: texts and pictures, counted, measured and named before the model sees one.
+"""What a request may hold: texts and images, counted, measured and named before the model sees one.
 
-A picture comes in the request itself as a data URI; nothing is ever fetched from an address that a stranger names. Its
-format is what its bytes say, and its pixels are read from the header (some 0.1 ms), so that a bomb of a few kilobytes is
-refused before it is decoded. That a picture ends early is only seen when it is decoded: `replica.py` does that, picture
-by picture.
+An image comes in the request itself; its format is what its bytes say, and its pixels are read from the header (some 0.1
+ms), so that a bomb of a few kilobytes is refused before it is decoded. That an image ends early is only seen when it is
+decoded: `replica.py` does that, image by image.
+
+A string that means an image is never embedded as words. Clients send images in a dozen forms (raw base64, data URIs without
+a type, addresses, HTML tags), and the vector of the letters "iVBORw0KGgo" looks like any other: each form is read as the
+image that it holds, or refused with the form that is understood.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import re
 import struct
 import zlib
+from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 
 from biomedclip_ray.config import Serve
 from biomedclip_ray.images.errors import ImageError
-from biomedclip_ray.images.formats import ONLINE_NAMES
+from biomedclip_ray.images.formats import EXTENSIONS, ONLINE_NAMES, identify
 from biomedclip_ray.images.image import size
 from biomedclip_ray.schema import Reason
+from biomedclip_ray.serve.errors import Refusal
 
 TEXT_CHARS = 20_000
 """Characters of a text that are tokenized; a context of 512 tokens is full long before. The rest counts as truncated,
@@ -40,43 +46,67 @@ PICTURE_ERRORS = (
 )
 """What Pillow's readers raise for broken files (found by 30,000 files with wrong bytes)."""
 
-_PNG = b"\x89PNG\r\n\x1a\n"
+MOST_SOUGHT = 16
+"""Parts of one search; each is embedded."""
+
+FORM = 'send an image as "data:image/png;base64,iVBORw0..." or as {"image": "<base64>"}'
+
+_DATA_URI = re.compile(r"data:(?:[^\s,;/]*/[^\s,;]*)?(?:;[^\s,;]*)*,", re.IGNORECASE)
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]{1,15}://\S+", re.IGNORECASE)
+_FILE_NAME = re.compile(
+    r"\S+\.(?:" + "|".join(map(re.escape, (*EXTENSIONS, "svg", "heic", "avif"))) + ")", re.IGNORECASE
+)
+_TAG = re.compile(r"\s*<\s*img\b.*", re.IGNORECASE | re.DOTALL)
+_TAG_SOURCE = re.compile(r"""\bsrc\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>]+))""", re.IGNORECASE)
+_MARKDOWN = re.compile(r"!\[[^\]]*\]\(\s*<?([^\s)>]*).*", re.DOTALL)
+# bytes that somebody turned into text: Python's repr, or a decoding that lost or kept them
+_BYTES_AS_TEXT = re.compile(
+    r"""b(?:'|")(?:\\xff\\xd8\\xff|\\x89PNG|GIF8|RIFF|II\*|MM\\x00|BM)|.?PNG\r?\n\x1a|GIF8[79]a.[\x00-\x1f]|ÿØÿ|[^\w\s]{2,4}.{0,4}JFIF\0""",
+    re.DOTALL,
+)
+_BASE64 = re.compile(r"[A-Za-z0-9+/_-]{32,}")
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """An image that lies at an address; `fetch.py` gets it where the operator allows that."""
+
+    address: str
+    param: str
+
 
 Item = str | bytes
-"""A text, or the bytes of a picture."""
+"""A text, or the bytes of an image."""
+
+Wanted = Item | Fetch
+"""An item, or where one is to be got."""
 
 
-class Refusal(Exception):
-    """A request that gets an error in OpenAI's shape instead of an answer.
+@dataclass(frozen=True)
+class Figure:
+    """A figure of the index."""
 
-    Attributes: status (HTTP), message, param (the field at fault or None), code (a word for programs), retry_after
-    (whole seconds or None).
+    pair_id: str
+
+
+@dataclass(frozen=True)
+class Sought:
+    """A part of a search, and how much it counts."""
+
+    what: Wanted | Figure
+    weight: float = 1.0
+
+
+def read_items(value: Any, param: str, limits: Serve) -> list[Wanted | Refusal]:
+    """A string, a part or a list of them -> texts and images in the same order.
+
+    A refused item stands in its place as the Refusal that names it. Raises Refusal for what is wrong with the whole.
     """
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        status: int = 400,
-        param: str | None = None,
-        code: str | None = None,
-        retry_after: int | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.message, self.status, self.param, self.code, self.retry_after = message, status, param, code, retry_after
-
-    def body(self) -> dict[str, Any]:
-        """The error object that OpenAI's clients read."""
-        kinds = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
-        kind = kinds.get(self.status, "invalid_request_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
-
-
-def read_items(value: Any, param: str, limits: Serve) -> list[Item]:
-    """A string or a list of strings -> texts and pictures in the same order; raises Refusal naming the item."""
     values = value if isinstance(value, list) else [value]
     if not values:
         raise Refusal(f"{param} is an empty list", param=param, code="empty_input")
+    if all(isinstance(number, int) for number in values):
+        raise _tokens(param)
     if len(values) > limits.max_items:
         raise Refusal(
             f"{param} has {len(values)} items; this server takes at most {limits.max_items} in one request "
@@ -85,42 +115,202 @@ def read_items(value: Any, param: str, limits: Serve) -> list[Item]:
             code="too_many_items",
         )
     alone = not isinstance(value, list)
-    return [read_item(item, param if alone else f"{param}[{n}]", limits) for n, item in enumerate(values)]
+    found: list[Wanted | Refusal] = []
+    for n, item in enumerate(values):
+        try:
+            found.append(read_item(item, param if alone else f"{param}[{n}]", limits))
+        except Refusal as refusal:
+            found.append(refusal)
+    return found
 
 
-def read_item(value: Any, param: str, limits: Serve) -> Item:
-    """One string -> a text, or the checked bytes of a `data:image/...;base64,` URI; raises Refusal."""
+def read_item(value: Any, param: str, limits: Serve) -> Wanted:
+    """One string or part -> a text, the checked bytes of an image, or where to fetch one; raises Refusal."""
     if value is None:
         raise Refusal(f"{param} is missing", param=param, code="missing_field")
-    if isinstance(value, int) or (isinstance(value, list) and all(isinstance(number, int) for number in value)):
-        raise Refusal(
-            f"{param} holds token numbers; this model has a tokenizer of its own: send strings "
-            "(LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False))",
-            param=param,
-            code="token_input",
-        )
+    if isinstance(value, int | float) or (isinstance(value, list) and all(isinstance(n, int) for n in value)):
+        raise _tokens(param)
+    if isinstance(value, dict):
+        return _part(value, param, limits)
+    if not isinstance(value, str):
+        raise Refusal(f"{param} must be a string or a part, not {type(value).__name__}", param=param, code="wrong_type")
+    return _string(value, param, limits)
+
+
+def read_sought(value: Any, param: str, limits: Serve) -> list[Sought]:
+    """What a search asks for: a string, a part, {"figure": pair_id}, or a list of them, with weights; raises Refusal."""
+    values = value if isinstance(value, list) else [value]
+    if not values or len(values) > MOST_SOUGHT:
+        raise Refusal(f"{param} needs 1 to {MOST_SOUGHT} parts, not {len(values)}", param=param, code="wrong_query")
+    found = []
+    for n, part in enumerate(values):
+        name = f"{param}[{n}]" if isinstance(value, list) else param
+        weight: Any = 1.0
+        if isinstance(part, dict) and "weight" in part:
+            part = dict(part)
+            weight = part.pop("weight")
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= 1e6:
+                raise Refusal(f"{name}.weight must be a number above 0", param=f"{name}.weight", code="wrong_value")
+        if isinstance(part, dict) and set(part) == {"figure"}:
+            found.append(Sought(Figure(_text(part["figure"], f"{name}.figure", limits)), float(weight)))
+        else:
+            found.append(Sought(read_item(part, name, limits), float(weight)))
+    return found
+
+
+def read_image(value: Any, param: str, limits: Serve) -> Wanted:
+    """What is said to be an image: a data URI, bare base64, or an address; raises Refusal."""
+    if not isinstance(value, str) or not value.strip():
+        raise Refusal(f"{param} must be a string: {FORM}", param=param, code="wrong_type")
+    stripped = value.strip()
+    if stripped[:5].lower() == "data:":
+        return _data_uri(stripped, param, limits)
+    if _ADDRESS.fullmatch(stripped):
+        return _address(stripped, param, limits)
+    return _checked(_decoded(stripped, param), param, limits)
+
+
+def read_file(data: bytes, param: str, limits: Serve) -> bytes:
+    """The bytes of an uploaded image; raises Refusal."""
+    return _checked(data, param, limits)
+
+
+def _part(part: dict[str, Any], param: str, limits: Serve) -> Wanted:
+    """{"type": "text", "text"}, {"type": "image_url", "image_url": {"url"}}, {"text"} or {"image"}; raises Refusal."""
+    forms = '{"type": "text", "text": ...}, {"type": "image_url", "image_url": {"url": ...}} or {"image": "<base64>"}'
+    keys = set(part) - {"type"}
+    kind = part.get("type", next(iter(keys), None) if len(keys) == 1 else None)
+    wanted = {"text": "text", "image_url": "image_url", "image": "image", "input_image": "image_url"}
+    if not isinstance(kind, str) or keys != {wanted.get(kind)}:
+        raise Refusal(f"{param} is no part that is known; the forms are {forms}", param=param, code="wrong_part")
+    if kind == "text":
+        return _text(part["text"], f"{param}.text", limits)
+    if kind == "image":
+        return read_image(part["image"], f"{param}.image", limits)
+    url = part["image_url"]
+    if isinstance(url, dict):
+        if "url" not in url or not set(url) <= {"url", "detail"}:
+            raise Refusal(
+                f'{param}.image_url must be {{"url": "data:image/png;base64,..."}}',
+                param=f"{param}.image_url",
+                code="wrong_part",
+            )
+        url = url["url"]
+    return read_image(url, f"{param}.image_url", limits)
+
+
+def _text(value: Any, param: str, limits: Serve) -> str:
+    """What is said to be a text; that it looks like an image is no mistake then, unless it is bytes. Raises Refusal."""
     if not isinstance(value, str):
         raise Refusal(f"{param} must be a string, not {type(value).__name__}", param=param, code="wrong_type")
-    if value[:11].lower() == "data:image/":
-        return read_picture(value, param, limits)
     if not value.strip():
         raise Refusal(f"{param} is empty", param=param, code="empty_input")
+    if not _is_unicode(value):
+        raise Refusal(f"{param} holds half a character (a lone surrogate)", param=param, code="bad_text")
     return value
 
 
-def read_picture(uri: str, param: str, limits: Serve) -> bytes:
-    """The bytes behind a data URI, of a known format and within `limits.max_pixels`; raises Refusal."""
+def _string(value: str, param: str, limits: Serve) -> Wanted:
+    """A bare string: an image if it has the form of one, else words; raises Refusal."""
+    start = value[:400].lstrip()
+    stripped = value.strip() if len(value) < 4096 or start[:5].lower() == "data:" else value
+    if _DATA_URI.match(start) or start[:11].lower() == "data:image/":
+        return _data_uri(stripped, param, limits)
+    if _TAG.fullmatch(value):
+        source = _TAG_SOURCE.search(value)
+        return _from_mark_up(next(filter(None, source.groups()), "") if source else "", param, limits)
+    mark_down = _MARKDOWN.fullmatch(stripped)
+    if mark_down:
+        return _from_mark_up(mark_down[1], param, limits)
+    if _ADDRESS.fullmatch(stripped):
+        return _address(stripped, param, limits)
+    if _FILE_NAME.fullmatch(stripped):
+        raise Refusal(f"{param} is the name of an image file, which is not here: {FORM}", param=param, code="not_here")
+    if _BYTES_AS_TEXT.match(start):
+        raise Refusal(f"{param} is an image's bytes turned into text: {FORM}", param=param, code="bytes_as_text")
+    if _is_base64_of_image(start):
+        return _checked(_decoded(stripped, param), param, limits)
+    return _text(value, param, limits)
+
+
+def _from_mark_up(source: str, param: str, limits: Serve) -> Wanted:
+    """The image that a tag names, if the tag holds it; raises Refusal."""
+    if source[:5].lower() == "data:":
+        return _data_uri(source, param, limits)
+    raise Refusal(f"{param} is mark-up that points to an image: {FORM}", param=param, code="mark_up")
+
+
+def _address(address: str, param: str, limits: Serve) -> Fetch:
+    """An https address where the operator lets addresses be fetched; raises Refusal."""
+    if not limits.fetch_hosts:
+        raise Refusal(
+            f"{param} is an address; this server fetches none (serve.fetch_hosts): {FORM}",
+            param=param,
+            code="address",
+        )
+    if not address.lower().startswith("https://"):
+        raise Refusal(f"{param}: only https addresses are fetched: {FORM}", param=param, code="address")
+    return Fetch(address, param)
+
+
+def _data_uri(uri: str, param: str, limits: Serve) -> bytes:
+    """The bytes behind a data URI of any type, of a known format and within the limits; raises Refusal."""
     head, comma, payload = uri.partition(",")
-    if not comma or not head.lower().endswith(";base64"):
+    if not comma or not head.lower().rstrip().endswith(";base64"):
         raise Refusal(
             f"{param} is no base64 data URI; the form is data:image/png;base64,iVBORw0...",
             param=param,
             code="bad_data_uri",
         )
+    return _checked(_decoded(payload, param), param, limits)
+
+
+def _decoded(payload: str, param: str) -> bytes:
+    """Base64, also of the URL alphabet, in lines or without its padding; raises Refusal."""
+    if not payload.isascii():
+        raise Refusal(f"{param}: the image's base64 is broken: {FORM}", param=param, code="bad_base64")
+    clean = "".join(payload.split()) if any(c in payload for c in " \n\r\t") else payload
+    if "-" in clean or "_" in clean:
+        clean = clean.replace("-", "+").replace("_", "/")
     try:
-        data = base64.b64decode(payload, validate=True)
+        return base64.b64decode(clean + "=" * (-len(clean) % 4), validate=True)
     except binascii.Error as error:
-        raise Refusal(f"{param}: the picture's base64 is broken ({error})", param=param, code="bad_base64") from error
+        raise Refusal(
+            f"{param}: the image's base64 is broken ({error}): {FORM}", param=param, code="bad_base64"
+        ) from error
+
+
+def _is_base64_of_image(start: str) -> bool:
+    """Whether a string begins as no word does: 32 letters of base64 that are an image's first bytes."""
+    found = _BASE64.match("".join(start.split()[:2]))
+    if not found:
+        return False
+    letters = found[0][: len(found[0]) // 4 * 4].replace("-", "+").replace("_", "/")
+    try:
+        identify(base64.b64decode(letters))
+    except ImageError as error:
+        return error.reason is Reason.NOT_SUPPORTED
+    return True
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _tokens(param: str) -> Refusal:
+    return Refusal(
+        f"{param} holds token numbers; this model has a tokenizer of its own: send strings "
+        "(LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False))",
+        param=param,
+        code="token_input",
+    )
+
+
+def _checked(data: bytes, param: str, limits: Serve) -> bytes:
     check_picture(data, param, limits.max_pixels)
     return data
 
@@ -128,14 +318,18 @@ def read_picture(uri: str, param: str, limits: Serve) -> bytes:
 def check_picture(data: bytes, param: str, max_pixels: int) -> None:
     """Read format and size from the header; raises Refusal for another format or too many pixels."""
     try:
+        if not identify(data).online:
+            raise Refusal(f"{param}: the bytes are no {ONLINE_NAMES}", param=param, code="unknown_format")
         width, height = size(data)
     except ImageError as error:
         code = _CODES.get(error.reason, "broken_image")
         if code == "unknown_format":
-            raise Refusal(f"{param}: the bytes are no {ONLINE_NAMES}", param=param, code=code) from error
+            raise Refusal(f"{param}: the bytes are no {ONLINE_NAMES}: {FORM}", param=param, code=code) from error
         raise Refusal(f"{param}: {error}", param=param, code=code) from error
+    except PICTURE_ERRORS as error:
+        raise Refusal(f"{param}: the image's header is broken ({error})", param=param, code="broken_image") from error
     if not width * height:
-        raise Refusal(f"{param}: the picture's header is broken (no pixels)", param=param, code="broken_image")
+        raise Refusal(f"{param}: the image's header is broken (no pixels)", param=param, code="broken_image")
     if width * height > max_pixels:
         raise Refusal(
             f"{param}: {width} x {height} pixels; at most {max_pixels:,} are taken (serve.max_pixels)",

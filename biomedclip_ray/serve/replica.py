@@ -1,46 +1,64 @@
 """The model and its index in one process: embeds, searches and classifies.
 
 Both live together so that an answer never mixes two bundles while one replaces the other, and a search costs one hop.
-Items of all requests share batches: one waits up to `batch_wait_ms` for company, and one forward pass takes up to
-`max_batch`. Pictures are decoded one by one before they enter a batch, so a bad one is its own request's problem only.
+Items of all requests share batches (`batching.py`); one forward pass takes up to `max_batch`. Images are decoded one by one before they enter a batch, so a bad one is its own request's problem only. A
+vector that is not finite never leaves: its item gets an error.
+
+An engine that comes up has embedded a text and an image and searched its index. One that cannot raises, and Serve leaves the
+old one where it is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+import os
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from ray import serve
+import ray
 
-from biomedclip_ray.config import ConfigError, ServeResources
-from biomedclip_ray.serve.answers import Classified, Embedded, Facts, Figure, Found, Problem, Vector
+from biomedclip_ray.config import ConfigError, Serve
+from biomedclip_ray.serve.answers import Classified, Embedded, Facts, Figure, Found, Problem, Question, Vector
+from biomedclip_ray.serve.backend import PROBE_TEXT, probe_image
+from biomedclip_ray.serve.batching import Batcher
 from biomedclip_ray.serve.inputs import PICTURE_ERRORS, TEXT_CHARS, Item
+from biomedclip_ray.serve.pulse import Beacon
+from biomedclip_ray.serve.reading import Reading
 
 if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
 
-COLUMNS = {"image": "image_vector", "caption": "text_vector"}
+HEALTH_S = 60.0
+"""A batch that computes longer than this and the request timeout hangs: Serve then starts the replica anew."""
 
 
 class Engine:
     """Loads a bundle and its index when made; every method may be called many times at once.
 
-    Raises (when made): BundleError, BadIndexError; ConfigError when the index holds another model's vectors.
+    Raises (when made): BundleError, BadIndexError; ConfigError when the index holds another model's vectors, or when the
+    model gives vectors that are not finite.
     """
 
-    def __init__(self, bundle: str, index: str, resources: ServeResources) -> None:
+    def __init__(self, bundle: str, index: str, settings: Serve, application: str = "") -> None:
+        """`application`: fingerprint of the arguments, which /v1/models shows."""
         # Imported here: the ingress and the driver import this file too, and need neither torch nor Lance.
+        import torch
+
         from biomedclip_ray.clip.encoder import Encoder
         from biomedclip_ray.search.index import Index
 
-        self.encoder = Encoder.load(bundle)
+        self._settings, resources = settings, settings.resources
+        # Ray sets the threads by the CPUs asked for, at least one, however many the node has.
+        torch.set_num_threads(resources.threads or len(os.sched_getaffinity(0)))
+        self.encoder = Encoder.load(bundle, precision=settings.precision)
         self.encoder.batch = max(self.encoder.batch, resources.max_batch)
         self.index = Index.open(index)
         if self.index.bundle != self.encoder.bundle_id:
@@ -48,15 +66,49 @@ class Engine:
                 f"the index {index} was made by bundle {self.index.bundle}, but {bundle} is {self.encoder.bundle_id}: "
                 "serve an index and a bundle of the same run"
             )
-        self._facts = self._gather_facts()
+        self._answer_once(bundle, index)
         # One thread computes, so that a batch has all cores it was given; others decode the next ones meanwhile.
         self._compute = ThreadPoolExecutor(1, "compute")
         self._decode = ThreadPoolExecutor(max(2, math.ceil(resources.cpus_per_replica)), "decode")
         self._lookup = ThreadPoolExecutor(4, "lookup")
-        for queue in (self._texts, self._pictures):
-            queue.set_max_batch_size(resources.max_batch)
-            queue.set_batch_wait_timeout_s(resources.batch_wait_ms / 1000)
-        self.encoder.encode_text(["a figure"])  # the first pass is slow; nobody should wait for it
+        self._busy_since: float | None = None
+        self._patience_s = max(HEALTH_S, resources.timeout_s)
+        self._decoding = 0
+        wait_s, most = resources.batch_wait_ms / 1000, resources.max_batch
+        self._texts: Batcher[str, Vector | Problem] = Batcher(self._timed(self._encode_texts), self._compute, most)
+        self._images: Batcher[torch.Tensor, Vector | Problem] = Batcher(
+            self._timed(self._encode_images), self._compute, most, wait_s, lambda: self._decoding
+        )
+        self._beacon = Beacon(ray.util.get_node_ip_address())
+        self._facts = self._gather_facts(application)
+
+    def __del__(self) -> None:
+        """Serve calls this when it ends a replica on purpose."""
+        if "_beacon" in vars(self):
+            self._beacon.close()
+
+    def check_health(self) -> None:
+        """Serve asks now and then, and starts the replica anew when this raises."""
+        since = self._busy_since
+        if since is not None and time.monotonic() - since > self._patience_s:
+            raise RuntimeError(f"a batch has been computing for more than {self._patience_s:g} s")
+
+    def _answer_once(self, bundle: str, index: str) -> None:
+        """Embed a text and an image and search for them. Raises ConfigError. The first pass is slow: nobody waits for it."""
+        for what, vectors in (
+            ("text", self.encoder.encode_text([PROBE_TEXT])),
+            ("image", self.encoder.encode_images([probe_image()])),
+        ):
+            if not np.isfinite(vectors).all():
+                raise ConfigError(
+                    f"the bundle {bundle} gives a vector that is not finite for a plain {what}: its weights"
+                )
+            if not self.index.search(vectors[0], 1):
+                raise ConfigError(f"the index {index} finds nothing")
+
+    async def arguments(self) -> Serve:
+        """What the application was started with."""
+        return self._settings
 
     async def facts(self) -> Facts:
         """What is loaded; an answer means that everything is."""
@@ -64,34 +116,51 @@ class Engine:
 
     async def embed(self, items: list[Item]) -> Embedded:
         """One `Vector` or `Problem` an item, in the order of the items."""
-        return Embedded(self.encoder.bundle_id, list(await asyncio.gather(*(self._embed_one(item) for item in items))))
+        vectors = await asyncio.gather(*(self._embed_one(item) for item in items))
+        scale = self.index.settings.int8_scale
+        return Embedded(self.encoder.bundle_id, list(vectors), self._beacon.address, scale)
 
-    async def search(self, query: Item, k: int, by: str, filters: dict[str, Any]) -> Found | Problem:
-        """The k figures nearest to the query by picture, by caption or by their captions' words, best first."""
-        from biomedclip_ray.search.filters import Filters
-
-        for name, known in (("kinds", self._facts.kinds), ("licenses", self._facts.licenses)):
-            unknown = sorted(set(filters.get(name) or ()) - set(known))
+    async def search(self, question: Question) -> Found | Problem:
+        """The next figures, best first, by what `question.by` says they are compared with."""
+        filters = question.filters
+        for name, values, known in (
+            ("kinds", filters.kinds, self._facts.kinds),
+            ("licenses", filters.licenses, self._facts.licenses),
+        ):
+            unknown = sorted(set(values or ()) - set(known))
             if unknown:
                 message = f"the index has no {unknown[0]!r}; it has {', '.join(sorted(known))}"
                 return Problem(message, "unknown_filter", f"filters.{name}")
-        values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in filters.items()}
-        chosen = Filters(**values)
-        if by == "words":
-            if isinstance(query, bytes):
-                return Problem("a picture has no words; search by image or by caption", "wrong_query", "by")
-            words = query[:TEXT_CHARS]
-            hits = await self._run(self._lookup, lambda: self.index.text_search(words, k, chosen, thumbnails=True))
-            return Found(self.encoder.bundle_id, [_figure(hit) for hit in hits], truncated=len(query) > TEXT_CHARS)
-        vector = await self._embed_one(query)
-        if isinstance(vector, Problem):
-            return Problem(vector.message, vector.code, "query")
-        column: Any = COLUMNS[by]
-        hits = await self._run(
-            self._lookup, lambda: self.index.search(vector.values, k, column, chosen, thumbnails=True)
+        reading = Reading(question.by)
+        for param, parts in (("query", question.asked), ("without", question.without)):
+            items = [part.item for part in parts]
+            embeds = [item for item in items if item is not None and reading.needs_vector(item)]
+            vectors = iter(await asyncio.gather(*(self._embed_one(item) for item in embeds)))
+            for n, part in enumerate(parts):
+                needed = part.item is not None and reading.needs_vector(part.item)
+                wrong = reading.take(param, part, next(vectors) if needed else None)
+                if wrong is not None:
+                    return replace(wrong, param=f"{param}[{n}]" if len(parts) > 1 else wrong.param or param)
+        try:
+            return await self._run(self._lookup, lambda: self._found(question, reading))
+        except ValueError as error:  # of a cursor, a pair_id or an index that do not go together
+            return Problem(str(error), "wrong_query")
+
+    def _found(self, question: Question, reading: Reading) -> Found:
+        from biomedclip_ray.search.query import Query, facets, find
+
+        query = Query(tuple(reading.asked), tuple(reading.without), question.filters, question.group)
+        page = find(self.index, query, question.k, question.cursor, thumbnails=True)
+        counts = facets(self.index, query) if question.facets else None
+        return Found(
+            self.encoder.bundle_id,
+            [_figure(result.hit, result.highlights, result.more) for result in page.results],
+            reading.tokens,
+            reading.truncated,
+            self._beacon.address,
+            page.cursor,
+            None if counts is None else {name: {str(v): n for v, n in of.items()} for name, of in counts.items()},
         )
-        figures = [_figure(hit) for hit in hits]
-        return Found(self.encoder.bundle_id, figures, vector.tokens, vector.truncated)
 
     async def classify(self, items: list[Item], labels: list[str], templates: list[str]) -> Classified:
         """Each answer: the labels' probabilities (labels,) float32."""
@@ -100,54 +169,65 @@ class Engine:
         embedded = await self.embed(items)
         weights = await self._run(self._compute, lambda: class_weights(self.encoder, labels, templates))
         scale = self.encoder.logit_scale
+        if not np.isfinite(weights).all():
+            wrong = Problem("the model gave a vector that is not finite for a label", "non_finite", "labels", 422)
+            return Classified(self.encoder.bundle_id, [wrong] * len(items), self._beacon.address)
         answers = [
             item if isinstance(item, Problem) else classify(item.values[None], weights, scale)[0]
             for item in embedded.items
         ]
-        return Classified(self.encoder.bundle_id, answers)
+        return Classified(self.encoder.bundle_id, answers, self._beacon.address, embedded.tokens)
 
     async def _embed_one(self, item: Item) -> Vector | Problem:
         if isinstance(item, str):
-            text: Vector = await self._texts(item)
-            return text
-        pixels = await self._run(self._decode, lambda: self._pixels(item))
+            return await self._texts(item)
+        self._decoding += 1
+        try:
+            pixels = await self._run(self._decode, lambda: self._pixels(item))
+        finally:
+            self._decoding -= 1
         if isinstance(pixels, Problem):
             return pixels
-        picture: Vector = await self._pictures(pixels)
-        return picture
+        return await self._images(pixels)
 
-    @serve.batch
-    async def _texts(self, texts: list[str]) -> list[Vector]:
-        return await self._run(self._compute, lambda: self._encode_texts(texts))
+    def _timed(self, work: Callable[[list[Any]], list[T]]) -> Callable[[list[Any]], list[T]]:
+        """The same work, with a note of when it began (`check_health`)."""
 
-    @serve.batch
-    async def _pictures(self, pictures: list[torch.Tensor]) -> list[Vector]:
-        return await self._run(self._compute, lambda: self._encode_pictures(pictures))
+        def noted(batch: list[Any]) -> list[T]:
+            self._busy_since = time.monotonic()
+            try:
+                return work(batch)
+            finally:
+                self._busy_since = None
 
-    def _encode_texts(self, texts: list[str]) -> list[Vector]:
+        return noted
+
+    def _encode_texts(self, texts: list[str]) -> list[Vector | Problem]:
         encoded = self.encoder.tokenizer.encode([text[:TEXT_CHARS] for text in texts])
         vectors = self.encoder.encode_ids(encoded.ids)
         return [
-            Vector(vector, tokens, truncated or len(text) > TEXT_CHARS)
+            _finite(Vector(vector, tokens, truncated or len(text) > TEXT_CHARS))
             for vector, tokens, truncated, text in zip(vectors, encoded.n_tokens, encoded.truncated, texts, strict=True)
         ]
 
-    def _encode_pictures(self, pictures: list[torch.Tensor]) -> list[Vector]:
+    def _encode_images(self, images: list[torch.Tensor]) -> list[Vector | Problem]:
         import torch
 
-        return [Vector(vector) for vector in self.encoder.encode_pixels(torch.cat(pictures))]
+        return [_finite(Vector(vector)) for vector in self.encoder.encode_pixels(torch.cat(images))]
 
     def _pixels(self, data: bytes) -> torch.Tensor | Problem:
         """uint8 (1, 3, size, size), or why the bytes cannot be decoded."""
         try:
             return self.encoder.pixels([data])
         except PICTURE_ERRORS as error:
-            return Problem(f"the picture cannot be decoded ({error})", "broken_image")
+            return Problem(f"the image cannot be decoded ({error})", "broken_image")
 
     async def _run(self, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(pool, work)
 
-    def _gather_facts(self) -> Facts:
+    def _gather_facts(self, application: str) -> Facts:
+        import torch
+
         kinds: Counter[str] = Counter()
         licenses: Counter[str] = Counter()
         years: list[int] = []
@@ -168,8 +248,27 @@ class Engine:
             kinds=dict(kinds),
             licenses=dict(licenses),
             years=(years[0], years[1]) if years else None,
+            recall=self.index.settings.recall,
+            output_recall=self.index.settings.output_recall,
+            int8_scale=self.index.settings.int8_scale,
+            application=application,
+            device=self.encoder.device.type,
+            precision=self.encoder.precision,
+            precision_note=self.encoder.precision_note,
+            threads=torch.get_num_threads(),
+            engine=self._beacon.address,
         )
 
 
-def _figure(hit: Any) -> Figure:
-    return Figure(score=hit.score, **{name: hit.row[name] for name in Figure.__dataclass_fields__ if name != "score"})
+def _finite(vector: Vector) -> Vector | Problem:
+    if np.isfinite(vector.values).all():
+        return vector
+    return Problem("the model gave a vector that is not finite for this item", "non_finite", status=422)
+
+
+def _figure(hit: Any, highlights: list[tuple[int, int]], more: list[Any]) -> Figure:
+    names = [name for name in Figure.__dataclass_fields__ if name not in ("score", "highlights", "more")]
+    others = tuple(_figure(other, [], []) for other in more)
+    return Figure(
+        score=hit.score, highlights=tuple(highlights), more=others, **{name: hit.row.get(name) for name in names}
+    )

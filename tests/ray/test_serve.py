@@ -3,7 +3,10 @@
 import base64
 import io
 import json
+import os
+import re
 import shutil
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -19,8 +22,9 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from playwright.sync_api import expect, sync_playwright
+from safetensors.torch import load_file, save_file
 
-from biomedclip_ray.clip.bundle import save_bundle
+from biomedclip_ray.clip.bundle import WEIGHTS, save_bundle
 from biomedclip_ray.clip.encoder import Encoder
 from biomedclip_ray.clip.model import build_model
 from biomedclip_ray.clip.prompts import class_weights, classify
@@ -150,7 +154,9 @@ def test_deploying_the_same_bundle_and_index_again_is_skipped(served):
 
 def test_it_is_alive_ready_and_says_what_it_serves(served):
     assert httpx.get(f"{served.url}/health").json() == {"status": "alive"}
-    assert httpx.get(f"{served.url}/ready").json() == {"status": "ready", "bundle": served.encoder.bundle_id}
+    ready = httpx.get(f"{served.url}/ready").json()
+    assert (ready["status"], ready["bundle"]) == ("ready", served.encoder.bundle_id)
+    assert ready["seconds_ago"] <= served.config.serve.resources.ready_within_s
     model = httpx.get(f"{served.url}/v1/models").json()["data"][0]
     assert (model["dimensions"], model["context_length"]) == (served.encoder.dimensions, 32)
     assert model["index"]["kinds"] == {"micrograph": 20, "gel": 20, "bar_chart": 20}
@@ -321,7 +327,148 @@ def test_an_index_of_another_bundle_is_refused_before_it_serves(served, tmp_path
     bundle, _, encoder = make(tmp_path, 1, served.pictures, served.captions)
     index_uri = served.index.place.at("index.lance").uri
     with pytest.raises(ConfigError, match=rf"{served.encoder.bundle_id}.*{encoder.bundle_id}"):
-        Engine(bundle.place.at("bundle").uri, index_uri, ServeResources())
+        Engine(bundle.place.at("bundle").uri, index_uri, Serve())
+
+
+def cut_weights(bundle: Product) -> str:
+    """Leave half of a bundle's weights; returns the file's name."""
+    file = Path(bundle.place.at("bundle").uri) / WEIGHTS
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    return file.name
+
+
+def nan_weights(bundle: Product) -> None:
+    """A model that gives no finite vector, in a bundle that is whole otherwise."""
+    folder = Path(bundle.place.at("bundle").uri)
+    state = {
+        name: tensor * float("nan") if "proj" in name else tensor
+        for name, tensor in load_file(folder / WEIGHTS).items()
+    }
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / "bundle.json").unlink()  # it holds the hash of the weights that were
+
+
+def test_a_deploy_that_fails_leaves_what_served_before_and_names_the_file(served, tmp_path):
+    before = httpx.get(f"{served.url}/v1/models").json()["data"][0]
+    broken, index, _ = make(tmp_path, 7, served.pictures, served.captions)
+    name = cut_weights(broken)
+    stricter = served.config.serve.model_copy(update={"max_items": 3})  # settings of a failed deploy hold for nobody
+    config = served.config.model_copy(update={"serve": stricter})
+    with httpx.Client(base_url=served.url, timeout=60) as client, ThreadPoolExecutor(2) as others:
+        codes: list[int] = []
+        working = True
+
+        def ask() -> None:
+            while working:
+                codes.append(client.post("/v1/embeddings", json={"input": ["cells"] * 5}).status_code)
+
+        callers = [others.submit(ask) for _ in range(2)]
+        try:
+            for _ in range(2):  # the same command again is not skipped
+                with pytest.raises(stage.DeployError, match=rf"{name}.*served on"):
+                    stage.deploy(config, broken, index)
+        finally:
+            working = False
+        for caller in callers:
+            caller.result()
+    assert set(codes) == {200}
+    after = httpx.get(f"{served.url}/v1/models").json()["data"][0]
+    assert (after["bundle"], after["application"]) == (before["bundle"], before["application"])
+    assert (after["limits"], before["limits"]["items"]) == (before["limits"], 256)
+    assert stage.deploy(served.config, served.bundle, served.index).state == "skipped"
+
+
+def test_weights_that_give_no_finite_vector_are_never_deployed(served, tmp_path):
+    broken, index, _ = make(tmp_path, 8, served.pictures, served.captions)
+    nan_weights(broken)
+    with pytest.raises(stage.DeployError, match=r"not finite|made by bundle"):
+        stage.deploy(served.config, broken, index)
+    assert np.abs(embed(served, "cells") - served.encoder.encode_text(["cells"])).max() < 1e-5
+
+
+def engine_process() -> int:
+    """The process of the one live Engine replica."""
+    (pid,) = [
+        int(entry.name)
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and command_line(entry).startswith(b"ray::ServeReplica:biomedclip:Engine")
+        if os.getppid() and int(entry.name) in my_descendants()
+    ]
+    return pid
+
+
+def command_line(entry: Path) -> bytes:
+    try:
+        return (entry / "cmdline").read_bytes()
+    except OSError:  # ended meanwhile
+        return b""
+
+
+def my_descendants() -> set[int]:
+    """Processes below this one: another Ray on this machine is none of ours."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+    found = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
+
+
+def test_an_engine_that_is_stopped_is_not_ready_and_answers_503_at_once_until_it_goes_on(served):
+    resources = served.config.serve.resources
+    pid = engine_process()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        time.sleep(2 * resources.silence_s)
+        for path in ("/v1/embeddings", "/v1/search"):
+            began = time.monotonic()
+            answer = post(served, path, {"input" if "emb" in path else "query": "cells"})
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+            assert answer.json()["error"]["type"] == "server_error"
+            assert time.monotonic() - began < 5  # at once: the bound is for a busy machine
+        time.sleep(resources.ready_within_s)
+        assert httpx.get(f"{served.url}/ready", timeout=30).status_code == 503
+        assert httpx.get(f"{served.url}/health", timeout=30).status_code == 200
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    for _ in range(100):
+        if httpx.get(f"{served.url}/ready", timeout=30).status_code == 200:
+            break
+        time.sleep(0.2)
+    assert embed(served, "after").shape == (1, served.encoder.dimensions)
+
+
+def test_an_engine_that_is_killed_gives_503_and_never_a_wait_until_it_is_back(served):
+    os.kill(engine_process(), signal.SIGKILL)
+    seen: list[tuple[int, float]] = []
+    for _ in range(300):
+        began = time.monotonic()
+        answer = post(served, "/v1/embeddings", {"input": "cells"})
+        seen.append((answer.status_code, time.monotonic() - began))
+        if answer.status_code == 200 and any(code == 503 for code, _ in seen):
+            break
+        time.sleep(0.1)
+    assert {code for code, _ in seen} == {200, 503} and seen[-1][0] == 200
+    assert max(seconds for code, seconds in seen if code == 503) < 10
+    assert np.abs(embed(served, "cells") - served.encoder.encode_text(["cells"])).max() < 1e-5
+
+
+def test_every_answer_carries_the_requests_id(served):
+    given = httpx.get(f"{served.url}/v1/nothing", headers={"X-Request-ID": "mine-1"})
+    assert (given.status_code, given.headers.get_list("x-request-id")) == (404, ["mine-1"])
+    assert len(httpx.get(f"{served.url}/health").headers.get_list("x-request-id")) == 1
+
+
+def test_the_numbers_tell_what_was_asked(served):
+    embed(served, ["cells"] * 3)
+    text = httpx.get(f"{served.url}/metrics").text
+    assert re.search(r'biomedclip_requests_total\{key="none",route="/v1/embeddings",status="200"\} [1-9]', text)
+    assert f'bundle="{served.encoder.bundle_id}"' in text or "biomedclip_model_info" in text
 
 
 def test_too_few_cpus_are_an_error_that_names_the_key_and_not_a_wait_for_ever(served):

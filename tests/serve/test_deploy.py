@@ -16,7 +16,7 @@ class _Models(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(json.dumps({"data": [{"id": "biomedclip", "application": "0123"}]}).encode())
+        self.wfile.write(json.dumps({"status": "ready", "application": "0123"}).encode())
 
     def log_message(self, *_: object) -> None:
         pass

@@ -13,7 +13,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from biomedclip_ray.config import Serve
-from biomedclip_ray.serve.inputs import Refusal, read_item, read_items
+from biomedclip_ray.serve.errors import Refusal
+from biomedclip_ray.serve.inputs import Fetch, read_item, read_items
 
 LIMITS = Serve(max_items=4, max_pixels=10_000)
 
@@ -30,10 +31,12 @@ def uri(data: bytes, kind: str = "png") -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def refusal(value: object) -> Refusal:
-    with pytest.raises(Refusal) as caught:
-        read_items(value, "input", LIMITS)
-    return caught.value
+def refusal(value: object, limits: Serve = LIMITS) -> Refusal:
+    try:
+        found = read_items(value, "input", limits)
+    except Refusal as whole:
+        return whole
+    return next(entry for entry in found if isinstance(entry, Refusal))
 
 
 def test_a_list_may_mix_texts_and_pictures_and_keeps_its_order():
@@ -51,11 +54,128 @@ def test_the_format_is_what_the_bytes_say_whatever_the_uri_calls_it(format):
     assert read_item(uri(data, "x-made-up"), "input", LIMITS) == data
 
 
-def test_an_address_is_a_text_and_is_never_fetched():
-    assert (
-        read_item("http://169.254.169.254/latest/meta-data", "input", LIMITS)
-        == "http://169.254.169.254/latest/meta-data"
-    )
+PNG, JPEG = encoded("PNG"), encoded("JPEG")
+BASE64 = base64.b64encode(PNG).decode()
+LINES = "\n".join(BASE64[n : n + 76] for n in range(0, len(BASE64), 76))
+
+
+@pytest.mark.parametrize(
+    ("sent", "image"),
+    [
+        (uri(PNG), PNG),
+        (BASE64, PNG),
+        (base64.b64encode(JPEG).decode(), JPEG),
+        (base64.urlsafe_b64encode(JPEG).decode().rstrip("="), JPEG),
+        (LINES, PNG),
+        (f"data:;base64,{BASE64}", PNG),
+        (f"data:application/octet-stream;base64,{BASE64}", PNG),
+        (f"DATA:image/png;charset=utf-8;BASE64,{BASE64}", PNG),
+        (f" \n{uri(PNG)}\n", PNG),
+        (f"data:image/png;base64, {LINES}", PNG),
+        (f'<img alt="a gel" src="{uri(PNG)}">', PNG),
+        (f"![a gel]({uri(PNG)})", PNG),
+        ({"image": BASE64}, PNG),
+        ({"image": uri(PNG)}, PNG),
+        ({"type": "image", "image": BASE64}, PNG),
+        ({"type": "image_url", "image_url": {"url": uri(PNG), "detail": "low"}}, PNG),
+        ({"type": "image_url", "image_url": uri(PNG)}, PNG),
+        ({"type": "input_image", "image_url": uri(PNG)}, PNG),
+        *((base64.b64encode(encoded(kind)).decode(), encoded(kind)) for kind in ("GIF", "TIFF", "WEBP", "BMP")),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_each_way_to_send_an_image_is_that_image(sent, image):
+    assert read_items(sent, "input", LIMITS) == [image]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        "https://example.org/a.png",
+        "http://169.254.169.254/latest/meta-data",
+        "file:///etc/passwd",
+        "s3://bucket/figure.jpg",
+        " gs://bucket/figure ",
+        "figure-1.JPEG",
+        "/data/images/fig.tiff",
+        "C:\\images\\fig.bmp",
+        '<img src="https://example.org/a.png">',
+        "< IMG class=x>",
+        "![a gel](figures/f1.png)",
+        "data:image/png,plain",
+        "data:image/png;base64",
+        "data:text/plain,hello",
+        "data:,",
+        str(PNG[:60]),
+        PNG[:60].decode("latin-1"),
+        JPEG[:60].decode("latin-1"),
+        JPEG[:60].decode("utf-8", "replace"),
+        "iVBORw0KGgo" + "A" * 60,
+        BASE64[:-9] + "!" + BASE64[-8:],
+        {"image": "not base64 !"},
+        {"image": "a gel"},
+        {"image": ""},
+        {"image": 3},
+        {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}},
+        {"type": "image_url", "image_url": {"address": "x"}},
+        {"type": "text", "image": BASE64},
+        {"type": "audio", "audio": "x"},
+        {"text": "a", "image": BASE64},
+        {},
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_means_an_image_and_is_none_is_refused_with_the_form_and_never_words(sent):
+    error = refusal(sent)
+    assert error.status == 400 and error.param.startswith("input")
+    assert "base64" in error.message or error.code == "broken_image"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a chest radiograph, https://example.org/a.png",
+        "data: mean and standard deviation",
+        "Data:image quality in figure 2",
+        "ACGT" * 40,
+        "Pneumonoultramicroscopicsilicovolcanoconiosis",
+        "PNG and JPEG",
+        "GIF89a is a format",
+        "BMP-7",
+        "RIFF",
+        "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQVKVKALPDAQFEVVHSLAKWKRQ",
+        "p < 0.05 <img",
+        "ratio 3://4",
+        "E. coli.png plasmid",
+        "/9j/ is how a JPEG begins",
+        "!important",
+    ],
+)
+def test_words_that_only_look_like_it_stay_words(text):
+    assert read_items(text, "input", LIMITS) == [text]
+    assert read_items({"type": "text", "text": text}, "input", LIMITS) == [text]
+
+
+def test_a_text_part_is_a_text_whatever_it_looks_like():
+    assert read_items([{"text": "figure-1.png"}], "input", LIMITS) == ["figure-1.png"]
+
+
+def test_half_a_character_is_refused_and_not_a_fault_of_the_server():
+    assert refusal(["good", "\ud800"]).code == "bad_text" and refusal({"text": "a\udfff"}).code == "bad_text"
+
+
+def test_an_address_is_fetched_only_from_https_and_where_the_operator_lets_it():
+    open_to = LIMITS.model_copy(update={"fetch_hosts": ("example.org",)})
+    address = "https://example.org/a.png"
+    assert read_items(address, "input", open_to) == [Fetch(address, "input")]
+    assert read_items([{"image": address}], "input", open_to) == [Fetch(address, "input[0].image")]
+    assert refusal("http://example.org/a.png", open_to).code == "address"
+    assert refusal("file:///etc/passwd", open_to).code == "address"
+
+
+def test_a_bad_item_stands_in_its_place_among_the_good():
+    found = read_items(["a", "data:image/png,x", "b"], "input", LIMITS)
+    assert (found[0], found[2]) == ("a", "b") and found[1].param == "input[1]"
 
 
 def test_too_many_items_name_the_limit_and_the_key():
@@ -77,8 +197,9 @@ def test_token_numbers_are_refused_with_the_way_out(value):
         (None, "input", "missing_field"),
         ("", "input", "empty_input"),
         (["good", " \n"], "input[1]", "empty_input"),
-        (["good", {"text": "a"}], "input[1]", "wrong_type"),
-        ({"text": "a"}, "input", "wrong_type"),
+        (["good", {"texts": "a"}], "input[1]", "wrong_part"),
+        (["good", True], "input[1]", "token_input"),
+        ({"texts": "a"}, "input", "wrong_part"),
         (["good", "data:image/png,plain"], "input[1]", "bad_data_uri"),
         ("data:image/png;base64", "input", "bad_data_uri"),
         ("data:image/png;base64,!!!", "input", "bad_base64"),
@@ -136,4 +257,4 @@ def test_a_picture_with_a_wrong_byte_is_taken_or_refused_and_nothing_else(format
     try:
         assert read_item(uri(bytes(data)), "input", LIMITS) == data
     except Refusal as error:
-        assert error.code in ("unknown_format", "broken_image", "too_many_pixels")
+        assert error.code in ("unknown_format", "not_supported", "broken_image", "too_many_pixels")
