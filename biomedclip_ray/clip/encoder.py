@@ -18,8 +18,9 @@ from open_clip.hf_model import HFTextEncoder
 from PIL import Image, ImageOps
 
 from biomedclip_ray.clip.bundle import Bundle, load_bundle
-from biomedclip_ray.clip.precision import Precision, choose
+from biomedclip_ray.clip.precision import choose
 from biomedclip_ray.clip.tokenizer import Tokenizer
+from biomedclip_ray.config.section import Precision
 from biomedclip_ray.images.image import as_pillow
 from biomedclip_ray.images.pillow import rgb_pixels
 

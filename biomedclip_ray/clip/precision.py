@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-Precision = Literal["auto", "float32", "bfloat16"]
+from biomedclip_ray.config.section import Precision
 
 MIN_GAIN = 1.2
 """What bfloat16 must win to be taken."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from biomedclip_ray.config.section import KnownKinds, PartResources, Positive, Section, Share, StageSection
+from biomedclip_ray.config.section import KnownKinds, PartResources, Positive, Precision, Section, Share, StageSection
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Area = Annotated[float, Field(gt=0, le=1)]
@@ -192,6 +192,9 @@ class Embed(StageSection):
     """Splits whose kept pairs enter the index."""
     batch: Positive = 64
     """Pairs in one forward pass."""
+    precision: Precision = "float32"
+    """In what the towers compute: float32, bfloat16 (cosine to float32 about 0.9999), or auto, which each process measures for
+    its own device; vectors are stored as float32."""
     thumbnail: Positive = 128
     """Pixels of the long side of the picture that search shows."""
     ann_rows: Positive = 10_000

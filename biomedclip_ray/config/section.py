@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -13,6 +13,10 @@ from biomedclip_ray.schema import KINDS
 Percent = Annotated[float, Field(ge=0, le=100)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
+
+
+Precision = Literal["auto", "float32", "bfloat16"]
+"""In what the towers compute; auto: bfloat16 where the device has it, a measurement finds it faster, and vectors agree."""
 
 
 class ConfigError(ValueError):

@@ -6,10 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from biomedclip_ray.config.section import Positive, Section
+from biomedclip_ray.config.section import Positive, Precision, Section
 
 Seconds = Annotated[float, Field(gt=0)]
-Precision = Literal["auto", "float32", "bfloat16"]
 Scope = Literal["embed", "search", "admin"]
 
 

@@ -134,7 +134,7 @@ class _Embedder:
     def __init__(self, bundle: str, pairs: Product, corpus: Product, section: Embed) -> None:
         from biomedclip_ray.clip.encoder import Encoder
 
-        self.encoder = Encoder.load(bundle)
+        self.encoder = Encoder.load(bundle, precision=section.precision)
         self.encoder.batch = section.batch
         self.pairs, self.corpus, self.section = pairs, corpus, section
 
