@@ -96,7 +96,9 @@ def _serving(name: str) -> Arguments | None:
     if name not in serve.status().applications:
         return None
     try:
-        answer: Arguments = serve.get_deployment_handle("Engine", app_name=name).arguments.remote().result(PROBE_S)
+        answer: Arguments = (
+            serve.get_deployment_handle("Engine", app_name=name).arguments.remote().result(timeout_s=PROBE_S)
+        )
     except (RayError, RayServeException, TimeoutError) as error:
         log.debug("no application %s answers: %s", name, error)
         return None

@@ -7,7 +7,9 @@ const number = new Intl.NumberFormat("en");
 const SHOWN = 24;
 const EXAMPLES = ["fluorescence micrograph of cells", "chest radiograph", "Kaplan-Meier survival curve", "western blot", "histology of tissue"];
 
-let picture = null; // the data URI that is searched for, or null: then the words are
+let picture = null; // the data URI that is searched for, with the words if there are some
+let figure = null;  // or the pair_id of the figure that others are to be like
+let following = null; // the cursor of the next page of what is shown
 let asking = null;  // the request under way, which a newer one ends
 
 // ---------------------------------------------------------------- the question
@@ -22,7 +24,8 @@ function filters() {
 
 function remember() {
   const words = new URLSearchParams();
-  if (!picture && $("query").value.trim()) words.set("q", $("query").value.trim());
+  if ($("query").value.trim()) words.set("q", $("query").value.trim());
+  if (figure) words.set("like", figure);
   if (checked("by")[0] !== "image") words.set("by", checked("by")[0]);
   for (const kind of checked("kind")) words.append("kind", kind);
   for (const id of ["license", "year_from", "year_to"]) if ($(id).value) words.set(id, $(id).value);
@@ -33,6 +36,7 @@ function remember() {
 function recall() {
   const words = new URLSearchParams(location.search);
   $("query").value = words.get("q") ?? "";
+  figure = words.get("like");
   for (const id of ["license", "year_from", "year_to"]) $(id).value = words.get(id) ?? "";
   for (const box of document.querySelectorAll("input[name=by]")) box.checked = box.value === (words.get("by") ?? "image");
   for (const box of document.querySelectorAll("input[name=kind]")) box.checked = words.getAll("kind").includes(box.value);
@@ -41,7 +45,9 @@ function recall() {
 // ---------------------------------------------------------------- asking
 
 async function call(path, body, signal) {
-  const options = body && { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal };
+  const key = sessionStorage.getItem("key");
+  const headers = { ...(body && { "Content-Type": "application/json" }), ...(key && { Authorization: `Bearer ${key}` }) };
+  const options = body ? { method: "POST", headers, body: JSON.stringify(body), signal } : { headers };
   let answer;
   try {
     answer = await fetch(path, options);
@@ -51,15 +57,48 @@ async function call(path, body, signal) {
   }
   const content = await answer.json().catch(() => null);
   if (answer.ok && content) return content;
+  if (answer.status === 401) {
+    const given = prompt("This server wants an API key. It is kept until this tab is closed.");
+    if (given) { sessionStorage.setItem("key", given.trim()); return call(path, body, signal); }
+  }
   if (answer.status === 429) throw new Error("The server is busy. Try again in a moment.");
   throw new Error(content?.error?.message ?? `The server answered ${answer.status}.`);
 }
 
+function question() {
+  const words = $("query").value.trim();
+  return [picture && { image: picture }, figure && { figure }, words && { text: words }].filter(Boolean);
+}
+
+async function more() {
+  const button = $("more");
+  button.disabled = true;
+  try {
+    const found = await call("v1/search", { query: question(), k: SHOWN, by: checked("by")[0], filters: filters(), cursor: following });
+    const before = $("results").children.length;
+    $("results").append(...found.data.map(card));
+    fold();
+    follow(found);
+    $("status").textContent = `${$("results").children.length} figures.`;
+    $("results").children[before]?.querySelector("a[href]")?.focus(); // who uses the keyboard goes on where the new ones begin
+  } catch (error) {
+    $("status").textContent = error.message;
+  } finally {
+    button.disabled = false;
+  }
+}
+
+function follow(found) {
+  following = found.next;
+  $("more").hidden = !following;
+}
+
 async function search({ remembered = false } = {}) {
-  const query = picture ?? $("query").value.trim();
+  const query = question();
   asking?.abort();
   if (!remembered) remember();
-  if (!query) return welcome();
+  following = null;
+  if (!query.length) return welcome();
   const mine = (asking = new AbortController());
   const late = setTimeout(waiting, 120); // an answer that comes at once needs no placeholder
   $("results").setAttribute("aria-busy", "true");
@@ -85,11 +124,12 @@ function element(tag, text, name) {
 }
 
 function note(title, text, name = "", examples = []) {
+  $("more").hidden = true;
   const box = element("div", "", `note ${name}`);
   box.append(element("h2", title), element("p", text));
   const list = element("ul");
   for (const example of examples) {
-    list.append(offer(example, () => { unpick(); $("query").value = example; search(); }));
+    list.append(offer(example, () => { unpick(); figure = null; $("query").value = example; search(); }));
   }
   if (name === "bad") list.append(offer("Try again", () => search()));
   if (name === "narrow") list.append(offer("Clear the filters", clear));
@@ -139,10 +179,29 @@ function show(found, milliseconds) {
   const count = found.data.length === 1 ? "One figure" : `${found.data.length} nearest figures`;
   $("status").textContent = `${count} in ${(milliseconds / 1000).toFixed(2)} s.${cut}`;
   $("results").replaceChildren(...found.data.map(card));
+  fold();
+  follow(found);
+}
+
+function fold() {
   for (const box of $("results").querySelectorAll(".card")) {
     const caption = box.querySelector(".caption");
-    box.querySelector(".more").hidden = caption.scrollHeight <= caption.clientHeight + 1;
+    const open = caption.classList.contains("open");
+    box.querySelector(".more").hidden = !open && caption.scrollHeight <= caption.clientHeight + 1;
   }
+}
+
+function marked(text, spans) {
+  const made = document.createDocumentFragment();
+  const letters = [...text]; // spans count characters, JavaScript's strings count halves of some
+  let at = 0;
+  for (const [from, to] of spans) {
+    if (from < at) continue;
+    made.append(letters.slice(at, from).join(""), element("mark", letters.slice(from, to).join("")));
+    at = to;
+  }
+  made.append(letters.slice(at).join(""));
+  return made;
 }
 
 function card(hit) {
@@ -154,7 +213,7 @@ function card(hit) {
   part(".article")?.setAttribute("aria-label", `Article ${hit.article_id} at PubMed Central`);
   if (hit.thumbnail) part("img").src = hit.thumbnail;
   part("img").alt = caption.slice(0, 200);
-  part(".caption").textContent = caption;
+  part(".caption").append(hit.caption ? marked(caption, hit.highlights) : caption);
   if (hit.figure_kind) part(".tags").append(element("span", hit.figure_kind.replaceAll("_", " "), "kind"));
   part(".tags").append(element("span", hit.license || "licence unknown"));
   part(".source").textContent = [hit.title, hit.journal, hit.year].filter(Boolean).join(" · ") || hit.article_id;
@@ -164,9 +223,7 @@ function card(hit) {
     event.target.setAttribute("aria-expanded", String(open));
     event.target.textContent = open ? "Show less" : "Show all";
   });
-  if (hit.thumbnail) {
-    part(".similar").addEventListener("click", () => { pick(hit.thumbnail); scrollTo({ top: 0 }); search(); });
-  } else part(".similar").remove();
+  part(".similar").addEventListener("click", () => like(hit));
   return made;
 }
 
@@ -192,18 +249,25 @@ async function holdings() {
 
 // ---------------------------------------------------------------- pictures
 
+function like(hit) {
+  pick(hit.thumbnail ?? "page/icon.svg");
+  [picture, figure] = [null, hit.pair_id];
+  scrollTo({ top: 0 });
+  search();
+}
+
 function pick(uri) {
-  picture = uri;
+  [picture, figure] = [uri, null];
   const words = document.querySelector("input[name=by][value=words]");
   if (words.checked) document.querySelector("input[name=by][value=image]").checked = true; // a picture has no words
   $("preview").src = uri;
   $("chip").hidden = false;
   $("query").value = "";
-  $("query").placeholder = "Type to search by words instead";
+  $("query").placeholder = "Add words, if you like";
 }
 
 function unpick() {
-  picture = null;
+  picture = figure = null;
   $("preview").removeAttribute("src");
   $("chip").hidden = true;
   $("file").value = "";
@@ -229,10 +293,11 @@ $("search").addEventListener("change", (event) => {
   if (event.target.value === "words") unpick();
   search();
 });
-$("query").addEventListener("input", () => { if (picture && $("query").value) unpick(); });
+$("more").addEventListener("click", more);
 $("file").addEventListener("change", () => read($("file").files[0]));
 $("unpick").addEventListener("click", () => { unpick(); $("query").focus(); search(); });
 addEventListener("popstate", () => { unpick(); recall(); search({ remembered: true }); });
+new IntersectionObserver(([edge]) => { if (edge.isIntersecting && following && !$("more").disabled) more(); }, { rootMargin: "400px" }).observe($("edge"));
 addEventListener("paste", (event) => { const file = event.clipboardData.files[0]; if (file) { event.preventDefault(); read(file); } });
 addEventListener("keydown", (event) => {
   const typing = ["INPUT", "SELECT", "TEXTAREA"].includes(event.target.tagName);
