@@ -25,6 +25,7 @@ from biomedclip_ray.corpus.groups import (
     PairFacts,
     Verdict,
     decide,
+    drawn_by,
     leaks,
     shared_texts,
     split_of,
@@ -41,9 +42,9 @@ from biomedclip_ray.store.product import Product
 
 log = logging.getLogger(__name__)
 
-VERSION = 5
+VERSION = 6
 UNIT = "pair"
-_COLUMNS = "pair_id pmcid source_split figure_id panel text sha256 text_sha256 phash license figure_kind".split()
+_COLUMNS = "pair_id pmcid doi source_split figure_id panel text sha256 text_sha256 phash license figure_kind".split()
 _CHUNK = 32  # parts of one task
 _THREADS = 16  # of a task: a read behind an object store waits for four answers in turn, and decoding needs no lock
 _PAIRS_AT_ONCE = 1 << 11  # in the second look: 0.3 GB at its peak
@@ -123,8 +124,10 @@ def _facts(table: pa.Table, config: Curate) -> PairFacts:
     places = {kind: number for number, kind in enumerate(config.balance)}
     kinds = table["figure_kind"].to_pylist()
     split = [
-        split_of(pmcid, config.splits) if said is None else SPLITS.index(said)
-        for pmcid, said in zip(table["pmcid"].to_pylist(), table["source_split"].to_pylist(), strict=True)
+        split_of(drawn_by(pmcid, doi), config.splits) if said is None else SPLITS.index(said)
+        for pmcid, doi, said in zip(
+            *(table[name].to_pylist() for name in ("pmcid", "doi", "source_split")), strict=True
+        )
     ]
     reason = [
         -1 if found is None else REASONS.index(found)

@@ -6,6 +6,7 @@ what must not be with other means than `decide` avoids it with.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from scipy.sparse.csgraph import connected_components
 
 from biomedclip_ray.config import Curate, Splits
 from biomedclip_ray.schema import Reason, hash64
+from biomedclip_ray.sources.meca import preprint_id
 
 SPLITS = ("train", "validation", "test")  # a higher index wins where a group spans splits
 
@@ -63,6 +65,16 @@ class Verdict:
 
     def slice(self, first: int, last: int) -> Verdict:
         return Verdict(self.split[first:last], self.group[first:last], self.reason[first:last])
+
+
+# Cold Spring Harbor's journals have the prefix too, and letters behind it
+_PREPRINT = re.compile(r"10\.(?:1101|64898)/\d[\d.]*")
+
+
+def drawn_by(pmcid: str, doi: str | None) -> str:
+    """What an article's split is drawn by: its PMCID, or for a preprint the id of its DOI. PubMed Central's copy of a preprint and
+    bioRxiv's own then share a split, in one corpus or in two."""
+    return preprint_id(doi) if doi and _PREPRINT.fullmatch(doi) else pmcid
 
 
 def split_of(pmcid: str, splits: Splits) -> int:

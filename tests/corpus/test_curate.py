@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +15,7 @@ from biomedclip_ray.corpus.groups import (
     PairFacts,
     Verdict,
     decide,
+    drawn_by,
     leaks,
     shared_texts,
     split_of,
@@ -194,3 +196,19 @@ def test_balance_keeps_a_number_or_a_share_of_a_kind_and_more_is_a_superset() ->
     assert 210 <= counts[2] <= 290
     assert not (few & ~more).any()
     assert (decide(facts, Curate(balance={"chart": 1, "gel": 0})).reason < 0).sum() == 2000
+
+
+@pytest.mark.parametrize(
+    ("pmcid", "doi", "expected"),
+    [
+        ("RX20240508593085", "10.1101/2024.05.08.593085", "RX20240508593085"),
+        ("PMC11100001", "10.1101/2024.05.08.593085", "RX20240508593085"),  # PubMed Central's copy of it
+        ("PMC6400001", "10.1101/486050", "RX486050"),
+        ("PMC8400001", "10.64898/2025.12.01.123456", "RX20251201123456"),
+        ("PMC7", "10.1101/gr.123456.111", "PMC7"),  # a journal of the same publisher
+        ("PMC7", "10.1371/journal.pone.0012255", "PMC7"),
+        ("PMC7", None, "PMC7"),
+    ],
+)
+def test_copies_of_a_preprint_share_a_split(pmcid: str, doi: str | None, expected: str) -> None:
+    assert drawn_by(pmcid, doi) == expected
