@@ -42,7 +42,7 @@ class S3:
     """A real S3 endpoint over HTTP on loopback, with faults to order: `faults["a/key"] = ["503", "truncate"]`.
 
     Each GET of the key ("": of a list) takes the next fault; when they are used up it is answered well. "stall" sends half of the body and
-    then nothing for `stall_s`; "drip" a byte every `drip_s`. Every GET takes `delay_s` longer; those that `hold` names wait for `release`.
+    then nothing for `stall_s`; "drip" a byte every `drip_s`; "wait 2" is a 503 that says when to come again. Every GET takes `delay_s` longer; those that `hold` names wait for `release`.
     """
 
     def __init__(self) -> None:
@@ -102,6 +102,9 @@ class S3:
                 self._wait_at_the_gate(key)
                 time.sleep(self.delay_s)
             fault = self.faults.get(key, []).pop(0) if self.faults.get(key) else ""
+            if fault.startswith("wait "):
+                start("503 Slow Down", [("Content-Type", "application/xml"), ("Retry-After", fault.split()[1])])
+                return [b"<Error><Code>SlowDown</Code><Message>later</Message></Error>"]
             if fault in ("403", "500", "503"):
                 start(f"{fault} Fault", [("Content-Type", "application/xml")])
                 return [b"<Error><Code>SlowDown</Code><Message>later</Message></Error>"]

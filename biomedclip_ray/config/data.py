@@ -37,7 +37,8 @@ class SourceResources(Section):
     threads: Positive = 16
     """Objects fetched at once inside a task: a small object costs a round trip, not a core."""
     retries: Annotated[int, Field(ge=0)] = 5
-    """Tries after the first for 5xx, SlowDown, time-outs, and a 403 on a key that the inventory names."""
+    """Tries after the first for 5xx, time-outs, and a 403 on a key that the inventory names; four for each where the source says
+    that it has no time (429, 503), and then as late as it says."""
     deadline_s: Annotated[float, Field(gt=0)] = 120.0
     """Seconds one object may take, retries included; a read that never ends becomes a ledger row."""
     max_connections: Positive = 64

@@ -113,7 +113,7 @@ def _of_kubernetes(name: str, namespace: str) -> tuple[Autoscaler, dict[str, Any
         raise LookupError(f"RayCluster {name} in namespace {namespace}: {error}") from error
     if not cluster["spec"].get("enableInTreeAutoscaling"):
         return None
-    version: Autoscaler = "v2" if is_autoscaler_v2(fetch_from_server=True) else "v1"
+    version: Autoscaler = "v2" if is_autoscaler_v2() else "v1"
     return version, cluster, f"RayCluster {name}"
 
 

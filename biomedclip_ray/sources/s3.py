@@ -18,6 +18,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from biomedclip_ray.config import SourceResources
+from biomedclip_ray.run.pace import pace
 from biomedclip_ray.schema import Reason
 from biomedclip_ray.sources.bucket import PUBLIC_BUCKET, ObjectError, SourceError, check_md5
 from biomedclip_ray.sources.deadline import until, watched
@@ -30,6 +31,8 @@ PAID_BUCKETS = ("biorxiv-src-monthly", "medrxiv-src-monthly")
 """Whose reader pays."""
 # The ETag of an object that was put in one go; of several parts it ends in "-" and their number.
 _MD5 = re.compile(r"[0-9a-f]{32}")
+_TOO_MANY = (429, 503)
+_REFUSALS = 4  # for each try: while the limit is looked for, half of the requests may be refused for a second or two
 
 
 class S3Bucket:
@@ -42,6 +45,7 @@ class S3Bucket:
         self.prefix = f"{prefix}/" if prefix else ""
         self.resources = resources
         self.payer = {"RequestPayer": "requester"} if resources.requester_pays or self.name in PAID_BUCKETS else {}
+        self.pace = pace(f"{place.endpoint or 's3'}/{self.name}")
         session = boto3.Session()
         public = self.name == PUBLIC_BUCKET or session.get_credentials() is None
         config = Config(
@@ -118,9 +122,18 @@ class S3Bucket:
     def _again(self, key: str, fetch: Callable[[float], Fetched]) -> Fetched:
         """What `fetch`, called with its deadline, returns once it does not fail. Raises ObjectError."""
         deadline = time.monotonic() + self.resources.deadline_s
-        for attempt in range(self.resources.retries + 1):
+        attempt = refusals = 0
+        while True:
             try:
                 return fetch(deadline)
+            except _Refused as error:  # the source had no time, which says little about the object
+                if refusals >= _REFUSALS * self.resources.retries:
+                    raise
+                pause = _pause(refusals, 1.0) if error.retry_after is None else error.retry_after
+                if time.monotonic() + pause > deadline:
+                    raise ObjectError(Reason.DEADLINE, error.detail) from error
+                time.sleep(pause)
+                refusals += 1
             except ObjectError as error:
                 pause = _pause(attempt)
                 final = error.reason is Reason.MISSING_OBJECT or attempt == self.resources.retries
@@ -130,11 +143,12 @@ class S3Bucket:
                 if time.monotonic() + pause > deadline:
                     raise ObjectError(Reason.DEADLINE, f"{key}: {error.detail}") from error
                 time.sleep(pause)
-        raise AssertionError("unreachable: the last attempt returns or raises")
+                attempt += 1
 
     def _ask(self, operation: str, key: str, deadline: float, **more: str) -> dict[str, Any]:
         """An answer, and its body in bytes. Raises ObjectError."""
         try:
+            self.pace.wait(deadline)
             with until(deadline):
                 answer: dict[str, Any] = getattr(self.client, operation)(
                     Bucket=self.name, Key=self.prefix + key, **self.payer, **more
@@ -147,6 +161,9 @@ class S3Bucket:
             raise ObjectError(Reason.DEADLINE, f"{key}: {error}") from error
         except ClientError as error:
             status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+            if status in _TOO_MANY:
+                self.pace.refused()
+                raise _Refused(f"{key}: HTTP {status}", _retry_after(error)) from error
             # 403 on a key that the inventory names is how rate limits sometimes look: worth another try, unlike 404
             reason = Reason.MISSING_OBJECT if status == 404 else Reason.FETCH_FAILED
             raise ObjectError(reason, f"{key}: HTTP {status} {error.response['Error'].get('Code', '')}") from error
@@ -198,6 +215,20 @@ def _md5_of(answer: dict[str, Any]) -> str | None:
     return etag if plain and _MD5.fullmatch(etag) else None
 
 
-def _pause(attempt: int) -> float:
-    """Seconds before the next try: twice as long each time up to 20, give or take half, so that tasks do not come back at once."""
-    return random.uniform(0.5, 1.5) * min(20.0, 0.2 * 2**attempt)
+class _Refused(ObjectError):
+    """Too many requests: this one waits as long as it was told, the others only slow down."""
+
+    def __init__(self, detail: str, retry_after: float | None) -> None:
+        super().__init__(Reason.FETCH_FAILED, detail)
+        self.retry_after = retry_after
+
+
+def _retry_after(error: ClientError) -> float | None:
+    """Seconds that the source named, if it did."""
+    told = error.response["ResponseMetadata"].get("HTTPHeaders", {}).get("retry-after", "")
+    return float(told) if told.isdigit() else None
+
+
+def _pause(attempt: int, most: float = 20.0) -> float:
+    """Seconds before the next try: twice as long each time up to `most`, give or take half: tasks shall not come back at once."""
+    return random.uniform(0.5, 1.5) * min(most, 0.2 * 2**attempt)

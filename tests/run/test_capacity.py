@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import os
+import ssl
 import subprocess
 import sys
+import threading
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 import ray
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from biomedclip_ray.config import ConfigError, PartResources, load, parse
 from biomedclip_ray.run import private
@@ -171,3 +182,83 @@ def test_the_configuration_is_that_of_the_process_that_scales_this_cluster(
 
 def test_this_ray_has_every_private_name_that_the_program_leans_on() -> None:
     assert private.missing_names() == [], f"Ray {ray.__version__} lacks them: run/private.py says what each is for"
+
+
+ASK_KUBERNETES = """
+import json, sys
+from pathlib import Path
+from biomedclip_ray.run import private
+private._KUBERNETES = Path(sys.argv[1])
+print(json.dumps(private.autoscaler_config("10.9.8.7:4")))
+"""
+
+
+def test_on_kuberay_the_raycluster_is_asked_of_kubernetes(tmp_path: Path) -> None:
+    """As the autoscaler's own sidecar asks: over TLS, for the cluster that the pod belongs to."""
+    manifest = yaml.safe_load((CLUSTER / "kuberay/raycluster.yaml").read_text())
+    manifest["metadata"]["namespace"] = "research"
+    asked: list[str] = []
+
+    class Kubernetes(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            body = json.dumps(manifest).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    certificate, key = _self_signed(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    (tmp_path / "namespace").write_text("research")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Kubernetes) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        env = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")} | {
+            "KUBERNETES_SERVICE_HOST": "127.0.0.1",
+            "KUBERNETES_SERVICE_PORT_HTTPS": str(server.server_port),
+            "RAY_KUBERAY_CA_CERT_PATH": str(certificate),
+            "RAY_KUBERAY_CLIENT_CERT_PATH": str(certificate),
+            "RAY_KUBERAY_CLIENT_KEY_PATH": str(key),
+            "RAY_CLUSTER_NAME": "biomedclip",
+            "RAY_enable_autoscaler_v2": "1",
+            "PYTHONPATH": str(ROOT),
+        }
+        command = [sys.executable, "-c", ASK_KUBERNETES, str(tmp_path)]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
+    assert asked == ["/apis/ray.io/v1/namespaces/research/rayclusters/biomedclip"]
+    version, found, where = json.loads(done.stdout.splitlines()[-1])
+    assert (version, where) == ("v2", "RayCluster biomedclip")
+    assert found == manifest
+
+
+def _self_signed(folder: Path) -> tuple[Path, Path]:
+    """Certificate and key of 127.0.0.1, its own authority."""
+    secret = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    signed = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(secret.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .sign(secret, hashes.SHA256())
+    )
+    certificate, key = folder / "cert.pem", folder / "key.pem"
+    certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    key.write_bytes(
+        secret.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    return certificate, key

@@ -67,7 +67,21 @@ def test_a_lasting_503_is_transient_and_names_the_object(s3: S3, uri: str) -> No
         open_bucket(uri, QUICK).get(KEY)
     assert caught.value.reason is Reason.FETCH_FAILED
     assert caught.value.reason.transient
-    assert s3.gets.count(KEY) == 4
+    assert s3.gets.count(KEY) == 1 + 4 * QUICK.retries
+
+
+def test_a_refused_request_waits_as_long_as_it_was_told_and_the_others_go_on(s3: S3, uri: str, tmp_path: Path) -> None:
+    s3.faults[KEY] = ["wait 2"]
+    bucket = open_bucket(uri, QUICK)
+    boto3.client("s3").put_object(Bucket=uri.removeprefix("s3://"), Key="other", Body=DATA)
+    with ThreadPoolExecutor() as pool:
+        started = time.monotonic()
+        refused = pool.submit(lambda: (bucket.get(KEY, MD5), time.monotonic() - started))
+        others = [pool.submit(lambda: (bucket.get("other", MD5), time.monotonic() - started)) for _ in range(5)]
+        data, waited = refused.result()
+        assert data == DATA
+        assert waited >= 2
+        assert min(other.result()[1] for other in others) < 2
 
 
 def test_a_passing_503_on_a_list_or_a_stream_is_tried_again(s3: S3, uri: str) -> None:
@@ -206,7 +220,7 @@ def test_tries_wait_longer_each_time(s3: S3, uri: str, monkeypatch: pytest.Monke
     waited: list[float] = []
     sleep, here = time.sleep, threading.get_ident()  # other threads, the server's too, sleep as ever
     monkeypatch.setattr(time, "sleep", lambda s: waited.append(s) if threading.get_ident() == here else sleep(s))
-    s3.faults[KEY] = ["503"] * 5
+    s3.faults[KEY] = ["500"] * 5
     assert open_bucket(uri, SourceResources(retries=5, deadline_s=60)).get(KEY, MD5) == DATA
     assert len(waited) == len(set(waited)) == 5
     assert all(0.5 <= pause / (0.2 * 2**attempt) <= 1.5 for attempt, pause in enumerate(waited))
