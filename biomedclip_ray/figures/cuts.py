@@ -68,6 +68,10 @@ class Layers:
     jump_y: Ink
     known: dict[tuple[Region, bool], list[tuple[int, int, float]]] = field(default_factory=dict)
     """Lines that were looked for already: several ways to cut a figure begin alike."""
+    best: dict[Region, Cut | None] = field(default_factory=dict)
+    """And the widest of them."""
+    parted: dict[tuple[Region, int], list[Region]] = field(default_factory=dict)
+    """And the pieces that lines alone make."""
 
     def profile(self, layer: Ink, region: Region, vertical: bool) -> Profile:
         """The layer's share in each column (or row) of the region."""
@@ -130,6 +134,9 @@ def _gaps(profile: Profile) -> list[tuple[int, int]]:
 
 def by_lines(layers: Layers, region: Region, count: int) -> list[Region]:
     """Cut a region into so many pieces, at the best lines; in reading order, fewer where there is no line."""
+    known = layers.parted.get((region, count))
+    if known is not None:
+        return known
     pieces = [region]
     while len(pieces) < count:
         options = [(cut, k) for k, piece in enumerate(pieces) if (cut := widest(layers, piece)) is not None]
@@ -137,7 +144,9 @@ def by_lines(layers: Layers, region: Region, count: int) -> list[Region]:
             break
         cut, k = max(options, key=lambda option: option[0].worth)
         pieces[k : k + 1] = cut.halves(pieces[k])
-    return [piece for piece, _ in _in_reading_order([(piece, tight(layers.ink, piece)) for piece in pieces])]
+    ordered = _in_reading_order([(piece, tight(layers.ink, piece)) for piece in pieces])
+    layers.parted[region, count] = [piece for piece, _ in ordered]
+    return layers.parted[region, count]
 
 
 def _in_reading_order(pieces: list[tuple[Region, Region]]) -> list[tuple[Region, Region]]:
@@ -154,6 +163,12 @@ def _in_reading_order(pieces: list[tuple[Region, Region]]) -> list[tuple[Region,
 
 def widest(layers: Layers, region: Region) -> Cut | None:
     """The line that parts a region into the most equal halves by the widest gap."""
+    if region not in layers.best:
+        layers.best[region] = _widest(layers, region)
+    return layers.best[region]
+
+
+def _widest(layers: Layers, region: Region) -> Cut | None:
     box = tight(layers.ink, region)
     best = None
     for vertical in (True, False):

@@ -26,7 +26,7 @@ _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _LEVELS = ((False, 130), (False, 60), (True, 130), (True, 45))
 # Mean level of the ground around a white letter.
 _DARK = 110
-_ROWS = 64
+_ROWS = 32
 _BEAM = 40
 _PER_LETTER = 8
 _LOOKS_LIKE = 0.70
@@ -99,8 +99,9 @@ def _glyphs(luma: Grey) -> list[_Glyph]:
     Letters are black or white as a rule, so each is looked for at a strict level too, where it parts from texture under it.
     """
     found = {}
+    negative = cv2.bitwise_not(luma)
     for light, level in _LEVELS:
-        picture = cv2.bitwise_not(luma) if light else luma
+        picture = negative if light else luma
         mask = cv2.threshold(picture, level - 1, 255, cv2.THRESH_BINARY_INV)[1]
         boxes = _components(mask)
         w, h = boxes[:, 2], boxes[:, 3]
@@ -138,9 +139,13 @@ def _alone(pieces: NDArray[np.int32], others: NDArray[np.int32]) -> NDArray[np.b
         others: (m, 4) what may stand beside them.
     """
     alone = np.zeros(len(pieces), bool)
-    ox, oy, ow, oh = (others[:, k][None, :] for k in range(4))
+    down = np.argsort(pieces[:, 1], kind="stable")
     for begin in range(0, len(pieces), _ROWS):
-        x, y, w, h = (pieces[begin : begin + _ROWS, k][:, None] for k in range(4))
+        some = down[begin : begin + _ROWS]
+        x, y, w, h = (pieces[some, k][:, None] for k in range(4))
+        # only what is as high on the page as one of these can stand beside it
+        high = (others[:, 1] < int((y + h).max())) & (others[:, 1] + others[:, 3] > int(y.min()))
+        ox, oy, ow, oh = (others[high, k][None, :] for k in range(4))
         reach = np.maximum(2, np.rint(0.4 * h).astype(np.int32))
         level = (np.minimum(oy + oh, y + h) - np.maximum(oy, y)) > 0.4 * np.minimum(oh, h)
         like = level & (oh > 0.4 * h) & (oh < 2.5 * h)
@@ -148,9 +153,9 @@ def _alone(pieces: NDArray[np.int32], others: NDArray[np.int32]) -> NDArray[np.b
         right = like & (ox < x + w + reach) & (ox >= x + w - 1)
         word = ~((ow <= 0.5 * h) & (oh >= 1.1 * h))
         bracketed = right.any(axis=1) & ~((left | right) & word).any(axis=1)
-        end = np.where(right, ox + ow, 0).max(axis=1, keepdims=True)
+        end = np.where(right, ox + ow, 0).max(axis=1, keepdims=True, initial=0)
         goes_on = (like & (ox < end + reach) & (ox >= end - 1)).any(axis=1)
-        alone[begin : begin + _ROWS] = ~(left | right).any(axis=1) | (bracketed & ~goes_on)
+        alone[some] = ~(left | right).any(axis=1) | (bracketed & ~goes_on)
     return alone
 
 
