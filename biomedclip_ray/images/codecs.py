@@ -19,23 +19,35 @@ _DECODERS = {
     "JPEG XL": imagecodecs.jpegxl_decode,
 }
 _SIZ = b"\xff\x4f\xff\x51"  # where a JPEG 2000 codestream begins, in a box or bare
+_END = b"\xff\xd9"
+_BEHIND_THE_END = 4096  # bytes that boxes and padding may take
 _JXL_RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 
 
 def read(data: bytes, name: str, limits: Limits) -> Decoded:
     """Decode a whole image of the format `name`. Raises ImageError."""
     limits.check(*size(data, name))
-    if name == "JPEG 2000" and _j2k_bits(data) <= 8:
-        return pillow.read(data, name, limits)  # which knows palettes, alpha and YCC
+    if name in ("JPEG", "JPEG-LS") and not is_whole(data):
+        raise ImageError(Reason.TRUNCATED_IMAGE, f"the {name} has no end")
     try:
+        if name == "JPEG 2000" and _j2k_bits(data) <= 8:
+            return pillow.read(data, name, limits)  # which knows palettes, alpha and YCC
         values: Values = _DECODERS[name](data)
     except Exception as error:  # each codec has its own error; each becomes one ledger row
-        raise ImageError(Reason.BROKEN_IMAGE, f"{name}: {error}") from error
+        cut = "NEED_MORE_INPUT" in str(error) or (name == "JPEG 2000" and _END not in data[-_BEHIND_THE_END:])
+        reason = Reason.TRUNCATED_IMAGE if cut else Reason.BROKEN_IMAGE
+        detail = error.detail if isinstance(error, ImageError) else str(error)
+        raise ImageError(reason, f"{name}: {detail}") from error
     limits.check(values.shape[1], values.shape[0])
     decoded = _rgb(values, name)
     if name != "JPEG":
         return decoded
     return Decoded(upright(decoded.pixels, jpeg.header(data).orientation), decoded.note)
+
+
+def is_whole(data: bytes) -> bool:
+    """Whether the last scan of a JPEG or JPEG-LS has an end: their decoders fill what is missing, or look for it for seconds."""
+    return data.rfind(_END) > data.rfind(b"\xff\xda")
 
 
 def size(data: bytes, name: str) -> tuple[int, int]:

@@ -133,6 +133,8 @@ def _ends_early(data: bytes, name: str) -> bool:
         return int.from_bytes(data[4:8], "little") + 8 > len(data)
     if name == "BMP":
         return int.from_bytes(data[2:6], "little") > len(data)
+    if name == "PNG":
+        return b"IEND" not in data[-64:]
     return len(data) < 48  # shorter than the header and one pixel
 
 

@@ -133,3 +133,24 @@ def test_deep_images_and_channels_are_seen_online_as_training_saw_them() -> None
     deep = imagecodecs.png_encode(np.dstack([channels[0], channels[1], channels[0]]))
     for data in (out.getvalue(), bytes(deep)):
         assert np.array_equal(np.asarray(as_pillow(data)), read(data, ANY).pixels)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 0.97])
+@pytest.mark.parametrize(
+    "kind", ["12 bits", "lossless", "JPEG-LS", "JPEG 2000", "JPEG XL", "JPEG 2000 of 8", "PNG of 16", "BMP"]
+)
+def test_a_cut_file_of_hospitals_codecs_is_truncated(kind: str, share: float) -> None:
+    noise = np.random.default_rng(0).integers(0, 4095, (90, 120, 3)).astype(np.uint16)
+    data = {
+        "12 bits": lambda: imagecodecs.jpeg8_encode(noise, bitspersample=12),
+        "lossless": lambda: imagecodecs.jpeg8_encode(noise, bitspersample=12, lossless=True),
+        "JPEG-LS": lambda: imagecodecs.jpegls_encode(noise),
+        "JPEG 2000": lambda: imagecodecs.jpeg2k_encode(noise, level=0, bitspersample=12),
+        "JPEG XL": lambda: imagecodecs.jpegxl_encode(noise, lossless=True),
+        "JPEG 2000 of 8": ENCODED["JPEG 2000"],
+        "PNG of 16": lambda: imagecodecs.png_encode(noise),
+        "BMP": ENCODED["BMP"],
+    }[kind]()
+    with pytest.raises(ImageError) as caught:
+        read(bytes(data[: int(len(data) * share)]), ANY)
+    assert caught.value.reason is Reason.TRUNCATED_IMAGE

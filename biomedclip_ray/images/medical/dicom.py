@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import imagecodecs
 import numpy as np
 
+from biomedclip_ray.images.codecs import is_whole
 from biomedclip_ray.images.depth import Decoded, Values, rgb, to_8_bits
 from biomedclip_ray.images.errors import ImageError, Limits
 from biomedclip_ray.images.reading import ONE, Reading, missing
@@ -100,6 +101,8 @@ def _opened(data: bytes, pixels: bool = True) -> Dataset:
         raise missing("DICOM", error) from error
     _quiet()
     dataset = pydicom.dcmread(io.BytesIO(data), force=True, stop_before_pixels=not pixels)
+    if not len(dataset):  # what pydicom gives of a file that ends within packed pixels
+        raise ImageError(Reason.TRUNCATED_IMAGE, "DICOM that ends early")
     if "TransferSyntaxUID" not in dataset.file_meta:
         # what a file without its own header holds is how pydicom could read it
         dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(_syntax(dataset))
@@ -170,7 +173,10 @@ def _stored(dataset: Dataset, frame: int) -> Values:
         values: Values = pixel_array(dataset, index=frame, decoding_plugin=_PLUGINS.get(syntax, ""))
         return values.astype(values.dtype.newbyteorder("="), copy=False)
     frames = generate_frames(dataset.PixelData, number_of_frames=max(_number(dataset, "NumberOfFrames", 1), 1))
-    values = codec(next(data for n, data in enumerate(frames) if n == frame))
+    encoded = next(data for n, data in enumerate(frames) if n == frame)
+    if codec is not imagecodecs.jpegxl_decode and not is_whole(encoded):
+        raise ImageError(Reason.TRUNCATED_IMAGE, "DICOM frame that has no end")
+    values = codec(encoded)
     if values.shape[:2] != (_number(dataset, "Rows"), _number(dataset, "Columns")):
         raise ImageError(Reason.BROKEN_IMAGE, "DICOM whose pixels are not of the size that it states")
     kind = str(dataset.PhotometricInterpretation)

@@ -27,7 +27,7 @@ def read(data: bytes, name: str, limits: Limits) -> Decoded:
     try:
         values, note = _slice(image)
     except Exception as error:  # nibabel raises a dozen types on broken bytes; each becomes one ledger row
-        cut = isinstance(error, EOFError | OSError) or "Expected" in str(error)
+        cut = isinstance(error, EOFError | OSError) or "not enough data" in str(error)
         reason = Reason.TRUNCATED_IMAGE if cut else Reason.BROKEN_IMAGE
         raise ImageError(reason, f"NIfTI: {type(error).__name__}: {error}".splitlines()[0]) from error
     if values.dtype.names:  # RGB and RGBA
@@ -66,11 +66,15 @@ def _opened(data: bytes, limits: Limits | None) -> Any:
         length = int(np.prod(shape[:3], dtype=np.float64)) * header.get_data_dtype().itemsize
         if limits is not None and (not shape or length > 32 * limits.max_pixels):
             raise ImageError(Reason.TOO_MANY_PIXELS, f"a volume of {' x '.join(map(str, shape))}")
+        wanted = int(header["vox_offset"]) + length
         if data.startswith(b"\x1f\x8b"):
             # the first volume is enough, and a bomb ends there too
-            wanted = int(header["vox_offset"]) + length
             unpacker = zlib.decompressobj(31)
             data = unpacker.decompress(data, max(wanted, 1))
+        if len(data) < wanted:
+            raise ImageError(
+                Reason.TRUNCATED_IMAGE, f"a NIfTI of {len(data):,} bytes, whose first volume ends at {wanted:,}"
+            )
         image = kind.from_stream(io.BytesIO(data))
     except ImageError:
         raise
