@@ -76,7 +76,8 @@ class Pool:
     def on_cluster(self, resources: PartResources) -> Callable[..., Iterable[tuple[Tile, Any]]]:
         """What `ranks.ranked` takes to run its tiles as Ray tasks. Blocks are read by tasks and shared through the object store."""
         place = self.attempt.place
-        options = placement(known(), resources.num_cpus, 0.0).options
+        where = placement(known(), resources.num_cpus)
+        options = where.options
         load = ray.remote(**options)(_block)
         refs: dict[tuple[str, int], Any] = {}
 
@@ -87,7 +88,7 @@ class Pool:
 
         def each(work: Callable[..., Any], jobs: Iterable[tuple[Tile, Any]]) -> Iterator[tuple[Tile, Any]]:
             task = ray.remote(**options)(_tile)
-            room = max(2, int(_AHEAD * float(ray.cluster_resources().get("CPU", 1)) / resources.num_cpus))
+            room = max(2, int(_AHEAD * known().room(where.cpus, 0.0, where.kinds)))
             waiting: dict[Any, Tile] = {}
             for at, argument in jobs:
                 name = f"tiles/{work.__name__}-{_name(at, argument)}.npz"

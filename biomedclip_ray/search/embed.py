@@ -25,7 +25,9 @@ from PIL import Image
 
 from biomedclip_ray.clip.vectors import check_unit, encode_pairs, to_column, to_matrix
 from biomedclip_ray.config import Config, ConfigError, Embed, PartResources
-from biomedclip_ray.run.capacity import Capacity
+from biomedclip_ray.run.capacity import Capacity, known
+from biomedclip_ray.run.nodes import wait_for_nodes
+from biomedclip_ray.run.placement import place
 from biomedclip_ray.run.stage import Made, RunParts, Stage
 from biomedclip_ray.schema import Reason, index_schema
 from biomedclip_ray.search import build, folding, index
@@ -226,7 +228,9 @@ def ray_tasks(resources: PartResources) -> build.Tasks:
         return build.in_turn
 
     def run(calls: list[tuple[Any, tuple[Any, ...]]]) -> list[Any]:
-        task = ray.remote(num_cpus=resources.num_cpus)(_call)
+        where = place(known(), resources.num_cpus)
+        wait_for_nodes("embed", known(), [(where, 1)], resources.wait_for_nodes_s)
+        task = ray.remote(**where.options)(_call)
         results: list[Any] = ray.get([task.remote(function, arguments) for function, arguments in calls])
         return results
 
