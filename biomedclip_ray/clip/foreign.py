@@ -84,9 +84,8 @@ def from_transformers(folder: Path, scratch: Path) -> Path:
     config = read_json(folder / "config.json")
     if config["model_type"] != "clip":
         raise UnfitError(
-            f"a {config['model_type']} in transformers' form, and only CLIP's is converted here. open_clip has SigLIP's towers "
-            "under hf-hub:timm/ViT-B-16-SigLIP and its like: train or fine-tune from there, or write the weights in open_clip's "
-            "names with open_clip.push_to_hf_hub.save_for_hf"
+            f"a {config['model_type']} in transformers' form, and only CLIP's is converted here. open_clip has SigLIP's own weights "
+            "under hf-hub:timm/ViT-B-16-SigLIP and its like; one that was trained further must be renamed to open_clip's names first"
         )
     preprocess = preprocess_of_transformers(folder)
     if preprocess is None:

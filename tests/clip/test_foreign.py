@@ -305,5 +305,5 @@ def test_transformers_folders_that_cannot_be_taken_say_why(tmp_path: Path) -> No
     with pytest.raises(BundleError, match="no preprocessor_config.json there"):
         load_bundle(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "siglip"}))
-    with pytest.raises(BundleError, match="a siglip in transformers' form, .* open_clip has SigLIP's towers"):
+    with pytest.raises(BundleError, match="a siglip in transformers' form, .* open_clip has SigLIP's own weights"):
         load_bundle(tmp_path)
