@@ -2,8 +2,8 @@
 
 Labels stand before their text ("(A) Liver. (B) Kidney."), after it ("liver (A) and kidney (B)"), as lists and ranges
 ("(A-C)", "panels A and B"), in brackets or bare at the start of a sentence ("a Liver. b Kidney."). Whatever the form, panels
-are lettered in order: only letters that make a gapless sequence from A count as labels, which is what keeps "(n = 3)",
-"(H and E)" or "A representative image" out.
+are lettered in order: only letters that make a sequence from A count as labels, with one letter missing at most at a time
+and not among the first three, which is what keeps "(n = 3)", "(H and E)" or "A representative image" out.
 """
 
 from __future__ import annotations

@@ -131,6 +131,21 @@ def test_a_real_letter_is_not_eaten(text: str) -> None:
     assert repair(text) == text
 
 
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("Radiografia de tórax mostrando opacidade em lobo inferior direito e derrame pleural", "pt"),
+        ("Fluxograma do estudo com número de pacientes incluídos e excluídos em cada grupo", "pt"),
+        ("Curva de sobrevida de Kaplan-Meier dos pacientes com câncer de mama tratados", "pt"),
+        ("Radiographie du thorax montrant une opacité du lobe inférieur droit et un épanchement", "fr"),
+        ("Curva de supervivencia de pacientes con cáncer de mama tratados con quimioterapia", "es"),
+        ("Heterologous expression of PlHSP70 protein in E. coli. M: Protein marker, 1: induced", "en"),
+    ],
+)
+def test_the_language_of_ten_words_and_more_is_told_where_common_words_tie_or_lack(text: str, code: str) -> None:
+    assert language(text) == code
+
+
 def test_every_mojibake_caption_of_the_corpus_is_repaired(corpus: Path) -> None:
     repaired = 0
     for path in sorted(corpus.glob("bucket/PMC*/*.xml")):
