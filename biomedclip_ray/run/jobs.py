@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 ROOT, OVER = "biomedclip_root", ("SUCCEEDED", "FAILED", "STOPPED")
 ASK_S, ANSWER_S, QUIET_S = 2.0, 20.0, 60.0
+_LAST_LINES_S = 5.0
 
 
 def connect(address: str) -> JobSubmissionClient:
@@ -122,6 +123,7 @@ def follow(client: JobSubmissionClient, submission: Submission, out: TextIO = sy
             if silent_since is not None:
                 log.warning("the cluster answers again after %.0f s", time.monotonic() - silent_since)
                 silent_since, told = None, 0.0
+                tail.begin_again()
             if info.status in OVER:
                 tail.finish()
                 code = info.driver_exit_code
@@ -148,36 +150,58 @@ def _has_ended(submission: Submission) -> bool:
 
 
 class _Tail:
-    """The job's log from a thread; a connection that broke is opened again and what was printed is not printed twice."""
+    """The job's log from a thread. A connection that broke is opened again, and what was printed is not printed twice.
+
+    A cut line says nothing to who listens on it, so a thread that stands still is left behind, and its number is no longer the newest.
+    """
 
     def __init__(self, client: JobSubmissionClient, job: str, out: TextIO) -> None:
         self.client, self.job, self.out = client, job, out
         self.printed = 0
+        self._newest = 0
         self._thread: threading.Thread | None = None
 
     def keep_up(self) -> None:
         if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._run, name="job log", daemon=True)
+            self._newest += 1
+            self._thread = threading.Thread(target=self._run, args=(self._newest,), name="job log", daemon=True)
             self._thread.start()
+
+    def begin_again(self) -> None:
+        """On a new connection, whatever the old one does."""
+        self._newest += 1
+        self._thread = None
+        self.keep_up()
 
     def finish(self) -> None:
         """The rest, once the job has ended."""
-        self.keep_up()
-        assert self._thread is not None
-        self._thread.join(ANSWER_S)
-
-    def _run(self) -> None:
+        if self._thread is not None:
+            self._thread.join(_LAST_LINES_S)
+        self._newest += 1
         try:
-            asyncio.run(self._print())
+            whole = within(ANSWER_S, lambda: self.client.get_job_logs(self.job))
+        except Exception as error:  # as above: what the record says is told all the same
+            log.warning("the end of the log is missing: %r", error)
+            return
+        self._show(whole[self.printed :], len(whole))
+
+    def _show(self, fresh: str, printed: int) -> None:
+        if fresh:
+            self.out.write(fresh)
+            self.out.flush()
+            self.printed = printed
+
+    def _run(self, number: int) -> None:
+        try:
+            asyncio.run(self._print(number))
         except Exception as error:  # as above: the next look at the job takes it up again
             log.debug("log of %s: %r", self.job, error)
 
-    async def _print(self) -> None:
+    async def _print(self, number: int) -> None:
         seen = 0
         async for text in self.client.tail_job_logs(self.job):
+            if number != self._newest:
+                return
             fresh = text[max(0, self.printed - seen) :]
             seen += len(text)
-            if fresh:
-                self.out.write(fresh)
-                self.out.flush()
-                self.printed = seen
+            self._show(fresh, seen)
