@@ -2,7 +2,7 @@
 
     python workflows/evaluate.py --bundles A B C --sets DIR... --out DIR [--seed N] [--draws N]
 
-A bundle is whatever `Encoder.load` reads; a set is a folder with dataset.json (biomedclip_ray/evaluate/readers.py tells the layouts).
+A bundle is whatever `Encoder.load` reads; a set is a folder with dataset.json (biomedclip_ray/evaluate/layouts.py tells the layouts).
 Vectors are kept in OUT/features: another set, seed or metric encodes nothing twice, and a killed run goes on. With
 RAY_ADDRESS set the images are encoded all over that cluster, and OUT must be a place that all its nodes share. Exit codes:
 0 done; 1 something failed; 2 bundles, sets or options are wrong, and nothing was encoded.
@@ -83,6 +83,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--max-left-out", type=float, default=0.05, help="share of a set's images that may lack a vector"
     )
+    parser.add_argument("--corruptions", action="store_true", help="also 500 test images a set made worse in 25 ways")
     parser.add_argument("--dry-run", action="store_true", help="read and check the sets; start nothing")
     return parser.parse_args(arguments)
 
@@ -91,7 +92,12 @@ def _run(options: argparse.Namespace, sets: list[LabelledSet]) -> None:
     from biomedclip_ray.clip.encoder import Encoder
 
     place = Place(options.out)
-    section = Evaluate(bootstraps=options.draws, seed=options.seed, max_left_out=options.max_left_out)
+    section = Evaluate(
+        bootstraps=options.draws,
+        seed=options.seed,
+        max_left_out=options.max_left_out,
+        corruptions=options.corruptions,
+    )
     encoders = [
         (_name(uri, options.bundles), Encoder.load(uri)) for uri in options.bundles
     ]  # all can be read, or none starts

@@ -178,11 +178,13 @@ class Evaluate(Section):
     bootstraps: Positive = 1000
     """Resamples of the pool behind each 95% interval."""
     sets: tuple[str, ...] = ()
-    """URIs of labelled sets (folders with dataset.json, in any layout of evaluate/readers.py)."""
+    """URIs of labelled sets (folders with dataset.json, in any layout of evaluate/layouts.py)."""
     bundles: tuple[str, ...] = ()
     """CLIPs of others, measured on the same sets and compared: anything that Encoder.load reads."""
     max_left_out: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of a set's images, or of the pool, that may be left out for want of a finite vector; more is an error."""
+    corruptions: bool = False
+    """Whether each classification set is asked again with 500 test images made worse in 25 ways; encodes 12,500 more."""
     seed: int = 0
     resources: PartResources = PartResources()
 

@@ -52,7 +52,7 @@ def measure_bundle(
         # small fits and sums: several BLAS threads on cores that others use as well made them ten times slower
         with threadpool_limits(1, "blas"):
             figures, found = measure_set(
-                vectors, labelled, section.bootstraps, section.seed, section.max_left_out, near
+                vectors, labelled, section.bootstraps, section.seed, section.max_left_out, near, section.corruptions
             )
         shown[labelled.name] = figures
         for task, (kind, table, about) in found.items():

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from PIL import Image
 
 from biomedclip_ray.clip.vectors import to_column, to_matrix
 from biomedclip_ray.evaluate.readers import Images
@@ -167,21 +168,15 @@ def _pixels(encoder: Encoder, batch: list[tuple[str, bytes]]) -> tuple[Any, list
     found, reasons, hashes = [], [], []
     for _, data in batch:
         try:
-            found.append(encoder.pixels([data]))
-            hashes.append(int(perceptual_hash(_rgb(data))))
+            with Image.open(io.BytesIO(data)) as image:  # decoded once for both
+                pixels = encoder.pixels([image])
+                hashes.append(int(perceptual_hash(np.asarray(image.convert("RGB")))))
+            found.append(pixels)
             reasons.append("")
         except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for bytes that are no image, or cut
-            found = found[: len(reasons) - sum(map(bool, reasons))]
-            hashes = [*hashes[: len(reasons)], 0]
+            hashes.append(0)
             reasons.append(f"not readable as an image: {error}"[:200])
     return (torch.cat(found) if found else None), reasons, hashes
-
-
-def _rgb(data: bytes) -> NDArray[np.uint8]:
-    from PIL import Image
-
-    with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(image.convert("RGB"))
 
 
 class Kept:
@@ -218,6 +213,16 @@ class Kept:
                     reasons[row] = reason
             self._tables[name] = vectors, reasons, hashes
         return self._tables[name]
+
+    def of(self, images: Images) -> Floats:
+        """(n, d) vectors of any images, encoded here, in this process; kept like all others."""
+        part = encode_part(self.encoder, self.features.uri, images, 0, images.count)
+        self.encoded["images"] += part.encoded
+        there = [row for row, key in enumerate(part.keys) if key != NO_IMAGE]
+        vectors = np.full((images.count, self.encoder.dimensions), np.nan, np.float32)
+        if there:
+            vectors[there] = self.features.read("images", [part.keys[row] for row in there])[0]
+        return vectors
 
     def encode_text(self, texts: Sequence[str]) -> Floats:
         missing = [text for text in dict.fromkeys(texts) if text not in self._texts]

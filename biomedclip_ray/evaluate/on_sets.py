@@ -19,10 +19,13 @@ from PIL import Image
 
 from biomedclip_ray.evaluate import retrieval
 from biomedclip_ray.evaluate.classify import Options, PromptPairs, ZeroShot
+from biomedclip_ray.evaluate.corruptions import KINDS, STRENGTHS, corrupt, summary
 from biomedclip_ray.evaluate.features import Kept
 from biomedclip_ray.evaluate.measure import estimates, measure
+from biomedclip_ray.evaluate.metrics import choices
 from biomedclip_ray.evaluate.probe import LinearProbe, few_labels
 from biomedclip_ray.evaluate.ranks import DIRECTIONS, Keys, rank
+from biomedclip_ray.evaluate.readers import Fetch, Images
 from biomedclip_ray.evaluate.sets import LabelledSet
 from biomedclip_ray.evaluate.tasks import TooLittle, logits_of
 from biomedclip_ray.evaluate.vqa import Questions
@@ -33,6 +36,8 @@ Found = dict[str, tuple[str, pa.Table, dict[str, Any]]]
 
 EXAMPLES = 6
 """Hits, and as many misses, that are shown as images."""
+CORRUPTED = 500
+"""Test images that are made worse: 25 times as many are encoded."""
 SHOWN_LEFT_OUT = 100
 """Rows left out that are named in the figures; all are counted."""
 
@@ -44,12 +49,14 @@ def measure_set(
     seed: int,
     max_left_out: float,
     near: Callable[[NDArray[np.uint64]], NDArray[np.bool_] | None] | None = None,
+    corruptions: bool = False,
 ) -> tuple[dict[str, Any], Found]:
     """The entry of one set in evaluation.json, and the rows behind it.
 
     Args:
         max_left_out: share of the images asked about that may lack a vector.
         near: perceptual hashes -> which of them the bundle saw in training (None: nobody knows).
+        corruptions: whether the first CORRUPTED test images are made worse in 25 ways as well.
 
     Raises:
         StageError: more images than that have no vector; the first is named with its reason.
@@ -69,7 +76,7 @@ def measure_set(
     elif labelled.task == "retrieval":
         found = _captions(vectors, labelled, out, draws, seed)
     else:
-        found = _classes(vectors, labelled, out, draws, seed)
+        found = _classes(vectors, labelled, out, draws, seed, corruptions)
     seen = near(hashes) if near is not None else None
     out["images_near_training"] = None
     if seen is not None:
@@ -93,7 +100,9 @@ def _left_out(labelled: LabelledSet, table: str, reasons: list[str], most: float
     return {"n": len(rows), "of": len(reasons), "reasons": dict(Counter(r for r in reasons if r)), "rows": named}
 
 
-def _classes(vectors: Kept, labelled: LabelledSet, out: dict[str, Any], draws: int, seed: int) -> Found:
+def _classes(
+    vectors: Kept, labelled: LabelledSet, out: dict[str, Any], draws: int, seed: int, corruptions: bool
+) -> Found:
     found: Found = {}
     about: dict[str, Any] = {"classes": labelled.classes, "common": _common(labelled)}
     kinds: dict[str, list[Any]] = {
@@ -114,6 +123,8 @@ def _classes(vectors: Kept, labelled: LabelledSet, out: dict[str, Any], draws: i
         found[task.name] = (task.kind, rows, about)
         if task.kind == "classification":
             out[task.name]["examples"] = _examples(labelled, rows)
+    if corruptions and "zero_shot" in found and labelled.task == "classification":
+        out["robustness"] = robustness(vectors, labelled)
     if labelled.task == "classification" and "linear_probe" in found:
         out["few_labels"] = few_labels(vectors, labelled, seed)
     return found
@@ -143,6 +154,44 @@ def thumbnail(data: bytes) -> str:
         small = io.BytesIO()
         image.convert("RGB").save(small, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(small.getvalue()).decode()
+
+
+def robustness(vectors: Kept, labelled: LabelledSet) -> dict[str, Any]:
+    """Zero-shot accuracy of the first CORRUPTED test images made worse in each way; the clean one is that of the same images."""
+    table = labelled.tables["test"]
+    n = min(CORRUPTED, len(table.ids))
+    logits = ZeroShot().logits(vectors, whole_rows(vectors.images("test")[:n]), labelled, labelled.templates)
+    kept = np.flatnonzero(np.isfinite(vectors.images("test")[:n]).all(axis=1))
+    labels = table.labels[kept]
+    clean = float(choices(logits)[np.arange(len(kept)), labels].mean())
+    found: dict[str, list[float]] = {}
+    for kind in KINDS:
+        found[kind] = []
+        for strength in STRENGTHS:
+            images = Images(n, _worse(table.images, kind, strength))
+            worse = vectors.of(images)[kept]
+            there = np.flatnonzero(np.isfinite(worse).all(axis=1))
+            scores = ZeroShot().logits(vectors, worse[there], labelled, labelled.templates)
+            found[kind].append(float(choices(scores)[np.arange(len(there)), labels[there]].mean()))
+    return summary(found, clean, 1 / len(labelled.classes), len(kept))
+
+
+def whole_rows(vectors: NDArray[Any]) -> NDArray[Any]:
+    """The rows that are finite."""
+    return vectors[np.isfinite(vectors).all(axis=1)]
+
+
+def _worse(images: Images, kind: str, strength: int) -> Fetch:
+    def fetch(start: int, stop: int) -> list[bytes | None]:
+        out: list[bytes | None] = []
+        for data in images.fetch(start, stop):
+            try:
+                out.append(corrupt(data, kind, strength) if data else None)
+            except OSError:  # no image: the clean one is left out with this reason
+                out.append(None)
+        return out
+
+    return fetch
 
 
 def _common(labelled: LabelledSet) -> int | None:

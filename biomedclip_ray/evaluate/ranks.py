@@ -1,9 +1,8 @@
 """Exact ranks of both directions from one matrix product, in square tiles.
 
 A score is read four times while it lies in the cache (above and near, for its row and for its column), so both directions cost
-a tenth more than the product itself (1.1 to 1.2 of one sgemm, benchmarks/ranks.py). The product is float32. Whatever lies
-within its rounding of a threshold is computed again in float64, so the ranks are those of a float64 product. A tile
-needs two blocks of vectors and gives counts only; counts of tiles add up, so tiles run anywhere and in any order.
+a tenth more than the product itself (1.1 to 1.2 of one sgemm, benchmarks/ranks.py). What lies within float32's
+rounding of a threshold is computed again, so the ranks are those of a float64 product. Counts of tiles add up.
 """
 
 from __future__ import annotations
@@ -30,12 +29,9 @@ vectors tie whatever a BLAS kernel does, and scores that differ in float32 input
 TILE = 32_768
 """Rows and columns of a tile: 128 MB of vectors of width 512, and a quarter of a minute on one core."""
 
-_ROWS, _COLUMNS = 1024, 8192
-"""Of the scores that are made at once (32 MB)."""
-_COUNTED = 240
-"""Rows counted together: a column's count of them fits into a byte, and 8 MB of scores stay in the cache."""
-_DENSE = 1 / 64
-"""Share of near scores from which a block is computed whole in float64."""
+_ROWS, _COLUMNS = 1024, 8192  # of the scores that are made at once (32 MB)
+_COUNTED = 240  # rows counted together: a column's count fits into a byte, and 8 MB of scores stay in the cache
+_DENSE = 1 / 64  # share of near scores from which a block is computed whole in float64
 
 
 class Tile(NamedTuple):
@@ -133,8 +129,7 @@ class Ranks:
         return out
 
 
-Both = tuple[Best, Best]
-"""Of texts and of images."""
+Both = tuple[Best, Best]  # of texts and of images
 Job = tuple[Tile, Any]
 
 

@@ -19,7 +19,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from biomedclip_ray.config import ConfigError
-from biomedclip_ray.evaluate.readers import Images, Raw, SetError, questions, read_split, read_table
+from biomedclip_ray.evaluate.layouts import read_split
+from biomedclip_ray.evaluate.readers import Images, Raw, SetError, questions, read_table
 from biomedclip_ray.evaluate.registry import KNOWN
 from biomedclip_ray.store.place import Place
 

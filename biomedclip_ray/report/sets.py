@@ -89,6 +89,7 @@ def _one(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
         "near": found.get("images_near_training"),
         "without": found.get("without_near_training", {}),
         "tasks": tasks,
+        "robustness": found.get("robustness"),
         "curves": curves,
         "vqa": found.get("vqa", {}),
     }

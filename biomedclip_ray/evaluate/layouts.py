@@ -1,0 +1,244 @@
+"""The forms that labelled sets come in. Each reader gives the rows of one split, and a way to fetch its images by place.
+
+dataset.json says `layout` (Parquet where it does not); everything else has a usual place that dataset.json may change:
+
+- parquet: SPLIT.parquet with image (bytes, or Hugging Face's struct of bytes and path), label, and optionally id and group
+- csv: SPLIT.csv with image (a path from the folder), label, id, group; every cell is text ("NA" and "007" stay what they are)
+- image_folder: SPLIT/CLASS/any name
+- medmnist: NAME.npz with SPLIT_images and SPLIT_labels ("val" for validation)
+- h5: SPLIT.h5 with the arrays x and y
+- webdataset: SPLIT*.tar, KEY.jpg or .png beside KEY.cls (a number or a name), KEY.txt or KEY.json
+- coco: SPLIT.json with images, annotations and categories, files below SPLIT/
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from biomedclip_ray.evaluate.readers import (
+    IMAGE_ENDINGS,
+    Images,
+    Raw,
+    SetError,
+    bytes_of,
+    files_of,
+    hash_of,
+    numbered,
+    png_of,
+    read_table,
+    text_of,
+)
+from biomedclip_ray.store.place import Place
+
+
+def read_split(
+    place: Place, about: dict[str, Any], split: str, files: dict[str, str], value: str | None = None
+) -> Raw | None:
+    """The rows of a split; None where the set has none.
+
+    Args:
+        about: dataset.json.
+        files: takes the hash of each file read.
+        value: the column that holds the answer (usual: what the task asks for).
+
+    Raises:
+        SetError: a layout that is not known, or a file that is not what it should be.
+    """
+    layout = about.get("layout", "parquet")
+    if layout not in _LAYOUTS:
+        raise SetError(f"dataset.json: layout {layout!r}; known: {', '.join(_LAYOUTS)}")
+    column = value or {"classification": "label", "multilabel": "labels", "options": "answer"}[about["task"]]
+    return _LAYOUTS[layout](place, about, split, files, column)
+
+
+def _parquet(place: Place, about: dict[str, Any], split: str, files: dict[str, str], column: str) -> Raw | None:
+    name = about.get("files", {}).get(split, f"{split}.parquet")
+    return read_table(place, name, files, value=column) if place.exists(name) else None
+
+
+def _csv(place: Place, about: dict[str, Any], split: str, files: dict[str, str], column: str) -> Raw | None:
+    name = about.get("files", {}).get(split, f"{split}.csv")
+    if not place.exists(name):
+        return None
+    text = text_of(place, name, files)
+    rows = list(csv.reader(io.StringIO(text, newline="")))
+    header = rows[0] if rows else []
+    for wanted in ("image", column):
+        if wanted not in header:
+            raise SetError(f"{name} has no column {wanted}; its first line is {', '.join(header)!r}")
+    cells: dict[str, list[str]] = {key: [] for key in header}
+    for number, row in enumerate(rows[1:], 2):
+        if len(row) != len(header):
+            raise SetError(
+                f"{name}, line {number}: {len(row)} cells where the first line has {len(header)}; quote commas"
+            )
+        for key, cell in zip(header, row, strict=True):
+            cells[key].append(cell)
+    values: list[Any] = cells[column]
+    if column == "labels":
+        values = [[label for label in cell.split("|") if label] for cell in values]
+    if about.get("labels") == "numbers":
+        values = [int(cell) if cell.strip().lstrip("-").isdigit() else cell for cell in values]
+    options = [cell.split("|") for cell in cells["options"]] if "options" in cells else []
+    groups = [cell or None for cell in cells.get("group", [""] * len(values))]
+    paths = cells["image"]
+    return Raw(name, cells.get("id") or numbered(len(values)), values, groups, files_of(place, paths), options)
+
+
+def _image_folder(place: Place, about: dict[str, Any], split: str, files: dict[str, str], column: str) -> Raw | None:
+    if column != "label":
+        raise SetError(f"dataset.json: an image_folder names one class an image, and the task needs {column}")
+    paths = [name for name in place.list(split) if name.lower().endswith(IMAGE_ENDINGS)]
+    if not paths:
+        return None
+    values = []
+    for path in paths:
+        parts = PurePosixPath(path).parts
+        if len(parts) < 3:
+            raise SetError(f"{path} lies in no class folder; move it to {split}/CLASS/")
+        values.append(parts[-2])
+    files[f"{split}/"] = hashlib.sha256("\n".join(paths).encode()).hexdigest()
+    return Raw(f"{split}/", paths, values, [None] * len(paths), files_of(place, paths))
+
+
+def _medmnist(place: Place, about: dict[str, Any], split: str, files: dict[str, str], column: str) -> Raw | None:
+    names = [name for name in place.list() if name.endswith(".npz") and "/" not in name]
+    name = about.get("files", {}).get("all") or (names[0] if len(names) == 1 else "")
+    if not name:
+        raise SetError(f"holds {len(names)} .npz files; name the one in dataset.json as files.all")
+    data = bytes_of(place, name, files)
+    short = "val" if split == "validation" else split
+    try:
+        with np.load(io.BytesIO(data)) as arrays:
+            if f"{short}_images" not in arrays:
+                return None
+            pixels, labels = arrays[f"{short}_images"], arrays[f"{short}_labels"]
+    except (ValueError, OSError) as error:
+        raise SetError(f"{name} is no .npz file: {error}") from error
+    return _of_arrays(name, about, pixels, labels, column)
+
+
+def _h5(place: Place, about: dict[str, Any], split: str, files: dict[str, str], column: str) -> Raw | None:
+    name = about.get("files", {}).get(split, f"{split}.h5")
+    if not place.exists(name):
+        return None
+    try:
+        import h5py
+    except ImportError as error:
+        raise SetError(f"{name}: reading h5 needs h5py: pip install 'biomedclip-ray[sets]'") from error
+    data = bytes_of(place, name, files)
+    keys = about.get("columns", {})
+    try:
+        with h5py.File(io.BytesIO(data)) as file:
+            pixels, labels = file[keys.get("image", "x")][:], file[keys.get("label", "y")][:]
+    except (OSError, KeyError) as error:
+        raise SetError(f"{name}: {error}; it needs the arrays x and y, or columns in dataset.json") from error
+    return _of_arrays(name, about, pixels, labels, column)
+
+
+def _of_arrays(name: str, about: dict[str, Any], pixels: Any, labels: Any, column: str) -> Raw:
+    """Rows of uint8 arrays (n, h, w) or (n, h, w, 3) and labels that count the classes."""
+    if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4):
+        raise SetError(f"{name}: images of {pixels.dtype} {pixels.shape}; uint8 (n, h, w) or (n, h, w, 3) is wanted")
+    if len(pixels) != len(labels):
+        raise SetError(f"{name}: {len(pixels)} images and {len(labels)} labels")
+    classes = about.get("classes", [])
+    table = np.asarray(labels).reshape(len(labels), -1)
+    values: list[Any]
+    if column == "labels":
+        values = [[classes[c] for c in np.flatnonzero(row)] for row in table]
+    else:
+        outside = np.flatnonzero((table[:, 0] < 0) | (table[:, 0] >= len(classes)))
+        if len(outside):
+            raise SetError(f"{name}, row {outside[0]}: label {table[outside[0], 0]} of {len(classes)} classes")
+        values = [classes[int(number)] for number in table[:, 0]]
+
+    def fetch(start: int, stop: int) -> list[bytes | None]:
+        return [png_of(array) for array in pixels[start:stop]]
+
+    return Raw(name, numbered(len(values)), values, [None] * len(values), Images(len(values), fetch))
+
+
+def _webdataset(place: Place, about: dict[str, Any], split: str, files: dict[str, str], column: str) -> Raw | None:
+    names = [name for name in place.list() if name.startswith(split) and name.endswith(".tar")]
+    if not names:
+        return None
+    samples: dict[str, dict[str, tuple[str, int, int]]] = {}
+    for name in names:
+        hash_of(place, name, files)
+        with place.open(name) as stream, tarfile.open(fileobj=stream) as archive:
+            for member in archive:
+                if member.isfile():
+                    key, _, ending = PurePosixPath(member.name).name.partition(".")
+                    samples.setdefault(f"{name}/{key}", {})[ending.lower()] = (name, member.offset_data, member.size)
+
+    def content(where: tuple[str, int, int]) -> bytes:
+        with place.open(where[0]) as stream:
+            stream.seek(where[1])
+            data: bytes = stream.read(where[2])
+            return data
+
+    values, groups, images = [], [], []
+    classes = about.get("classes", [])
+    for key, own in samples.items():
+        group = None
+        if "json" in own:
+            fields = json.loads(content(own["json"]))
+            if column not in fields:
+                raise SetError(f"{key}.json has no {column}; add it")
+            value, group = fields[column], fields.get("group")
+        elif "cls" in own or "txt" in own:
+            value = content(own.get("cls") or own["txt"]).decode().strip()
+            value = classes[int(value)] if value.isdigit() and int(value) < len(classes) and "cls" in own else value
+        else:
+            raise SetError(f"{key}: no .cls, .txt or .json beside the image; add one")
+        values.append(value)
+        groups.append(None if group is None else str(group))
+        images.append(next((own[end] for end in own if f".{end}" in IMAGE_ENDINGS), None))
+
+    def fetch(start: int, stop: int) -> list[bytes | None]:
+        return [None if where is None else content(where) for where in images[start:stop]]
+
+    return Raw(names[0], list(samples), values, groups, Images(len(values), fetch))
+
+
+def _coco(place: Place, about: dict[str, Any], split: str, files: dict[str, str], column: str) -> Raw | None:
+    name = about.get("files", {}).get(split, f"{split}.json")
+    if not place.exists(name):
+        return None
+    try:
+        found = json.loads(text_of(place, name, files))
+        categories = {item["id"]: item["name"] for item in found.get("categories", [])}
+        by_image: dict[Any, list[Any]] = {item["id"]: [] for item in found["images"]}
+        for item in found["annotations"]:
+            by_image[item["image_id"]].append(item["caption"] if column == "text" else categories[item["category_id"]])
+        paths = [f"{split}/{item['file_name']}" for item in found["images"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise SetError(f"{name} is no COCO file (images, annotations, categories): {error!r}") from error
+    values: list[Any] = []
+    for image, own in by_image.items():
+        if column == "label" and len(set(own)) != 1:
+            raise SetError(f"{name}: image {image!r} has {len(set(own))} categories; one is wanted, or task multilabel")
+        values.append(own[0] if column == "label" else sorted(set(own)) if column == "labels" else own)
+    ids = [str(image) for image in by_image]
+    return Raw(name, ids, values, [None] * len(ids), files_of(place, paths))
+
+
+_LAYOUTS: dict[str, Callable[[Place, dict[str, Any], str, dict[str, str], str], Raw | None]] = {
+    "parquet": _parquet,
+    "csv": _csv,
+    "image_folder": _image_folder,
+    "medmnist": _medmnist,
+    "h5": _h5,
+    "webdataset": _webdataset,
+    "coco": _coco,
+}
