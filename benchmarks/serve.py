@@ -29,6 +29,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,7 @@ def main() -> int:
 def products(root: Path, tower: str, texts: list[str], images: list[bytes]) -> tuple[Product, Product]:
     """A bundle with that image tower at random weights, and a small index of its vectors."""
     import open_clip
+    from open_clip.transform import PreprocessCfg
 
     width, layers = WIDTHS[tower]
     tokenizer = fit_tokenizer(texts, 4096, 77)
@@ -105,13 +107,7 @@ def products(root: Path, tower: str, texts: list[str], images: list[bytes]) -> t
     torch.manual_seed(0)
     known = {key: value for key, value in text.items() if key != "hf_tokenizer_name"}
     model = open_clip.CLIP(512, vision, known)
-    preprocess = {
-        "size": 224,
-        "mean": (0.5,) * 3,
-        "std": (0.5,) * 3,
-        "interpolation": "bicubic",
-        "resize_mode": "shortest",
-    }
+    preprocess = {**asdict(PreprocessCfg()), "size": model.visual.image_size}
     open_clip.model.set_model_preprocess_cfg(model, preprocess)
     bundle, index = (Product.plan(str(root), kind, 1, {}, []) for kind in ("train", "embed"))
     save_bundle(Path(bundle.place.at("bundle").uri), model, model_cfg, preprocess, tokenizer, {"name": tower})
