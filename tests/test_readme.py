@@ -18,7 +18,7 @@ GUIDE = (ROOT / "cluster" / "README.md").read_text()
 
 @pytest.mark.parametrize("text", [README, GUIDE], ids=["README.md", "cluster/README.md"])
 def test_every_file_that_is_named_is_there(text: str) -> None:
-    named = set(re.findall(r"\b(?:workflows|cluster|biomedclip_ray)/[\w./]+\.(?:py|yaml|md)\b", text))
+    named = set(re.findall(r"(?<![\w/])(?:workflows|cluster|biomedclip_ray)/[\w./]+\.(?:py|yaml|md)\b", text))
     assert named
     assert {name for name in named if not (ROOT / name).is_file()} == set()
 
@@ -28,9 +28,9 @@ def test_every_config_stands_in_the_table() -> None:
     assert set(re.findall(r"^\| `(\w+\.yaml)`", README, flags=re.M)) == there
 
 
-def test_every_make_target_that_is_named_exists_and_there_are_at_most_eight() -> None:
+def test_every_make_target_that_is_named_exists_and_there_are_at_most_nine() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
-    assert len(targets) <= 8
+    assert len(targets) <= 9
     assert set(re.findall(r"`make ([a-z-]+)`", README + GUIDE)) <= targets
 
 

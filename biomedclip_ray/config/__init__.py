@@ -84,6 +84,7 @@ class Config(Section):
     """The whole workflow. `root` is where every product lies: a folder, `s3://...`, or any pyarrow/fsspec URI."""
 
     root: str
+    """Where every product lies: a folder, `s3://...`, or any URI that pyarrow or fsspec knows."""
     source: Source = Source()
     catalog: Catalog = Catalog()
     ingest: Ingest = Ingest()

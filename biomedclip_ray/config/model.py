@@ -129,6 +129,7 @@ class Train(Section):
     window: Positive = 8192
     """Pairs shuffled together; row groups of a window are drawn from the whole epoch."""
     seed: int = 0
+    """Of every draw: the same seed, the same result."""
     checkpoint_steps: Positive = 500
     """Optimiser steps between checkpoints."""
     keep_checkpoints: Positive = 2
@@ -175,6 +176,7 @@ class Train(Section):
 
 class Evaluate(Section):
     split: Literal["test", "validation"] = "test"
+    """The split that is measured on; never the one that chose the checkpoint."""
     bootstraps: Positive = 1000
     """Resamples of the pool behind each 95% interval."""
     sets: tuple[str, ...] = ()
@@ -186,6 +188,7 @@ class Evaluate(Section):
     corruptions: bool = False
     """Whether each classification set is asked again with 500 test images made worse in 25 ways; encodes 12,500 more."""
     seed: int = 0
+    """Of every draw: the same seed, the same result."""
     resources: PartResources = PartResources()
 
 

@@ -16,6 +16,7 @@ class ServeResources(Section):
     host: str = "127.0.0.1"
     """Address the HTTP server listens on; "0.0.0.0" lets other machines in (then name serve.access.keys)."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    """Port of the HTTP server on every node."""
     replicas: Positive = 1
     """Encoder replicas at least."""
     max_replicas: Positive = 1
@@ -23,6 +24,7 @@ class ServeResources(Section):
     cpus_per_replica: Annotated[float, Field(gt=0)] = 0.5
     """Logical CPUs of an encoder replica; twice what all take must fit while one model replaces another."""
     gpus_per_replica: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs of one replica; 0: it runs on CPUs."""
     threads: Positive | None = None
     """Threads that a replica's model computes with; none: the cores of its node. What it asks of Ray does not set them."""
     ingress_replicas: Positive = 1
