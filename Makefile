@@ -11,7 +11,7 @@ SAMPLE := workflows/configs/sample.yaml
 TMP := $(CURDIR)/.demo/tmp
 HERE := MPLCONFIGDIR=$(TMP) HF_HOME=$(TMP) XDG_CACHE_HOME=$(TMP) $(shell t="$(TMP)"; [ $${#t} -le 38 ] && echo RAY_TMPDIR=$$t)
 
-demo: setup  ## the whole workflow on generated articles: pictures and captions to a server that answers
+demo: setup  ## the whole workflow on generated articles: images and captions to a server that answers
 	mkdir -p $(TMP)
 	$(PY) -m biomedclip_ray.sample .demo/bucket
 	$(HERE) $(PY) workflows/biomedclip.py $(SAMPLE)

@@ -3,9 +3,9 @@
     make bench                                 (installs what is compared with first)
     python benchmarks/bench.py [--quick] [--only SCRIPT ...]
 
-`--quick` runs the small forms, whose ratios say nothing about speed: that everything runs is what they show. Peers that cannot
-live beside ours (Makefile says why) have an environment of their own, `.venv-peers`, which falls back on ours for
-all else. Exit 1 where a bound is missed, 2 where a benchmark did not run to its end.
+`--quick` runs the small forms, whose ratios say nothing about speed: that everything runs is what they show. Peers that
+cannot live beside ours (Makefile says why) have an environment of their own, `.venv-peers`, which falls back on ours
+for all else. Exit 1 where a bound is missed, 2 where a benchmark did not run to its end.
 """
 
 from __future__ import annotations

@@ -2,14 +2,15 @@
 
     python benchmarks/driver.py [--parts 2000] [--delay-ms 30] [--only finish]
 
-Wall time of a step with its tasks, in milliseconds a part. Eighteen thousand parts, all of PubMed Central, close in three minutes
-a stage at 10 ms.
+Wall time of a step with its tasks, in milliseconds a part. Eighteen thousand parts, all of PubMed Central, close in
+three minutes a stage at 10 ms.
 
 - `ms_a_part_finish`: balancing the ledgers of a stage and writing its manifest.
-- `ms_a_part_curate`: all of curate, on a Ray of two CPUs: its tasks read, one decides, others write; the driver reads nothing.
+- `ms_a_part_curate`: all of curate, on a Ray of two CPUs: its tasks read, one decides, others write; the driver reads
+  nothing.
 
-The store runs in threads of this process, so what is printed is more than what a store elsewhere would take. Exit 1 above
-the bound.
+The store runs in threads of this process, so what is printed is more than what a store elsewhere would take. Exit 1
+above the bound.
 """
 
 from __future__ import annotations

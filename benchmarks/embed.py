@@ -2,11 +2,12 @@
 
     python benchmarks/embed.py [--pairs N] [--tower small|base] [--data FOLDER]
 
-The towers are BiomedCLIP's (ViT-B/16 and BERT base; `small`: ViT-S/16 and six layers of 384) at random weights, the pairs real ones. The
-bare forward gets decoded pixels and token ids in the stage's batches; the stage reads its part, decodes, tokenizes, draws thumbnails and
-folds captions besides; with the index it also writes the table and builds every index. Seconds are processor time in one process, in
-turns, the median of three. Prints `embed_vs_forward ratio=X` (bound 0.95) and `embed_with_index_vs_forward ratio=X` (0.85), the forward's
-seconds over the stage's; exit 1 below a bound.
+The towers are BiomedCLIP's (ViT-B/16 and BERT base; `small`: ViT-S/16 and six layers of 384) at random weights, the
+pairs real ones. The bare forward gets decoded pixels and token ids in the stage's batches; the stage reads its part,
+decodes, tokenizes, draws thumbnails and folds captions besides; with the index it also writes the table and builds
+every index. Seconds are processor time in one process, in turns, the median of three. Prints `embed_vs_forward ratio=X`
+(bound 0.95) and `embed_with_index_vs_forward ratio=X` (0.85), the forward's seconds over the stage's; exit 1 below a
+bound.
 """
 
 from __future__ import annotations

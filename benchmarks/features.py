@@ -2,9 +2,9 @@
 
     python benchmarks/features.py [--images 2000] [--config biomedclip_vit_b16] [--rounds 3]
 
-Both read, decode, resize and encode in batches of 64 on all cores, model loaded; ours also hashes each file, computes its perceptual
-hash, and writes the vectors. Images are JPEGs of 384 x 300 pixels. Wall time, alternating, the median of the rounds. Prints
-`features_vs_loop ratio=X`: seconds of the loop over ours. Exit 1 below the bound.
+Both read, decode, resize and encode in batches of 64 on all cores, model loaded; ours also hashes each file, computes
+its perceptual hash, and writes the vectors. Images are JPEGs of 384 x 300 pixels. Wall time, alternating, the median of
+the rounds. Prints `features_vs_loop ratio=X`: seconds of the loop over ours. Exit 1 below the bound.
 """
 
 from __future__ import annotations

@@ -2,13 +2,13 @@
 
     python benchmarks/intervals.py [--sets 4000] [--draws 500] [--quick] [--before WORKTREE]
 
-Coverage: articles with 4.3 figures on average (1 + Poisson(3.3)) whose difficulty differs (logit-normal, standard deviation 1),
-recall 0.1 to 0.99, 20 to 200 articles, `--sets` data sets a cell; the product's own `means`. The draws of a cell are the same for
-all its sets, as they are for all sets of one seed. Paired: two bundles on the same figures, 0 to 10 points apart.
-Prints the table and coverage_least, coverage_most, coverage_mean and coverage_paired in percent.
+Coverage: articles with 4.3 figures on average (1 + Poisson(3.3)) whose difficulty differs (logit-normal, standard
+deviation 1), recall 0.1 to 0.99, 20 to 200 articles, `--sets` data sets a cell; the product's own `means`. The draws of
+a cell are the same for all its sets, as they are for all sets of one seed. Paired: two bundles on the same figures, 0
+to 10 points apart. Prints the table and coverage_least, coverage_most, coverage_mean and coverage_paired in percent.
 
-Draws: every metric of two classes at 32,768 rows, process time a draw on one thread; with `--before` (a worktree of 70c1554)
-`draws_vs_before ratio=X` is its seconds over ours. Exit 1 where a bound is missed.
+Draws: every metric of two classes at 32,768 rows, process time a draw on one thread; with `--before` (a worktree of
+70c1554) `draws_vs_before ratio=X` is its seconds over ours. Exit 1 where a bound is missed.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python benchmarks/leaks.py [--images 32768] [--training 1000000]
 
-Process time on one thread. Both sides hold random hashes, a tenth of the set's lies within 4 bits of a training hash, and a
-fiftieth of training is one blank image. Prints `leaks_vs_before ratio=X`: seconds a training hash of revision 70c1554's
-comparison (all with all, in numpy) over ours. Exit 1 below the bound, or where the answers differ on a part.
+Process time on one thread. Both sides hold random hashes, a tenth of the set's lies within 4 bits of a training hash,
+and a fiftieth of training is one blank image. Prints `leaks_vs_before ratio=X`: seconds a training hash of revision
+70c1554's comparison (all with all, in numpy) over ours. Exit 1 below the bound, or where the answers differ on a part.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def main() -> int:
         expected |= brute_force(ours[:2000], theirs[start : start + 1000])
     equal = bool((part.found == expected).all()) and bool(search.found[:copies].all())
     print(
-        f"  {1e6 * mine:.2f} us a training hash, all with all {1e6 * before:.1f} us; 15.3 million: {15.3e6 * mine:.0f} s; equal: {equal}"
+        f"  {1e6 * mine:.2f} us a training hash, all with all {1e6 * before:.1f} us; 15.3 million: "
+        f"{15.3e6 * mine:.0f} s; equal: {equal}"
     )
     print(f"leaks_vs_before ratio={before / mine:.0f} bound={BOUND:g}")
     return 0 if equal and before / mine >= BOUND else 1

@@ -86,7 +86,8 @@ class _Handler(BaseHTTPRequestHandler):
         key, query = self._key()
         self._body()
         if "uploads" in query:
-            answer = f"<InitiateMultipartUploadResult><Key>{escape(key)}</Key><UploadId>one</UploadId></InitiateMultipartUploadResult>"
+            told = f"<Key>{escape(key)}</Key><UploadId>one</UploadId>"
+            answer = f"<InitiateMultipartUploadResult>{told}</InitiateMultipartUploadResult>"
         elif "uploadId" in query:
             parts = self.uploads.pop(key, {})
             self.objects[key] = b"".join(parts[number] for number in sorted(parts))
@@ -153,7 +154,9 @@ def _etag(data: bytes) -> str:
 
 @contextmanager
 def object_store() -> Iterator[type[_Handler]]:
-    """A store that boto3, pyarrow and Ray find by AWS_ENDPOINT_URL; set `delay_s` of what this gives when it matters."""
+    """A store that boto3, pyarrow and Ray find by AWS_ENDPOINT_URL; set `delay_s` of what this gives
+    when it matters.
+    """
 
     class Handler(_Handler):
         objects: ClassVar[dict[str, bytes]] = {}

@@ -2,10 +2,11 @@
 
     python benchmarks/pacing.py [--limits 200 1000] [--nodes 1 4 16] [--seconds 60]
 
-All nodes together have 64 threads (each 16 at least), in a process for each, that read through `S3Bucket` from an S3 endpoint of our own, which answers N requests in each
-second and refuses the rest of it with 503 and Retry-After. All share one budget, as in a run on a cluster. Prints a line for each
-case, and of the worst of all `answered_of_limit ratio=X`: answered over N a second, the ramp included, and `lost ratio=X`: objects
-that were given up over objects asked for. Exit 1 below 0.95 or above 0.0001.
+All nodes together have 64 threads (each 16 at least), in a process for each, that read through `S3Bucket` from an S3
+endpoint of our own, which answers N requests in each second and refuses the rest of it with 503 and Retry-After. All
+share one budget, as in a run on a cluster. Prints a line for each case, and of the worst of all `answered_of_limit
+ratio=X`: answered over N a second, the ramp included, and `lost ratio=X`: objects that were given up over objects asked
+for. Exit 1 below 0.95 or above 0.0001.
 """
 
 from __future__ import annotations

@@ -2,12 +2,14 @@
 
     python benchmarks/panels.py [--data FOLDER] [--report FILE] [--every K]
 
-On the labelled figures of the corpus and on the sample's drawn compounds: compound or single, panels found (F1 at an overlap of
+On the labelled figures of the corpus and on the sample's drawn compounds: compound or single, panels found (F1 at an
+overlap of
 0.5 and 0.75 of the union), labels, core-milliseconds a figure; on the labelled captions: subcaptions. Each with its 95%
-interval, from 2,000 resamples of the figures, because the truth is small. A subcaption counts when its label is right and its
-words (F1 >= 0.8) are, after the words common to all subcaptions are taken off both ends. `--report` writes one HTML file with
-the table and all that is not wholly right, truth and answer side by side. Prints `panels_f1_50 ratio=...` and so on, and `panels_vs_before
-ratio=...`, the time of revision 70c1554 over today's on the same figures; exit 1 below a goal.
+interval, from 2,000 resamples of the figures, because the truth is small. A subcaption counts when its label is right
+and its words (F1 >= 0.8) are, after the words common to all subcaptions are taken off both ends. `--report` writes one
+HTML file with the table and all that is not wholly right, truth and answer side by side. Prints `panels_f1_50
+ratio=...` and so on, and `panels_vs_before ratio=...`, the time of revision 70c1554 over today's on the same figures;
+exit 1 below a goal.
 """
 
 from __future__ import annotations
@@ -154,7 +156,8 @@ def measure(
             most.append((len(at_most), len(panels), len(figure.boxes)))
             if not len(at_most) == len(figure.boxes) == len(panels):
                 why.append(
-                    f"found {len(panels)} of {len(figure.boxes)} panels, {len(at_half)} right at 0.5, {len(at_most)} at 0.75"
+                    f"found {len(panels)} of {len(figure.boxes)} panels, {len(at_half)} right at 0.5, {len(at_most)} "
+                    "at 0.75"
                 )
             if figure.labels:
                 right = [(panels[i].label or "").lower() == figure.labels[j].lower() for i, j in at_half]

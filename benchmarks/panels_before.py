@@ -1,7 +1,7 @@
 """What panels cost now over what they cost in an earlier revision: the same figures, the same command, in turns.
 
-The revision is checked out beside the repository with `git worktree`; each side runs in a process of its own, one thread, as
-a task of Ray does, and a figure's cost is the least of three by process time.
+The revision is checked out beside the repository with `git worktree`; each side runs in a process of its own, one
+thread, as a task of Ray does, and a figure's cost is the least of three by process time.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ Question = tuple[NDArray[np.uint8], tuple[str, ...]]
 
 
 def panels_vs_before(figures: list[Question], turns: int = 2) -> float | None:
-    """The earlier revision's seconds over today's, the median of some turns; None where git has not got the revision."""
+    """The earlier revision's seconds over today's, the median of some turns; None where git has not got
+    the revision.
+    """
     with tempfile.TemporaryDirectory() as folder:
         earlier, asked = Path(folder) / "earlier", Path(folder) / "figures.pickle"
         made = _git("worktree", "add", "--detach", str(earlier), REVISION)

@@ -2,9 +2,10 @@
 
     python benchmarks/panels_layouts.py [--figures 300] [--fit] [--data FOLDER] [--report FILE]
 
-Draws compounds on the real layouts of the corpus (`compounds`) and measures panels and labels as `panels.py` does. The ways to cut
-are chosen among by weights; `--fit` finds them on every second layout (ridge regression of a way's merit, within each figure)
-and prints them; the measure always runs on the other half. Prints `panels_f1_50 ratio=...` and so on; exit 1 below a bound.
+Draws compounds on the real layouts of the corpus (`compounds`) and measures panels and labels as `panels.py` does. The
+ways to cut are chosen among by weights; `--fit` finds them on every second layout (ridge regression of a way's merit,
+within each figure) and prints them; the measure always runs on the other half. Prints `panels_f1_50 ratio=...` and so
+on; exit 1 below a bound.
 """
 
 from __future__ import annotations

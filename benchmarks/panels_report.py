@@ -1,6 +1,7 @@
-"""One HTML file about the separation of compound figures: the figures of merit, and everything that is not wholly right to look at.
+"""One HTML file about the separation of compound figures: the figures of merit, and everything that is not wholly right
+to look at.
 
-It carries its pictures and needs no script and no network. Truth and answer are drawn as vectors over the picture, in two
+It carries its images and needs no script and no network. Truth and answer are drawn as vectors over the image, in two
 colours that stay apart for the colour-blind, so that thin lines stay sharp at any size.
 """
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 Box = tuple[float, float, float, float]
-_SIDE = 900  # pixels of a picture's long side: twice what a column of the page shows
+_SIDE = 900  # pixels of an image's long side: twice what a column of the page shows
 
 _NAMES = {
     "compound_or_single": "compound or single, share right",
@@ -47,7 +48,9 @@ class Measured:
 
 @dataclass(frozen=True)
 class WrongFigure:
-    """A figure whose panels are not wholly right; boxes in fractions of the sides, each with its label ("" for none)."""
+    """A figure whose panels are not wholly right; boxes in fractions of the sides, each with its label
+    ("" for none).
+    """
 
     name: str
     image: NDArray[np.uint8]
@@ -67,7 +70,9 @@ class WrongFigure:
 
 @dataclass(frozen=True)
 class WrongCaption:
-    """A caption whose subcaptions are not wholly right: (label, words of truth, words of the answer, right) in order."""
+    """A caption whose subcaptions are not wholly right: (label, words of truth, words of the answer,
+    right) in order.
+    """
 
     caption: str
     rows: list[tuple[str, str, str, bool]]

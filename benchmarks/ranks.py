@@ -2,10 +2,11 @@
 
     python benchmarks/ranks.py [--sizes 20000 50000 100000] [--width 512] [--rounds 3]
 
-One thread, process time, ours and the peers alternating; the median of the rounds. The pool is that of a model that has learnt
-something: image i is text i with noise, recall@10 of 2,000 pairs about a half. `sgemm` is `text @ image.T` in strips of 1,024 rows; `ranks`
-holds both directions, ties apart, near ties decided in float64. faiss is IndexFlatIP, both directions, the first ten only
-(it has no ranks). Prints NAME ratio=X: ours over sgemm, and faiss over ours at 50,000. Exit 1 where a bound is missed.
+One thread, process time, ours and the peers alternating; the median of the rounds. The pool is that of a model that has
+learnt something: image i is text i with noise, recall@10 of 2,000 pairs about a half. `sgemm` is `text @ image.T` in
+strips of 1,024 rows; `ranks` holds both directions, ties apart, near ties decided in float64. faiss is IndexFlatIP,
+both directions, the first ten only (it has no ranks). Prints NAME ratio=X: ours over sgemm, and faiss over ours at
+50,000. Exit 1 where a bound is missed.
 """
 
 from __future__ import annotations

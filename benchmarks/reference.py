@@ -1,4 +1,6 @@
-"""open_clip_train 3.3 as it comes in the open_clip wheel, made to run a few steps inside a benchmark: its loop, loss, optimiser and loader."""
+"""open_clip_train 3.3 as it comes in the open_clip wheel, made to run a few steps inside a benchmark: its loop, loss,
+optimiser and loader.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ from torch import Tensor, nn
 from biomedclip_ray.config import Train
 
 AHEAD = 100_000
-"""Pairs in an epoch of the loader: it begins again by itself, whatever the shards hold, and must not end in the middle."""
+"""Pairs in an epoch of the loader: it begins again by itself, whatever the shards hold, and must not end
+in the middle.
+"""
 
 Batch = tuple[Tensor, Tensor]
 
@@ -127,7 +131,9 @@ def write_shards(pairs: Iterable[tuple[bytes, str]], folder: Path, count: int) -
 
 
 def loader(shards: Path, size: int, mean: Any, std: Any, tokenizer: Any, batch: int, workers: int) -> Iterator[Batch]:
-    """Its own loader over the shards, with its augmentation: (float32 (n, 3, size, size), int64 (n, context)) without end."""
+    """Its own loader over the shards, with its augmentation: (float32 (n, 3, size, size), int64 (n, context)) without
+    end.
+    """
     args = argparse.Namespace(
         train_data=str(shards / f"{{000..{len(list(shards.glob('*.tar'))) - 1:03d}}}.tar"),
         train_num_samples=AHEAD,

@@ -3,15 +3,16 @@
     git worktree add /tmp/before 70c1554
     python benchmarks/search.py --before /tmp/before [--rows 30000 100000 300000] [--width 512] [--only NAME]
 
-Image vectors are clustered, one cluster for 200 rows, with a spectrum that falls as embeddings' does; the text vector of a row is its image
-vector moved by noise and by one gap for all, as captions lie apart from images. Queries are image vectors moved a little.
-`build_vs_before ratio=X` is the processor time of both vector indices (training in, calibration out) at the middle size, the earlier
-revision's over ours, each in a process of its own from the same rows; bounds are 10 at 100,000 rows and 4 at a million.
-`search_vs_faiss ratio=X` is the median over the queries of faiss's IVF (flat lists, fewest probes that reach our recall@10) over ours, row
-ids and scores, at the largest size, asked in turns, the median of three; bound 1/3. Then the same with filters that 0.1, 1 and 10% of
-the rows pass, and recall@10 against brute force, which must be 0.95 each time.
-`search_15m_ms ratio=X` is the p50 at 15,282,336 rows by the exponent fitted to the three sizes; bound 40 ms. Exit 1 where one is missed.
-The claims are for 100,000, 300,000 and a million rows; smaller sizes are for machines that cannot hold those.
+Image vectors are clustered, one cluster for 200 rows, with a spectrum that falls as embeddings' does; the text vector
+of a row is its image vector moved by noise and by one gap for all, as captions lie apart from images. Queries are image
+vectors moved a little. `build_vs_before ratio=X` is the processor time of both vector indices (training in, calibration
+out) at the middle size, the earlier revision's over ours, each in a process of its own from the same rows; bounds are
+10 at 100,000 rows and 4 at a million. `search_vs_faiss ratio=X` is the median over the queries of faiss's IVF (flat
+lists, fewest probes that reach our recall@10) over ours, row ids and scores, at the largest size, asked in turns, the
+median of three; bound 1/3. Then the same with filters that 0.1, 1 and 10% of the rows pass, and recall@10 against brute
+force, which must be 0.95 each time. `search_15m_ms ratio=X` is the p50 at 15,282,336 rows by the exponent fitted to the
+three sizes; bound 40 ms. Exit 1 where one is missed. The claims are for 100,000, 300,000 and a million rows; smaller
+sizes are for machines that cannot hold those.
 """
 
 from __future__ import annotations
@@ -207,7 +208,9 @@ def _seconds(work: Callable[[np.ndarray], Any], query: np.ndarray) -> float:
 
 
 def _faiss(matrix: np.ndarray) -> Callable[..., Callable[[np.ndarray], Any]]:
-    """What makes faiss's search for some queries: IVF over flat lists, as few of them probed as reach the wanted recall."""
+    """What makes faiss's search for some queries: IVF over flat lists, as few of them probed as reach the wanted
+    recall.
+    """
     import faiss
 
     rows, width = matrix.shape

@@ -1,10 +1,12 @@
-"""The served model beside its own bare forward pass: a client process over loopback, Ray Serve, proxy and ingress between.
+"""The served model beside its own bare forward pass: a client process over loopback, Ray Serve, proxy and ingress
+between.
 
     python benchmarks/serve.py [--tower small|base] [--items N] [--turns N] [--data FOLDER]
 
-The image tower is a ViT-B/16 at random weights (`small`: ViT-S/16), the text tower open_clip's own, 77 tokens of context; the
-images are real ones. In each turn the bare forward runs over decoded pixels and token ids in batches of 32 while the server is
-idle, then 24 callers keep the server busy with requests of one item each; medians of the turns. Prints `NAME ratio=X`:
+The image tower is a ViT-B/16 at random weights (`small`: ViT-S/16), the text tower open_clip's own, 77 tokens of
+context; the images are real ones. In each turn the bare forward runs over decoded pixels and token ids in batches of 32
+while the server is idle, then 24 callers keep the server busy with requests of one item each; medians of the turns.
+Prints `NAME ratio=X`:
 
     image_vs_forward   images a second through the server over those of the forward (bound 0.90)
     text_vs_forward    the same of short texts, 16 to a request (bound 0.80)

@@ -2,9 +2,9 @@
 
     python benchmarks/tiff.py [--rounds N] [--side PIXELS]
 
-Prints `tiff_vs_tifffile ratio=X`: our process time over theirs, summed over the forms below, alternating file by file, the best of N
-rounds of each. Theirs reads the same pages with one thread and is told the window; ours finds page, channels and window itself.
-Exit 1 above the bound, or where the pixels differ by more than one level.
+Prints `tiff_vs_tifffile ratio=X`: our process time over theirs, summed over the forms below, alternating file by file,
+the best of N rounds of each. Theirs reads the same pages with one thread and is told the window; ours finds page,
+channels and window itself. Exit 1 above the bound, or where the pixels differ by more than one level.
 """
 
 from __future__ import annotations
@@ -138,11 +138,13 @@ def main() -> int:
         off = int(np.abs(ours(form).astype(int) - theirs(form)).max())
         same &= off <= 1
         print(
-            f"  {form.name:24} {1000 * us:7.1f} ms, tifffile {1000 * them:7.1f} ms, {us / them:.2f}; pixels within {off}"
+            f"  {form.name:24} {1000 * us:7.1f} ms, tifffile {1000 * them:7.1f} ms, {us / them:.2f}; pixels within "
+            f"{off}"
         )
     ratio = fast.sum() / base.sum()
     print(
-        f"tiff_vs_tifffile ratio={ratio:.2f}  bound {BOUND} (at most); {len(all_forms)} forms of {options.side} x {options.side}; "
+        f"tiff_vs_tifffile ratio={ratio:.2f}  bound {BOUND} (at most); {len(all_forms)} forms of {options.side} x "
+        f"{options.side}; "
         f"tifffile {tifffile.__version__}, numpy {np.__version__}"
     )
     return 0 if same and ratio <= BOUND else 1

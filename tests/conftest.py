@@ -41,8 +41,9 @@ def eval_sets() -> Path:
 class S3:
     """A real S3 endpoint over HTTP on loopback, with faults to order: `faults["a/key"] = ["503", "truncate"]`.
 
-    Each GET of the key ("": of a list) takes the next fault; when they are used up it is answered well. "stall" sends half of the body and
-    then nothing for `stall_s`; "drip" a byte every `drip_s`; "wait 2" is a 503 that says when to come again. Every GET takes `delay_s` longer; those that `hold` names wait for `release`.
+    Each GET of the key ("": of a list) takes the next fault; when they are used up it is answered well. "stall" sends
+    half of the body and then nothing for `stall_s`; "drip" a byte every `drip_s`; "wait 2" is a 503 that says when to
+    come again. Every GET takes `delay_s` longer; those that `hold` names wait for `release`.
     """
 
     def __init__(self) -> None:
@@ -77,7 +78,9 @@ class S3:
         return f"s3://{bucket}"
 
     def hold(self, wanted: Callable[[str], bool], after: int) -> None:
-        """Answer the first `after` GETs of the keys that are wanted; the others wait: a source slow where a test looks."""
+        """Answer the first `after` GETs of the keys that are wanted; the others wait: a source slow
+        where a test looks.
+        """
         self._wanted, self._free, self._gate = wanted, after, threading.Event()
 
     def release(self) -> None:

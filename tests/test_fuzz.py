@@ -1,6 +1,7 @@
 """Mutated inputs of every kind: each is read or refused with the declared error, soon and within bounded memory.
 
-Metadata, inventories, articles' XML, pictures, legacy packages, and one's own pairs as Parquet, CSV and shards. Seeded: a failure comes again. The slow ones make 20,000 inputs of each kind.
+Metadata, inventories, articles' XML, images, legacy packages, and one's own pairs as Parquet, CSV and shards. Seeded: a
+failure comes again. The slow ones make 20,000 inputs of each kind.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The command line: what is wrong is one line with the key and the fix, before Ray starts and before anything is written."""
+"""The command line: what is wrong is one line with the key and the fix, before Ray starts and before anything is
+written.
+"""
 
 from __future__ import annotations
 

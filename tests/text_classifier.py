@@ -1,4 +1,6 @@
-"""A real text classifier for tests: TF-IDF and logistic regression fitted on the sample's sentences, exported to ONNX."""
+"""A real text classifier for tests: TF-IDF and logistic regression fitted on the sample's sentences,
+exported to ONNX.
+"""
 
 from __future__ import annotations
 

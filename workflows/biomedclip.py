@@ -196,7 +196,8 @@ def _erase(config: Config, name: str) -> None:
     for bundle in done.bundles:
         console.print(f"Trained on it, and cannot forget: bundle {bundle}", soft_wrap=True)
     console.print(
-        "What own.uri, the source and exports hold is not touched. Indices are made anew by the same command without --erase; a "
+        "What own.uri, the source and exports hold is not touched. Indices are made anew by the same command without "
+        "--erase; a "
         "server that runs has the old one open: end it, and deploy again.",
         soft_wrap=True,
     )
@@ -322,7 +323,9 @@ def _foresee(config: Config, steps: list[Step], cluster: str | None) -> None:
 
 
 def _connect() -> None:
-    """The cluster that RAY_ADDRESS names (a submitted job has it), else a Ray of our own that ends with this process."""
+    """The cluster that RAY_ADDRESS names (a submitted job has it), else a Ray of our own that ends with
+    this process.
+    """
     import ray
     import ray.data
 
@@ -340,12 +343,13 @@ def _connect() -> None:
         except ConnectionError as error:
             raise PreflightError(f"RAY_ADDRESS={address}: {error}".splitlines()[0]) from error
     else:
-        # Only this process and its workers know the token: nothing is written to the home folder for it. RAY_AUTH_MODE set
-        # here would come too late, Ray has read it when it was imported; init turns it on and warns that it did.
+        # Only this process and its workers know the token: nothing is written to the home folder for it. RAY_AUTH_MODE
+        # set here would come too late, Ray has read it when it was imported; init turns it on and warns that it did.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
         ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
-    listen()  # only now: Ray's own handler of TERM, which `ray job stop`, Kubernetes and init systems send, leaves without a word
+    # only now: Ray's own handler of TERM, which `ray job stop`, Kubernetes and init systems send, leaves without a word
+    listen()
 
 
 def _refuse(problems: list[str]) -> None:

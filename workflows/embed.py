@@ -4,9 +4,10 @@
     python workflows/embed.py --bundle hf-hub:OWNER/NAME --images table.parquet --column image --out vectors
     python workflows/embed.py --bundle BUNDLE --texts notes.parquet --column text --out vectors [embed.batch=128 ...]
 
-BUNDLE is a bundle of this program, local-dir:PATH or hf-hub:NAME. Each part is a Parquet file (id, vector, bundle) below
-OUT/vectors/<fingerprint>/data/, what has no vector is in ledger/ with its reason. Killed at any moment, the same command goes on. Exit
-codes: 0 done; 1 failed; 2 refused, and nothing was started; 3 too much was lost to network or disk, run it again.
+BUNDLE is a bundle of this program, local-dir:PATH or hf-hub:NAME. Each part is a Parquet file (id, vector, bundle)
+below OUT/vectors/<fingerprint>/data/, what has no vector is in ledger/ with its reason. Killed at any moment, the same
+command goes on. Exit codes: 0 done; 1 failed; 2 refused, and nothing was started; 3 too much was lost to network or
+disk, run it again.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""Any CLIPs on any labelled sets: figures with intervals, controls and a comparison. No corpus, no training, and on one machine no Ray.
+"""Any CLIPs on any labelled sets: figures with intervals, controls and a comparison. No corpus, no training, and on one
+machine no Ray.
 
     python workflows/evaluate.py --bundles A B C --sets DIR... --out DIR [--seed N] [--draws N]
 
-A bundle is whatever `Encoder.load` reads; a set is a folder with dataset.json (biomedclip_ray/evaluate/layouts.py tells the layouts).
-Vectors are kept in OUT/features: another set, seed or metric encodes nothing twice, and a killed run goes on. With
-RAY_ADDRESS set the images are encoded all over that cluster, and OUT must be a place that all its nodes share. Exit codes:
-0 done; 1 something failed; 2 bundles, sets or options are wrong, and nothing was encoded.
+A bundle is whatever `Encoder.load` reads; a set is a folder with dataset.json (biomedclip_ray/evaluate/layouts.py tells
+the layouts). Vectors are kept in OUT/features: another set, seed or metric encodes nothing twice, and a killed run goes
+on. With RAY_ADDRESS set the images are encoded all over that cluster, and OUT must be a place that all its nodes share.
+Exit codes: 0 done; 1 something failed; 2 bundles, sets or options are wrong, and nothing was encoded.
 """
 
 from __future__ import annotations
@@ -146,7 +147,9 @@ def _name(uri: str, every: list[str]) -> str:
 
 
 def _on_cluster(bundle: str, features: str) -> Each:
-    """Runs the encoding on the cluster that RAY_ADDRESS names: an actor with the model on every GPU, or on every other CPU."""
+    """Runs the encoding on the cluster that RAY_ADDRESS names: an actor with the model on every GPU, or on every other
+    CPU.
+    """
     import ray
     from ray.util import ActorPool
 

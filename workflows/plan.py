@@ -3,8 +3,9 @@
     python workflows/plan.py workflows/configs/biomedclip_vit_b16.yaml --nodes 8 --cpus 32 --assume node_hour=1.60
     python workflows/plan.py workflows/configs/sample.yaml --nodes 4 --cpus 16 --measure 200
 
-Catalog, ingest and preprocess: what training costs depends on the GPUs, and curate takes minutes. Rates are those in rates.json
-beside this file, or measured on this machine with --measure. Every assumption is printed and can be changed with --assume.
+Catalog, ingest and preprocess: what training costs depends on the GPUs, and curate takes minutes. Rates are those in
+rates.json beside this file, or measured on this machine with --measure. Every assumption is printed and can be changed
+with --assume.
 """
 
 from __future__ import annotations
@@ -97,8 +98,10 @@ def show(console: Console, plan: Plan, rates: Rates, world: World, cluster: Clus
     console.print(f"{plan.core_hours:,.0f} core-hours; {word} {plan.panels_core_hours:,.0f}.")
     if plan.larger_core_hours:
         console.print(
-            f"Pictures measured have {rates.picture_bytes / 1e3:,.0f} KB, media_bytes has {plan.larger:.1f} times as many: if "
-            f"all of that were pixels, {plan.larger_core_hours:,.0f} core-hours more (--assume picture_scale={plan.larger:.1f})."
+            f"Pictures measured have {rates.picture_bytes / 1e3:,.0f} KB, media_bytes has {plan.larger:.1f} times as "
+            "many: if "
+            f"all of that were pixels, {plan.larger_core_hours:,.0f} core-hours more (--assume "
+            f"picture_scale={plan.larger:.1f})."
         )
     for name, (requests, size) in plan.unfetched.items():
         console.print(f"{name} leaves {_size(size)} and {requests / 1e6:,.1f} M requests of pictures unfetched.")

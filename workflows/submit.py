@@ -6,8 +6,9 @@
     python workflows/submit.py --to skypilot --file task.yaml CONFIG root=s3://bucket/run ...
     python workflows/submit.py --to http://HEAD:8265 --follow ID CONFIG root=s3://bucket/run
 
-CONFIG and what follows it are what workflows/biomedclip.py takes. Exit codes are the run's: 0 done; 1 failed; 2 refused, and nothing
-was started; 3 too much was lost to network or disk, submit it again; 130 interrupted or left alone.
+CONFIG and what follows it are what workflows/biomedclip.py takes. Exit codes are the run's: 0 done; 1 failed; 2
+refused, and nothing was started; 3 too much was lost to network or disk, submit it again; 130 interrupted or left
+alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The bundle: a folder with weights, config and tokenizer that plain open_clip loads, and loading any CLIP in that form.
+"""The bundle: a folder with weights, config and tokenizer that plain open_clip loads, and loading any CLIP in that
+form.
 
 Weights are safetensors, never pickles. A bundle with a BERT tower carries that tower's config, so that it loads with
 the hub off. open_clip looks `hf_model_name` up from the current directory, not from the bundle: the only value that
@@ -66,7 +67,9 @@ class Bundle(NamedTuple):
     """PIL image -> float32 (3, h, w): open_clip's own transform."""
     tokenizer: Tokenizer
     info: dict[str, Any]
-    """uri, name, bundle_id (hash of weights, tokenizer and config), model_cfg, preprocess_cfg, provenance (bundle.json or {})."""
+    """uri, name, bundle_id (hash of weights, tokenizer and config), model_cfg, preprocess_cfg, provenance (bundle.json
+    or {}).
+    """
 
 
 def clean_names(state: Mapping[str, Value]) -> dict[str, Value]:
@@ -128,7 +131,9 @@ def save_bundle(
 
 
 def relocate(folder: Path) -> None:
-    """Tell plain open_clip where a bundle with a Hugging Face tower now lies; call it after moving or downloading one."""
+    """Tell plain open_clip where a bundle with a Hugging Face tower now lies; call it after moving or
+    downloading one.
+    """
     folder = Path(folder).resolve()
     if not (folder / TOWER / "config.json").is_file():
         return
@@ -138,17 +143,17 @@ def relocate(folder: Path) -> None:
 
 
 def load_bundle(uri: str | Path) -> Bundle:
-    """Load a CLIP: one of our bundles, any folder that open_clip's `local-dir:` and `hf-hub:` take, or what `clip.foreign` puts into
-    that form.
+    """Load a CLIP: one of our bundles, any folder that open_clip's `local-dir:` and `hf-hub:` take, or what
+    `clip.foreign` puts into that form.
 
     Args:
         uri: a folder, `local-dir:PATH`, a storage URI (`s3://...`; downloaded for as long as loading takes),
-            `hf-hub:OWNER/NAME` (the network, or with HF_HUB_OFFLINE=1 the Hugging Face cache), `open_clip:MODEL:TAG`, or
-            `open_clip:MODEL:FILE` for a checkpoint.
+            `hf-hub:OWNER/NAME` (the network, or with HF_HUB_OFFLINE=1 the Hugging Face cache), `open_clip:MODEL:TAG`,
+            or `open_clip:MODEL:FILE` for a checkpoint.
 
     Raises:
-        BundleError: nothing there, a weight missing or unexpected (named), no tokenizer or another model's, nobody says how
-            images enter, or a bundle that is not what its bundle.json says.
+        BundleError: nothing there, a weight missing or unexpected (named), no tokenizer or another model's, nobody says
+            how images enter, or a bundle that is not what its bundle.json says.
     """
     uri = str(uri)
     if uri.startswith(foreign.PREFIX):
@@ -225,8 +230,10 @@ def _load_folder(folder: Path, uri: str) -> Bundle:
     bundle_id = _bundle_id(digest, config, preprocess_cfg, tokenizer)
     if provenance.get("bundle_id", bundle_id) != bundle_id:
         raise BundleError(
-            f"{uri}: {PROVENANCE} says bundle {provenance['bundle_id']}, and its config, preprocessing and tokenizer make "
-            f"{bundle_id}: one of them was changed, or tokenizers is no longer {provenance.get('versions', {}).get('tokenizers')}"
+            f"{uri}: {PROVENANCE} says bundle {provenance['bundle_id']}, and its config, preprocessing and tokenizer "
+            "make "
+            f"{bundle_id}: one of them was changed, or tokenizers is no longer "
+            f"{provenance.get('versions', {}).get('tokenizers')}"
         )
     info = {
         "uri": uri,
@@ -257,7 +264,9 @@ def _weights_file(folder: Path) -> Path | None:
 
 
 def _from_hub(name: str) -> Path:
-    """The snapshot folder of a hub repository, with the one weights file that open_clip, or else transformers, would take."""
+    """The snapshot folder of a hub repository, with the one weights file that open_clip, or else transformers, would
+    take.
+    """
     from huggingface_hub import snapshot_download
     from open_clip.pretrained import download_pretrained_from_hf
 

@@ -47,8 +47,9 @@ class Encoder:
         batch: int = 64,
         precision: Precision = "float32",
     ) -> None:
-        """Take a loaded bundle. `device` None: CUDA where there is one, and in a task or actor of Ray where it asked for one.
-        `batch`: items in one forward pass. `precision`: see `clip/precision.py`; vectors are float32 always."""
+        """Take a loaded bundle. `device` None: CUDA where there is one, and in a task or actor of Ray where it asked
+        for one. `batch`: items in one forward pass. `precision`: see `clip/precision.py`; vectors are float32 always.
+        """
         self.device = torch.device(device or usual_device())
         self.model = bundle.model.to(self.device).eval()
         self.tokenizer: Tokenizer = bundle.tokenizer
@@ -82,7 +83,7 @@ class Encoder:
         return cls(load_bundle(uri), device, precision=precision)
 
     def encode_images(self, images: Sequence[Picture]) -> np.ndarray:
-        """float32 (n, dimensions), unit length, row i for picture i.
+        """float32 (n, dimensions), unit length, row i for image i.
 
         Raises:
             PIL.UnidentifiedImageError, OSError, ImageError: bytes that are no image, or a cut or unsupported one.
@@ -107,7 +108,9 @@ class Encoder:
         return self._numpy(self.model.encode_image(scaled.to(self._dtype)))
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 (n, dimensions), unit length, row i for text i; longer texts are cut (`tokenizer.encode` says which)."""
+        """float32 (n, dimensions), unit length, row i for text i; longer texts are cut
+        (`tokenizer.encode` says which).
+        """
         return self.encode_ids(self.tokenizer(list(texts)))
 
     @torch.inference_mode()
@@ -155,8 +158,9 @@ class Encoder:
 
 
 def usual_device() -> str:
-    """ "cuda" where there is one; "cpu" in a task or actor of Ray that asked for no GPU, though Ray hides none from it: the first
-    one is some training worker's."""
+    """ "cuda" where there is one; "cpu" in a task or actor of Ray that asked for no GPU, though Ray hides none from it:
+    the first one is some training worker's.
+    """
     if not torch.cuda.is_available():
         return "cpu"
     ray: Any = sys.modules.get("ray")
@@ -207,7 +211,9 @@ def _causal_tower(model: Any) -> _CausalTower | None:
 
 
 def _opened(picture: Picture) -> Image.Image:
-    """An image upright, in the colours that training saw: alpha on white, 16 bits by their range, palettes as colours."""
+    """An image upright, in the colours that training saw: alpha on white, 16 bits by their range,
+    palettes as colours.
+    """
     if isinstance(picture, bytes):
         picture = as_pillow(picture)
     if isinstance(picture, Image.Image):

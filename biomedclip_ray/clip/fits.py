@@ -1,7 +1,7 @@
 """Whether the parts of a CLIP belong together: weights, config, tokenizer and how images enter.
 
-open_clip makes much fit without a word: it takes OpenAI's mean and std where none are given, ignores a size, stretches positions. Each
-of these gives vectors, and wrong ones.
+open_clip makes much fit without a word: it takes OpenAI's mean and std where none are given, ignores a size, stretches
+positions. Each of these gives vectors, and wrong ones.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ def check_shapes(shapes: Mapping[str, tuple[int, ...]], config: dict[str, Any]) 
     takes_class = 1 if config["text_cfg"].get("embed_cls") else 0
     if rows is not None and rows != context + takes_class:
         raise UnfitError(
-            f"the weights were trained on rows of {rows - takes_class} tokens, and {CONFIG} says context_length {context}"
+            f"the weights were trained on rows of {rows - takes_class} tokens, and {CONFIG} says context_length "
+            f"{context}"
         )
 
 

@@ -1,8 +1,9 @@
 """CLIPs that others made, put into the form that open_clip's `local-dir:` loads: one loader then serves them all.
 
 - `open_clip:MODEL:TAG`: weights that open_clip knows, from the network or its cache.
-- `open_clip:MODEL:FILE` or `open_clip:MODEL:FILE:TAG`: a checkpoint (.pt, .bin, .pth, .safetensors). A file of weights says neither its
-  towers nor how images entered; the preprocessing is that of the tag, or of all tags of the model where they agree.
+- `open_clip:MODEL:FILE` or `open_clip:MODEL:FILE:TAG`: a checkpoint (.pt, .bin, .pth, .safetensors). A file of weights
+  says neither its towers nor how images entered; the preprocessing is that of the tag, or of all tags of the model
+  where they agree.
 - a folder of transformers with a CLIP in it, converted name by name; the vectors are the same.
 """
 
@@ -46,7 +47,8 @@ def from_open_clip(name: str, scratch: Path) -> Path:
             weights = Path(download_pretrained(facts))
         except (OSError, ValueError, RuntimeError) as error:
             raise UnfitError(
-                f"the weights {tag} of {model} cannot be reached ({str(error).splitlines()[0]}); download them where there is "
+                f"the weights {tag} of {model} cannot be reached ({str(error).splitlines()[0]}); download them where "
+                "there is "
                 f"a network and give {PREFIX}{model}:FILE:{tag}"
             ) from error
     else:
@@ -59,8 +61,10 @@ def from_open_clip(name: str, scratch: Path) -> Path:
         facts = dict(get_pretrained_cfg(model, tag)) if tag else _agreed([get_pretrained_cfg(model, t) for t in tags])
         if not facts:
             raise UnfitError(
-                f"{file} does not say how images enter, and the tags of {model} ({', '.join(tags) or 'none'}) do not agree: "
-                f"name one, {PREFIX}{model}:{file}:TAG, or put the file into a folder with {CONFIG} and its preprocess_cfg"
+                f"{file} does not say how images enter, and the tags of {model} ({', '.join(tags) or 'none'}) do not "
+                "agree: "
+                f"name one, {PREFIX}{model}:{file}:TAG, or put the file into a folder with {CONFIG} and its "
+                "preprocess_cfg"
             )
     if tag and bool(facts.get("quick_gelu")) != bool(config.get("quick_gelu")):
         other = f"{model}-quickgelu" if facts.get("quick_gelu") else model.removesuffix("-quickgelu")
@@ -78,14 +82,18 @@ def is_transformers(folder: Path) -> bool:
 
 
 def from_transformers(folder: Path, scratch: Path) -> Path:
-    """A folder for a CLIP in transformers' form. Raises UnfitError for other models, which open_clip has no towers for."""
+    """A folder for a CLIP in transformers' form. Raises UnfitError for other models, which open_clip has
+    no towers for.
+    """
     from safetensors.torch import save_file
 
     config = read_json(folder / "config.json")
     if config["model_type"] != "clip":
         raise UnfitError(
-            f"a {config['model_type']} in transformers' form, and only CLIP's is converted here. open_clip has SigLIP's own weights "
-            "under hf-hub:timm/ViT-B-16-SigLIP and its like; one that was trained further must be renamed to open_clip's names first"
+            f"a {config['model_type']} in transformers' form, and only CLIP's is converted here. open_clip has "
+            "SigLIP's own weights "
+            "under hf-hub:timm/ViT-B-16-SigLIP and its like; one that was trained further must be renamed to "
+            "open_clip's names first"
         )
     preprocess = preprocess_of_transformers(folder)
     if preprocess is None:

@@ -1,8 +1,8 @@
-"""A model to train, from an open_clip model config: the towers, where their weights come from, how pictures enter.
+"""A model to train, from an open_clip model config: the towers, where their weights come from, how images enter.
 
 A tower that begins at random without anybody noticing costs half the recall. So the start of each tower is returned by
 name, for log and manifest, and weights that the model config names and that cannot be reached are an error unless
-`model.init=random` asks for none. The traps of open_clip's configs (argmax pooling, a timm tower's own picture size, a
+`model.init=random` asks for none. The traps of open_clip's configs (argmax pooling, a timm tower's own image size, a
 vocabulary that is not the tokenizer's) are checked here, before a worker starts.
 """
 
@@ -30,7 +30,9 @@ RANDOM = "random"
 
 class Built(NamedTuple):
     model: Any
-    """A torch.nn.Module (open_clip is not typed): open_clip's CLIP or CustomTextCLIP, in train mode, float32, on the CPU."""
+    """A torch.nn.Module (open_clip is not typed): open_clip's CLIP or CustomTextCLIP, in train mode, float32, on the
+    CPU.
+    """
     model_cfg: dict[str, Any]
     """What built it; goes into the bundle."""
     starts: dict[str, str]
@@ -99,7 +101,7 @@ def build_model(config: Model, tokenizer: Tokenizer) -> Built:
     """Build the model to train; random weights come from torch's global generator (seed it before).
 
     Raises:
-        ConfigError: unknown config, weights that cannot be reached, or a tokenizer, context, pooling or picture size
+        ConfigError: unknown config, weights that cannot be reached, or a tokenizer, context, pooling or image size
             that does not fit the towers; each message names the key.
     """
     if config.bundle is not None:
@@ -148,7 +150,8 @@ def _from_bundle(uri: str, tokenizer: Tokenizer) -> Built:
             raise ConfigError(f"model.bundle={uri} has a tokenizer with {key} {its}, the one given has {ours}")
     if "multimodal_cfg" in loaded.info["model_cfg"]:
         raise ConfigError(
-            f"model.bundle={uri} is a CoCa, whose decoder learns from another loss; it is measured and served, not trained on"
+            f"model.bundle={uri} is a CoCa, whose decoder learns from another loss; it is measured and served, not "
+            "trained on"
         )
     start = f"bundle {uri} ({loaded.info['bundle_id']})"
     info = loaded.info
@@ -173,7 +176,8 @@ def _construct(kind: Any, model_cfg: dict[str, Any]) -> Any:
         return kind(**arguments)
     except Exception as error:  # a wrong value of a config is a KeyError here and an AssertionError there
         raise ConfigError(
-            f"model.config: the towers cannot be built ({type(error).__name__}: {str(error).partition(chr(10))[0]}). If their "
+            f"model.config: the towers cannot be built ({type(error).__name__}: {str(error).partition(chr(10))[0]}). "
+            "If their "
             "weights cannot be reached from here, put them into the Hugging Face cache, or set model.init=random to "
             "train from random weights"
         ) from error
@@ -202,7 +206,8 @@ def _with_hf_tower(model_cfg: dict[str, Any], tokenizer: Tokenizer, load: bool) 
     if tokenizer.vocab_size > tower.vocab_size or tokenizer.pad_id != tower.pad_token_id or not load:
         if load:
             raise ConfigError(
-                f"model.tokenizer: {tokenizer.vocab_size} tokens, padding {tokenizer.pad_id}; the weights of {name} know "
+                f"model.tokenizer: {tokenizer.vocab_size} tokens, padding {tokenizer.pad_id}; the weights of {name} "
+                "know "
                 f"{tower.vocab_size} tokens, padding {tower.pad_token_id}. Set model.tokenizer={name}"
             )
         tower.vocab_size, tower.pad_token_id = tokenizer.vocab_size, tokenizer.pad_id
@@ -241,13 +246,14 @@ def _check_timm_name(vision: dict[str, Any]) -> None:
 
 
 def _check_picture_size(model: Any, vision: dict[str, Any]) -> None:
-    """A timm tower keeps its own picture size, whatever vision_cfg.image_size says."""
+    """A timm tower keeps its own image size, whatever vision_cfg.image_size says."""
     name = vision.get("timm_model_name")
     if not name:
         return
     own = model.visual.trunk.pretrained_cfg["input_size"][-1]
     if model.visual.image_size != (own, own):
         raise ConfigError(
-            f"model.config: vision_cfg.image_size={model.visual.image_size[0]}, but the timm tower {name} takes {own} px; "
+            f"model.config: vision_cfg.image_size={model.visual.image_size[0]}, but the timm tower {name} takes "
+            f"{own} px; "
             "name the timm model of the size you want (vit_base_patch16_384), or use open_clip's own ViT"
         )

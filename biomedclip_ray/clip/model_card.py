@@ -7,7 +7,8 @@ from typing import Any
 from biomedclip_ray.schema import ACKNOWLEDGEMENT
 
 _LIMITS = (
-    "For research. Not a medical device: not for diagnosis, triage or any decision about a patient. It has seen figures "
+    "For research. Not a medical device: not for diagnosis, triage or any decision about a patient. It has seen "
+    "figures "
     "and captions of English articles; rare diseases, other languages and clinical originals are thinly covered."
 )
 _MOVED = """

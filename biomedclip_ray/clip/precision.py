@@ -1,8 +1,9 @@
 """In what the towers compute: float32, or weights in bfloat16 where that is faster on this very device.
 
-Weights cast to bfloat16 run three times as fast as float32 on CPUs with AMX (ViT-B/32, batch 32: 54 to 62 images a second
-beside 18) at a cosine of 0.9999; autocast is slower than float32 there, because it casts the weights anew in every pass. A
-CPU that has bfloat16 and no matrix unit for it may be faster or slower, so "auto" measures both, once, when a model loads.
+Weights cast to bfloat16 run three times as fast as float32 on CPUs with AMX (ViT-B/32, batch 32: 54 to 62 images a
+second beside 18) at a cosine of 0.9999; autocast is slower than float32 there, because it casts the weights anew in
+every pass. A CPU that has bfloat16 and no matrix unit for it may be faster or slower, so "auto" measures both, once,
+when a model loads.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def has_bfloat16(device: torch.device) -> str | None:
 
 
 def choose(model: Any, image_size: tuple[int, int], device: torch.device, wanted: Precision) -> Choice:
-    """What `wanted` means for this model on this device; "auto" measures its image tower, which costs a second or two."""
+    """What `wanted` means for this model on this device; "auto" measures its image tower, which costs a
+    second or two.
+    """
     if wanted != "auto":
         return Choice(wanted, "as configured")
     hardware = has_bfloat16(device)

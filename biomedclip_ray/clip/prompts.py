@@ -1,4 +1,4 @@
-"""Classify pictures without training: the text tower writes the classifier, from class names put into prompts.
+"""Classify images without training: the text tower writes the classifier, from class names put into prompts.
 
 Source: Radford et al. 2021 (arXiv 2103.00020), section 3.1.4: the vectors of all prompts of a class are averaged.
 """

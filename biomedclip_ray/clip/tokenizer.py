@@ -1,9 +1,9 @@
 """Text to token ids: fit a WordPiece on the training captions, or load a published one, OpenAI's BPE among them.
 
 Tokens are made in the feed's tasks, so nothing here imports torch. The ids are those that plain open_clip makes of the
-saved folder (`open_clip.get_tokenizer("local-dir:...")`): its cleaning (ftfy, HTML entities, white space) and the ways of its
-wrappers (`Ways`) are repeated here. ftfy costs more than WordPiece itself; without it a bundle would read other tokens outside
-than it was trained on.
+saved folder (`open_clip.get_tokenizer("local-dir:...")`): its cleaning (ftfy, HTML entities, white space) and the ways
+of its wrappers (`Ways`) are repeated here. ftfy costs more than WordPiece itself; without it a bundle would read other
+tokens outside than it was trained on.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ class Ways:
     strip_sep: bool = False
     """Put 0 in the place of the separator (CLIPA's strip_sep_token)."""
     mode: Literal["plain", "clips", "openai"] = "plain"
-    """"clips": start, words, end, padding, and the class token in the last place; "openai": its BPE, which has no padding token."""
+    """"clips": start, words, end, padding, and the class token in the last place; "openai": its BPE, which has no
+    padding token.
+    """
     pad_left: bool = False
 
     @property
@@ -271,7 +273,8 @@ def load_tokenizer(
         kwargs: what transformers' AutoTokenizer is told beside.
 
     Raises:
-        ValueError: nothing there, no network, no padding or end token, an unknown context, or a vocabulary that is not the model's.
+        ValueError: nothing there, no network, no padding or end token, an unknown context, or a vocabulary that is not
+            the model's.
     """
     folder = Path(str(uri).removeprefix("local-dir:"))
     config_file = folder / "tokenizer_config.json"
@@ -312,7 +315,8 @@ def _from_transformers(
         loaded = AutoTokenizer.from_pretrained(name, **kwargs)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"the tokenizer {uri!r} cannot be loaded ({str(error).splitlines()[0]}); set model.tokenizer to a folder with "
+            f"the tokenizer {uri!r} cannot be loaded ({str(error).splitlines()[0]}); set model.tokenizer to a folder "
+            "with "
             "tokenizer.json or vocab.txt, to a Hugging Face name that can be reached, or to fit"
         ) from error
     if not loaded.is_fast:

@@ -32,10 +32,11 @@ def encode_pairs(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Text and image vectors, each (n, d) float32 as the encoder gives them; vector i belongs to pair i.
 
-    Of unit length but where an image or text overflows a tower: what that means, a ledger row or an error, is the caller's to say.
+    Of unit length but where an image or text overflows a tower: what that means, a ledger row or an error, is the
+    caller's to say.
 
     Args:
-        threads: pictures are decoded in so many threads while the model works on earlier ones (one thread beside the
+        threads: images are decoded in so many threads while the model works on earlier ones (one thread beside the
             sample's model on one core each: 1.4 times as fast as in turn).
     """
     image = np.empty((len(images), encoder.dimensions), np.float32)

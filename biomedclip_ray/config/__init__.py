@@ -126,7 +126,9 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
 
 
 def _with_base(path: Path, above: tuple[Path, ...]) -> DictConfig:
-    """A file over the one that its `base` names, which may have a base of its own; `above` are the files that led here."""
+    """A file over the one that its `base` names, which may have a base of its own; `above` are the files
+    that led here.
+    """
     if not path.is_file():
         near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         named = f" (base of {above[-1]})" if above else ""

@@ -1,4 +1,4 @@
-"""The sections of the data side: which articles, which pictures, which pairs."""
+"""The sections of the data side: which articles, which images, which pairs."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ NON_COMMERCIAL = ("CC BY-NC", "CC BY-NC-SA", "CC BY-NC-ND")
 LICENSES = (*COMMERCIAL, *NON_COMMERCIAL, "TDM", "unknown")
 # JATS suggests most of these; the rest is what publishers add
 ARTICLE_TYPES = tuple(
-    """abstract addendum announcement article article-commentary book-review books-received brief-report calendar case-report
-    case-study collection correction data-paper discussion dissertation editorial expression-of-concern guidelines in-brief
-    index interview introduction letter meeting-report methods-article news obituary oration other partial-retraction preprint
-    product-review protocol rapid-communication reply report reprint research-article retraction review-article
-    systematic-review technical-report translation""".split()
+    """abstract addendum announcement article article-commentary book-review books-received brief-report calendar
+    case-report case-study collection correction data-paper discussion dissertation editorial expression-of-
+    concern guidelines in-brief index interview introduction letter meeting-report methods-article news obituary
+    oration other partial-retraction preprint product-review protocol rapid-communication reply report reprint
+    research-article retraction review-article systematic-review technical-report translation""".split()
 )
 
 
@@ -37,8 +37,9 @@ class SourceResources(Section):
     threads: Positive = 16
     """Objects fetched at once inside a task: a small object costs a round trip, not a core."""
     retries: Annotated[int, Field(ge=0)] = 5
-    """Tries after the first for 5xx, time-outs, and a 403 on a key that the inventory names; four for each where the source says
-    that it has no time (429, 503), and then as late as it says."""
+    """Tries after the first for 5xx, time-outs, and a 403 on a key that the inventory names; four for each where the
+    source says that it has no time (429, 503), and then as late as it says.
+    """
     deadline_s: Annotated[float, Field(gt=0)] = 120.0
     """Seconds one object may take, retries included; a read that never ends becomes a ledger row."""
     max_connections: Positive = 64
@@ -82,13 +83,14 @@ class SourceSelect(Section):
 
 class Source(Section):
     uri: str = "s3://pmc-oa-opendata"
-    """A bucket or folder in the layout of the PMC Cloud Service; or a folder of legacy oa_package tarballs, known by the
-    oa_file_list.csv in it (packages lie where the list says, with or without the leading oa_package/)."""
+    """A bucket or folder in the layout of the PMC Cloud Service; or a folder of legacy oa_package tarballs, known by
+    the oa_file_list.csv in it (packages lie where the list says, with or without the leading oa_package/).
+    """
     inventory: str = "newest"
     """Date of the inventory ("2026-11-20T01-00Z") or "newest", resolved once per root."""
     select: SourceSelect = SourceSelect()
     articles_per_part: Positive = 450
-    """Articles in one part, the unit of work, retry and resume: minutes of work, a few hundred MB of pictures."""
+    """Articles in one part, the unit of work, retry and resume: minutes of work, a few hundred MB of images."""
     resources: SourceResources = SourceResources()
 
 
@@ -99,8 +101,8 @@ class Catalog(StageSection):
 class IngestSelect(Section):
     """Which articles' figures are taken, by what their XML says; judged before a byte of media is fetched.
 
-    Not in source.select: the metadata JSON has only a citation, which names the journal in short and no type. So a change here
-    leaves the catalog as it is. An article that does not say what is asked for is left out.
+    Not in source.select: the metadata JSON has only a citation, which names the journal in short and no type. So a
+    change here leaves the catalog as it is. An article that does not say what is asked for is left out.
     """
 
     years: tuple[int | None, int | None] | None = None
@@ -133,14 +135,16 @@ class IngestSelect(Section):
 class Ingest(StageSection):
     select: IngestSelect = IngestSelect()
     tables: bool = False
-    """Take tables as figures where they have a picture of themselves: pictures of text, of which there are many. The column
-    `is_table` of the pairs tells them from figures."""
+    """Take tables as figures where they have an image of themselves: images of text, of which there are many. The
+    column `is_table` of the pairs tells them from figures.
+    """
 
 
 class TextClassifier(Section):
     uri: str
-    """An ONNX file that every node can read: texts in, the probability that each is wanted out; `figures/select.py` says
-    what it must look like and how to export one. Its bytes enter the fingerprint, not its place."""
+    """An ONNX file that every node can read: texts in, the probability that each is wanted out; `figures/select.py`
+    says what it must look like and how to export one. Its bytes enter the fingerprint, not its place.
+    """
     threshold: Share = 0.5
     """Least probability of a figure that is taken."""
 
@@ -151,7 +155,9 @@ class PreprocessSelect(Section):
     text: tuple[str, ...] = ()
     """Patterns (regular expressions, case ignored), one of which text or mentions must match."""
     classifier: TextClassifier | None = None
-    """Asked about what the patterns let through; needs `pip install 'biomedclip-ray[classifier]'`. null: nobody is asked."""
+    """Asked about what the patterns let through; needs `pip install 'biomedclip-ray[classifier]'`. null: nobody is
+    asked.
+    """
 
     @field_validator("text")
     @classmethod
@@ -166,36 +172,41 @@ class PreprocessSelect(Section):
 
 class Kinds(Section):
     bundle: str | None = None
-    """A CLIP that names each picture's kind by zero-shot, own pairs' too: as model.bundle, and every node must reach it. With
-    resources.num_gpus it runs there. null: the cheap guess by pixels and words, which needs no model."""
+    """A CLIP that names each image's kind by zero-shot, own pairs' too: as model.bundle, and every node must reach it.
+    With resources.num_gpus it runs there. null: the cheap guess by pixels and words, which needs no model.
+    """
 
 
 class Preprocess(StageSection):
     select: PreprocessSelect = PreprocessSelect()
     kinds: Kinds = Kinds()
     mentions: Annotated[int, Field(ge=0)] = 0
-    """Sentences that cite the figure, put behind the caption in a whole figure's `text`; those of the body first. `caption` stays
-    the caption, and a panel's text its subcaption: a sentence seldom says which panel it means."""
+    """Sentences that cite the figure, put behind the caption in a whole figure's `text`; those of the body first.
+    `caption` stays the caption, and a panel's text its subcaption: a sentence seldom says which panel it means.
+    """
     short_side: Side = 384
-    """Pixels of the stored picture's short side; a smaller original is never enlarged."""
+    """Pixels of the stored image's short side; a smaller original is never enlarged."""
     quality: Annotated[int, Field(ge=1, le=100)] = 90
-    """JPEG quality of the stored picture."""
+    """JPEG quality of the stored image."""
     min_side: Side = 32
-    """Pixels; smaller pictures are icons and equations."""
+    """Pixels; smaller images are icons and equations."""
     max_pixels: Positive = 178_956_970
     """Pixels an original may claim before it is decoded (Pillow's own decompression-bomb limit)."""
     max_aspect: Annotated[float, Field(gt=1)] = 12.0
     """Long side / short side; beyond it lie rules and banners."""
     panels: bool = False
-    """Also cut compound figures into panels (a derivative work: never done under a no-derivatives licence, or where none is known)."""
+    """Also cut compound figures into panels (a derivative work: never done under a no-derivatives licence, or where
+    none is known).
+    """
 
 
 class Own(StageSection):
     """Image-caption pairs of a hospital or laboratory, taken in at curate like PMC's."""
 
     uri: str | None = None
-    """A folder (or one file) of Parquet, WebDataset shards, CSV or JSON lines with images beside it; `sources/own_files.py` names
-    the forms and the columns. null: PubMed Central only."""
+    """A folder (or one file) of Parquet, WebDataset shards, CSV or JSON lines with images beside it;
+    `sources/own_files.py` names the forms and the columns. null: PubMed Central only.
+    """
     columns: dict[Literal["image", "text", "id", "group", "split", "license"], str] = Field(default_factory=dict)
     """What a column (or key) is where its name is not one of the usual: own.columns.text=befund."""
     alone: bool = False
@@ -213,8 +224,9 @@ class Own(StageSection):
     burned_in: bool = False
     """Take DICOM files that say that a name may stand in their pixels (BurnedInAnnotation)."""
     patient_key: str | None = None
-    """URI of a file whose bytes key the hash of DICOM's PatientID, the group; null: made once, and kept as own_patient.key in the
-    root. Who has key and products can test a guessed id: keep it, and do not publish it."""
+    """URI of a file whose bytes key the hash of DICOM's PatientID, the group; null: made once, and kept as
+    own_patient.key in the root. Who has key and products can test a guessed id: keep it, and do not publish it.
+    """
 
     @field_validator("license")
     @classmethod
@@ -238,7 +250,7 @@ class CurateSelect(Section):
     panels: bool = True
     """Train on panels too, where preprocess cut them."""
     min_text_chars: Annotated[int, Field(ge=0)] = 5
-    """Characters; a shorter text tells nothing about its picture."""
+    """Characters; a shorter text tells nothing about its image."""
 
 
 class Splits(Section):
@@ -256,14 +268,18 @@ class Splits(Section):
 
 class Curate(Section):
     resources: PartResources = PartResources()
-    """Of its tasks: those that read and write parts, and the one that decides, which holds 80 bytes a pair and more where
-    near duplicates are looked for."""
+    """Of its tasks: those that read and write parts, and the one that decides, which holds 80 bytes a pair and more
+    where near duplicates are looked for.
+    """
     select: CurateSelect = CurateSelect()
     splits: Splits = Splits()
     max_group: Positive = 1000
-    """Pairs; a larger component of equal pictures is blank plots chained, and is dropped."""
+    """Pairs; a larger component of equal images is blank plots chained, and is dropped."""
     near_bits: Annotated[int, Field(ge=0, le=8)] | None = 4
-    """Bits of 64 in which the perceptual hashes of two copies of a picture may differ (recompressed or shrunk to a third: 97% of
-    figures at 4); such pairs are then compared pixel by pixel. null: equal bytes only."""
+    """Bits of 64 in which the perceptual hashes of two copies of an image may differ (recompressed or shrunk to a
+    third: 97% of figures at 4); such pairs are then compared pixel by pixel. null: equal bytes only.
+    """
     balance: Annotated[dict[str, Annotated[float, Field(ge=0)]], KnownKinds] = Field(default_factory=dict)
-    """Figure kind -> share (up to 1) or number (above 1) of its pairs that is kept, drawn by hash; other kinds stay whole."""
+    """Figure kind -> share (up to 1) or number (above 1) of its pairs that is kept, drawn by hash; other kinds stay
+    whole.
+    """

@@ -16,7 +16,9 @@ class Model(Section):
     config: str = "biomedclip_vit_b16"
     """Name of a file in biomedclip_ray/clip/configs or URI of an open_clip model config (JSON)."""
     init: Literal["pretrained", "random"] = "pretrained"
-    """"pretrained": weights that the model config names must be reached, or the run stops; "random": none is asked for."""
+    """"pretrained": weights that the model config names must be reached, or the run stops; "random":
+    none is asked for.
+    """
     tokenizer: str = "fit"
     """"fit": a WordPiece fitted on the training captions; else a Hugging Face tokenizer's name or folder."""
     vocab_size: Positive = 4096
@@ -28,10 +30,13 @@ class Model(Section):
 
 class TrainResources(Section):
     workers: Positive | tuple[Positive, Positive] = 1
-    """Training workers (processes in the gradient's group); [min, max]: as many as the cluster has, which may change."""
+    """Training workers (processes in the gradient's group); [min, max]: as many as the cluster has,
+    which may change.
+    """
     resize_interval_s: Annotated[float, Field(gt=0)] = 60.0
-    """Seconds between looks for workers to add, where `workers` is [min, max]; each change costs a restart of ten seconds and
-    the steps since the last checkpoint."""
+    """Seconds between looks for workers to add, where `workers` is [min, max]; each change costs a restart of ten
+    seconds and the steps since the last checkpoint.
+    """
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     """Logical CPUs of a training worker; leave some of the cluster's CPUs to the feed."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
@@ -53,14 +58,17 @@ class TrainResources(Section):
     prefetch_batches: Annotated[int, Field(ge=0)] = 2
     """Batches a worker holds ready."""
     validation_cpus: Annotated[float, Field(gt=0)] = 0.25
-    """Logical CPUs, so threads, of the task that measures a checkpoint, beside the workers; without a GPU of its own a ViT-B/16 and
-    a BERT read one or two pairs a second on each."""
+    """Logical CPUs, so threads, of the task that measures a checkpoint, beside the workers; without a GPU of its own a
+    ViT-B/16 and a BERT read one or two pairs a second on each.
+    """
     validation_gpus: Annotated[float, Field(ge=0)] = 0.0
     """GPUs of that task; 1: one more than the workers have, and seconds instead of minutes."""
     max_failures: int = 3
     """Worker losses after which the run ends; each resumes from the last checkpoint."""
     no_progress_timeout_s: Positive = 600
-    """Seconds without a block moving before the run stops and names the operator; longer than any pause of the workers."""
+    """Seconds without a block moving before the run stops and names the operator; longer than any pause
+    of the workers.
+    """
     wait_for_nodes_s: Positive = 86_400
     """Seconds that a shortage of nodes for the workers is waited out before the run ends."""
 
@@ -81,11 +89,13 @@ class TrainResources(Section):
 
 class Train(Section):
     epochs: Annotated[float, Field(ge=0)] = 32
-    """Passes over the train split; may be a fraction. 0: nothing is trained, the CLIP of model.bundle is taken as it is."""
+    """Passes over the train split; may be a fraction. 0: nothing is trained, the CLIP of model.bundle is taken as it
+    is.
+    """
     batch: Positive = 4096
     """Pairs in one optimiser step over all workers; divided by `micro_batches` and by the workers."""
     micro_batches: Positive = 8
-    """Micro-blocks a global batch is cut into: any number of workers that divides it sees the same batches."""
+    """Micro-batchs a global batch is cut into: any number of workers that divides it sees the same batches."""
     lr: Annotated[float, Field(gt=0)] = 5e-4
     """Peak learning rate."""
     warmup_steps: Annotated[int, Field(ge=0)] = 2000
@@ -99,33 +109,39 @@ class Train(Section):
     grad_clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest gradient norm; null: no limit."""
     loss: Literal["infonce", "sigmoid"] = "infonce"
-    """"infonce": softmax over the global batch, as CLIP; "sigmoid": SigLIP's, for a model config with init_logit_bias."""
+    """"infonce": softmax over the global batch, as CLIP; "sigmoid": SigLIP's, for a model config with
+    init_logit_bias.
+    """
     lock: tuple[Literal["image", "text"], ...] = ()
     """Towers that stay as they are."""
     patch_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the image's patches that a training step leaves out (FLIP): 0.5 nearly halves the image tower's cost."""
     patch_dropout_off_epochs: Annotated[float, Field(ge=0)] = 1.0
-    """Epochs at the end that see whole pictures again, as whoever uses the model does."""
+    """Epochs at the end that see whole images again, as whoever uses the model does."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of a running average of the weights, which is then what is validated and exported; null: none is kept."""
     kind_weights: Annotated[dict[str, Annotated[float, Field(ge=1)]], KnownKinds] = Field(default_factory=dict)
-    """Figure kind -> how often an epoch shows a pair of it (1.5: half of them twice); kinds not named are shown once. What
-    is too frequent is thinned by curate.balance."""
+    """Figure kind -> how often an epoch shows a pair of it (1.5: half of them twice); kinds not named are shown once.
+    What is too frequent is thinned by curate.balance.
+    """
     texts: dict[Literal["caption", "mentions", "panels"], Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
-    """Which text of a whole figure a visit trains on, drawn with these weights: its caption, a sentence that cites it, or one
-    panel's part of the caption; {caption: 2, mentions: 1}. Where there is none of a kind, the caption. {}: always the caption.
-    Validation keeps the caption."""
+    """Which text of a whole figure a visit trains on, drawn with these weights: its caption, a sentence that cites it,
+    or one panel's part of the caption; {caption: 2, mentions: 1}. Where there is none of a kind, the caption. {}:
+    always the caption. Validation keeps the caption.
+    """
     on_nan: Literal["stop", "skip"] = "stop"
-    """A step whose loss or gradient is not finite never touches the weights; "stop": the run then ends and names the last
-    good checkpoint, "skip": it goes on, as long as such steps stay below one in a hundred."""
+    """A step whose loss or gradient is not finite never touches the weights; "stop": the run then ends and names the
+    last good checkpoint, "skip": it goes on, as long as such steps stay below one in a hundred.
+    """
     divergence_steps: Positive | None = 500
-    """Steps on end that the loss may stand above the middle between the best it had and the chance loss (or, before it has learned
-    anything and after the warm-up, a tenth above the chance loss). Then the run ends and names the last checkpoint from before it
-    rose; none is made meanwhile. null: it goes on whatever the loss does."""
+    """Steps on end that the loss may stand above the middle between the best it had and the chance loss (or, before it
+    has learned anything and after the warm-up, a tenth above the chance loss). Then the run ends and names the last
+    checkpoint from before it rose; none is made meanwhile. null: it goes on whatever the loss does.
+    """
     precision: Literal["fp32", "bf16"] = "bf16"
     """Of the forward pass (autocast); weights and optimiser stay fp32."""
     crop_scale: tuple[Area, Area] = (0.9, 1.0)
-    """Share of the picture's area that a random resized crop keeps; (1, 1): none."""
+    """Share of the image's area that a random resized crop keeps; (1, 1): none."""
     window: Positive = 8192
     """Pairs shuffled together; row groups of a window are drawn from the whole epoch."""
     seed: int = 0
@@ -133,14 +149,18 @@ class Train(Section):
     checkpoint_steps: Positive = 500
     """Optimiser steps between checkpoints."""
     keep_checkpoints: Positive = 2
-    """Checkpoints kept: the best by validation recall where validation_pairs asks for it, and the newest besides; else the newest."""
+    """Checkpoints kept: the best by validation recall where validation_pairs asks for it, and the newest besides; else
+    the newest.
+    """
     validation_pairs: Annotated[int, Field(ge=0)] = 0
     """Pairs of the validation split that each checkpoint is measured on, apart from the training workers; the best
     becomes the bundle. 0: the last checkpoint does."""
     log_steps: Positive = 10
     """Optimiser steps between lines of metrics.jsonl."""
     trackers: tuple[Literal["mlflow", "wandb"], ...] = ()
-    """Where the lines of metrics.jsonl go besides TensorBoard; each is told its server by its own environment variables."""
+    """Where the lines of metrics.jsonl go besides TensorBoard; each is told its server by its own environment
+    variables.
+    """
     log_pairs: bool = False
     """Write pairs/*.jsonl with {step, attempt, positions} per rank: who trained on what, to check the order."""
     resources: TrainResources = TrainResources()
@@ -186,7 +206,9 @@ class Evaluate(Section):
     max_left_out: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of a set's images, or of the pool, that may be left out for want of a finite vector; more is an error."""
     corruptions: bool = False
-    """Whether each classification set is asked again with 500 test images made worse in 25 ways; encodes 12,500 more."""
+    """Whether each classification set is asked again with 500 test images made worse in 25 ways; encodes
+    12,500 more.
+    """
     seed: int = 0
     """Of every draw: the same seed, the same result."""
     resources: PartResources = PartResources()
@@ -198,11 +220,16 @@ class Embed(StageSection):
     batch: Positive = 64
     """Pairs in one forward pass."""
     precision: Precision = "float32"
-    """In what the towers compute: float32, bfloat16 (cosine to float32 about 0.9999), or auto, which each process measures for
-    its own device; vectors are stored as float32."""
+    """In what the towers compute: float32, bfloat16 (cosine to float32 about 0.9999), or auto, which each process
+    measures for its own device; vectors are stored as float32.
+    """
     thumbnail: Positive = 128
-    """Pixels of the long side of the picture that search shows."""
+    """Pixels of the long side of the image that search shows."""
     ann_rows: Positive = 10_000
-    """Rows from which an approximate index is built; below it search is exact and takes up to 10 ms (100,000 rows: 270)."""
+    """Rows from which an approximate index is built; below it search is exact and takes up to 10 ms (100,000 rows:
+    270).
+    """
     non_finite_limit: Share = 0.001
-    """Share of the pairs whose vectors may be non-finite (ledger rows); above it the stage ends: the bundle is broken."""
+    """Share of the pairs whose vectors may be non-finite (ledger rows); above it the stage ends: the
+    bundle is broken.
+    """

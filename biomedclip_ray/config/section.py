@@ -16,7 +16,9 @@ Positive = Annotated[int, Field(gt=0)]
 
 
 Precision = Literal["auto", "float32", "bfloat16"]
-"""In what the towers compute; auto: bfloat16 where the device has it, a measurement finds it faster, and vectors agree."""
+"""In what the towers compute; auto: bfloat16 where the device has it, a measurement finds it faster, and
+vectors agree.
+"""
 
 
 class ConfigError(ValueError):
@@ -37,15 +39,20 @@ class PartResources(Section):
     concurrency: Positive | None = None
     """Tasks at once at most; null lets Ray Data use what the cluster has."""
     no_progress_timeout_s: Positive = 600
-    """Seconds without a finished block after which the run stops and names the operator (Ray's own limit is 1800). Waiting for
-    a node that the autoscaler has still to bring does not count: see wait_for_nodes_s."""
+    """Seconds without a finished block after which the run stops and names the operator (Ray's own limit is 1800).
+    Waiting for a node that the autoscaler has still to bring does not count: see wait_for_nodes_s.
+    """
     wait_for_nodes_s: Positive = 86_400
-    """Seconds that a shortage of nodes is waited out before the run ends (exit 1; the same command goes on from there)."""
+    """Seconds that a shortage of nodes is waited out before the run ends (exit 1; the same command goes
+    on from there).
+    """
 
 
 class StageSection(Section):
     transient_limit: Share = 0.001
-    """Share of units that may be lost to network or disk; above it the stage is unfinished (exit 3) and can be rerun."""
+    """Share of units that may be lost to network or disk; above it the stage is unfinished (exit 3) and
+    can be rerun.
+    """
     resources: PartResources = PartResources()
 
 

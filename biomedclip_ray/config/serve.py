@@ -26,7 +26,9 @@ class ServeResources(Section):
     gpus_per_replica: Annotated[float, Field(ge=0)] = 0.0
     """GPUs of one replica; 0: it runs on CPUs."""
     threads: Positive | None = None
-    """Threads that a replica's model computes with; none: the cores of its node. What it asks of Ray does not set them."""
+    """Threads that a replica's model computes with; none: the cores of its node. What it asks of Ray
+    does not set them.
+    """
     ingress_replicas: Positive = 1
     """Processes that read requests and check them; each takes a quarter of a logical CPU."""
     max_batch: Positive = 32
@@ -45,7 +47,9 @@ class ServeResources(Section):
     ready_timeout_s: Seconds = 300.0
     """Seconds deploy then waits until the model and the index are loaded."""
     ready_within_s: Seconds = 10.0
-    """/ready is 200 where the model gave finite vectors within so many seconds; else it is asked for some, and 503 without."""
+    """/ready is 200 where the model gave finite vectors within so many seconds; else it is asked for some, and 503
+    without.
+    """
     silence_s: Seconds = 0.8
     """Seconds without a sign of life from every encoder replica after which requests get 503 at once."""
 
@@ -65,12 +69,15 @@ class ApiKey(Section):
 
 class Access(Section):
     keys: tuple[ApiKey, ...] = ()
-    """API keys, of which one must come as `Authorization: Bearer KEY`. None: only this machine may ask, unless `open`."""
+    """API keys, of which one must come as `Authorization: Bearer KEY`. None: only this machine may ask,
+    unless `open`.
+    """
     open: bool = False
     """Let other machines ask without a key: for a server behind a gateway that asks who comes."""
     hosts: tuple[str, ...] = ()
-    """Names that a request's Host may have ("*.example.org" too); others get 400. None: loopback's names on a server that
-    listens there (a page elsewhere cannot then ask it by a name of its own), any name on others."""
+    """Names that a request's Host may have ("*.example.org" too); others get 400. None: loopback's names on a server
+    that listens there (a page elsewhere cannot then ask it by a name of its own), any name on others.
+    """
     origins: tuple[str, ...] = ()
     """Origins whose pages may ask (CORS), as "https://lab.example.org"; none: only the server's own page."""
 
@@ -94,8 +101,9 @@ class Serve(Section):
     more: tuple[ServedModel, ...] = ()
     """Other bundles and their indices, served beside the first, each by replicas of its own."""
     precision: Precision = "float32"
-    """In what the towers compute: float32, bfloat16, or auto: bfloat16 where the CPU or GPU has it, a measurement at the
-    start finds it faster, and its vectors agree."""
+    """In what the towers compute: float32, bfloat16, or auto: bfloat16 where the CPU or GPU has it, a measurement at
+    the start finds it faster, and its vectors agree.
+    """
     max_items: Positive = 256
     """Inputs in one request; more: 400."""
     max_body_bytes: Positive = 32 * 1024 * 1024
@@ -110,7 +118,9 @@ class Serve(Section):
     """Shorter vectors that may be asked for (cut, then unit length again). Empty: a model that was not trained for it
     loses recall when cut, so whoever asks is told (400)."""
     fetch_hosts: tuple[str, ...] = ()
-    """Hosts whose https addresses of images are fetched ("images.example.org", "*.example.org"); none: addresses are refused."""
+    """Hosts whose https addresses of images are fetched ("images.example.org", "*.example.org"); none: addresses are
+    refused.
+    """
     fetch_timeout_s: Seconds = 5.0
     """Seconds for one fetched image, redirects included."""
     fetch_max_bytes: Positive = 16 * 1024 * 1024

@@ -12,8 +12,10 @@ from biomedclip_ray.store.product import Product
 PMC = "PubMed Central (PMC Cloud Service, s3://pmc-oa-opendata)"
 _PMC_PAGE = "https://pmc.ncbi.nlm.nih.gov/tools/pmcaws/"
 _TERMS = (
-    "Each picture and caption is under the licence of its article or figure, column `license`; `doi` names whom to credit. "
-    "`unknown` means that no licence could be read: ask the publisher. A no-derivatives licence (ND) forbids cropping and "
+    "Each image and caption is under the licence of its article or figure, column `license`; `doi` names whom to "
+    "credit. "
+    "`unknown` means that no licence could be read: ask the publisher. A no-derivatives licence (ND) forbids "
+    "cropping and "
     "other changes. What fits your use is for you to select."
 )
 _OWN_TERMS = (
@@ -27,7 +29,7 @@ _SIZES = (
     (10_000_000, "1M<n<10M"),
 )
 
-# What an export says of a pair beside its picture.
+# What an export says of a pair beside its image.
 FACTS = [name for name in PAIRS.names if name not in ("image", "part", "source_split")]
 # The columns that the card explains, in the order of what a reader wants first.
 _TOLD = [*dict.fromkeys(["image", "text", "caption", "mentions", "pair_id", "license", "figure_kind", *FACTS])]
@@ -63,7 +65,7 @@ def readme(note: dict[str, Any]) -> str:
     head += [] if _is_parquet(note) else _json_types()
     names = " and ".join(source["name"] for source in note["sources"])
     lines = [*head, "---", "", "# Biomedical figures and captions", ""]
-    lines += [f"{total:,} pairs of a picture and its text from {names}, made with biomedclip_ray.", ""]
+    lines += [f"{total:,} pairs of an image and its text from {names}, made with biomedclip_ray.", ""]
     lines += ["## Sources", "", "| source | as of |", "|---|---|"]
     lines += [f"| {source['name']} | {source['date']} |" for source in note["sources"]]
     lines += ["", "## Counts", ""]
@@ -74,7 +76,7 @@ def readme(note: dict[str, Any]) -> str:
         ("language", "language"),
     ):
         lines += [f"| {title} | pairs |", "|---|---|", *(f"| {name} | {n:,} |" for name, n in counts[by].items()), ""]
-    lines += ["An article, and a group of equal pictures, is in one split only.", "", "## Reading it", "", "```python"]
+    lines += ["An article, and a group of equal images, is in one split only.", "", "## Reading it", "", "```python"]
     lines += [*_example(note, splits[0]), "```", "", "## Columns", ""]
     lines += [f"- `{name}`: {_SENTENCES[name]}" for name in (*_TOLD, "split", "group")]
     lines += ["", "## Terms", "", *_terms(note), ""]
@@ -97,7 +99,7 @@ def croissant(note: dict[str, Any], uri: str) -> dict[str, Any]:
         "@type": "cr:RecordSet",
         "@id": "pairs",
         "name": "pairs",
-        "description": "A picture and its text.",
+        "description": "An image and its text.",
         "field": [
             _field(name) for name in ("image", "pair_id", "split", "text", "caption", "license", "figure_kind", "doi")
         ],
@@ -106,7 +108,7 @@ def croissant(note: dict[str, Any], uri: str) -> dict[str, Any]:
         "@context": _CONTEXT,
         "@type": "sc:Dataset",
         "name": "biomedical-figures-and-captions",
-        "description": f"{total:,} pairs of a biomedical picture and its text. " + " ".join(_terms(note)),
+        "description": f"{total:,} pairs of a biomedical image and its text. " + " ".join(_terms(note)),
         "conformsTo": "http://mlcommons.org/croissant/1.0",
         "url": _PMC_PAGE if any(source["name"] == PMC for source in note["sources"]) else uri,
         "license": sorted(note["counts"]["license"]),
@@ -119,7 +121,9 @@ def croissant(note: dict[str, Any], uri: str) -> dict[str, Any]:
 
 
 def _json_types() -> list[str]:
-    """Front matter with the types of a tar's samples: from the first ones alone `datasets` takes a column of nulls for null."""
+    """Front matter with the types of a tar's samples: from the first ones alone `datasets` takes a column of nulls for
+    null.
+    """
     lines = ["dataset_info:", "  features:", "  - name: jpg", "    dtype: image"]
     lines += [line for name in ("txt", "__key__", "__url__") for line in (f"  - name: {name}", "    dtype: string")]
     lines += ["  - name: json", "    struct:"]
@@ -155,15 +159,15 @@ def _example(note: dict[str, Any], split: str) -> list[str]:
             "from datasets import load_dataset",
             "",
             f'pairs = load_dataset("FOLDER", split="{split}")',
-            'print(pairs[0]["image"], pairs[0]["text"])  # a picture and its caption',
+            'print(pairs[0]["image"], pairs[0]["text"])  # an image and its caption',
         ]
     last = sum(shard["split"] == split for shard in note["shards"]) - 1
     return [
         "import webdataset",
         "",
         f'shards = "FOLDER/{split}-{{000000..{last:06d}}}.tar"',
-        'for picture, text, facts in webdataset.WebDataset(shards).decode("pil").to_tuple("jpg", "txt", "json"):',
-        '    print(picture.size, text, facts["pair_id"])',
+        'for image, text, facts in webdataset.WebDataset(shards).decode("pil").to_tuple("jpg", "txt", "json"):',
+        '    print(image.size, text, facts["pair_id"])',
     ]
 
 
@@ -184,8 +188,10 @@ def _field(name: str) -> dict[str, Any]:
 
 def _terms_of_croissant() -> dict[str, Any]:
     plain = (
-        "citeAs column extract field fileProperty fileObject fileSet format includes isLiveDataset jsonPath key md5 parentField path "
-        "recordSet references regex repeated replace samplingRate separator source subField transform equivalentProperty"
+        "citeAs column extract field fileProperty fileObject fileSet format includes isLiveDataset jsonPath key md5 "
+        "parentField path "
+        "recordSet references regex repeated replace samplingRate separator source subField transform "
+        "equivalentProperty"
     )
     return {name: f"cr:{name}" for name in plain.split()}
 

@@ -1,7 +1,7 @@
 """Stage curate: pairs without their images -> which of them are trained on, in which split and group.
 
-Runs over the whole corpus at once, because a duplicate can lie anywhere. It reads ids and hashes; pictures are read only where
-the hashes of two are near, in which case their pixels decide.
+Runs over the whole corpus at once, because a duplicate can lie anywhere. It reads ids and hashes; images are read only
+where the hashes of two are near, in which case their pixels decide.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def _content(config: Config, pairs: Product) -> dict[str, Any]:
 
 
 def _work(attempt: Attempt, run_parts: RunParts, config: Config, pairs: Product) -> Made:
-    """The manifest's `near` says how many near pairs were looked at and confirmed, `leakage` what spans splits among the kept,
-    `shared_texts` how many texts do so under different images.
+    """The manifest's `near` says how many near pairs were looked at and confirmed, `leakage` what spans splits among
+    the kept, `shared_texts` how many texts do so under different images.
 
     Raises:
         RuntimeError: something spans splits, which no data can bring about.
@@ -170,10 +170,10 @@ def _unwanted(
 
 
 def _near(pairs: Product, facts: PairFacts, sizes: list[int], bits: int | None) -> tuple[Edges, dict[str, Any]]:
-    """Rows that show the same picture in other bytes, by hash and then by pixels; and what the search did."""
+    """Rows that show the same image in other bytes, by hash and then by pixels; and what the search did."""
     if bits is None:
         return NO_EDGES, {"bits": None}
-    _, row = np.unique(facts.picture, return_index=True)  # one row for each picture
+    _, row = np.unique(facts.picture, return_index=True)  # one row for each image
     found = near_pairs(facts.phash[row], bits)
     left, right = row[found.left], row[found.right]
     candidates = np.unique(np.concatenate([left, right]))

@@ -1,8 +1,9 @@
 """Withdraw what must go, a patient's or a publisher's wish: an article, a figure, a pair, a patient of one's own pairs.
 
-Products are immutable but for this. The rows leave each product's files, finished or not, with whatever the ledgers say of them, and
-the manifests count anew. The index is made anew by the next run from vectors that stay; models cannot forget, so the bundles that
-were trained on the rows are named. Only hashes are kept, so that another configuration does not take the rows in again.
+Products are immutable but for this. The rows leave each product's files, finished or not, with whatever the ledgers say
+of them, and the manifests count anew. The index is made anew by the next run from vectors that stay; models cannot
+forget, so the bundles that were trained on the rows are named. Only hashes are kept, so that another configuration does
+not take the rows in again.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ def erase(config: Config, name: str) -> Withdrawal:
     """Erase an id from every product below the root.
 
     Args:
-        name: an article, a figure or a pair as ids are written; of own pairs also the patient (group) as their files say, or the id
-            of a record that names no patient.
+        name: an article, a figure or a pair as ids are written; of own pairs also the patient (group) as their files
+            say, or the id of a record that names no patient.
 
     Raises:
         HeldError: a driver is at work in this root.

@@ -1,8 +1,10 @@
-"""Kept pairs as files that others read: WebDataset tar shards, or a folder that Hugging Face `datasets` opens as pictures.
+"""Kept pairs as files that others read: WebDataset tar shards, or a folder that Hugging Face `datasets` opens as
+images.
 
-What each shard holds is decided before a picture is read: parts that follow each other, up to PAIRS_PER_SHARD of one split. So
-names are contiguous, held-out splits do not fall into thousands of tiny files, and a shard that is there is done; the price
-is that a part is read once for each split. A task holds one shard (about 200 MB at 384 px) and one part.
+What each shard holds is decided before an image is read: parts that follow each other, up to PAIRS_PER_SHARD of one
+split. So names are contiguous, held-out splits do not fall into thousands of tiny files, and a shard that is there is
+done; the price is that a part is read once for each split. A task holds one shard (about 200 MB at 384 px) and one
+part.
 """
 
 from __future__ import annotations
@@ -55,10 +57,12 @@ class Shard:
 def export(
     config: Config, pairs: Product, corpus: Product, out: str, form: str, splits: tuple[str, ...] = SPLITS
 ) -> dict[str, Any]:
-    """Write the kept pairs of `splits` to the place `out`, with README.md and croissant.json; shards that are there stay.
+    """Write the kept pairs of `splits` to the place `out`, with README.md and croissant.json; shards that are there
+    stay.
 
     Args:
-        form: "webdataset" (`train-000000.tar`: KEY.jpg, KEY.txt, KEY.json) or "datasets" (`data/train-00000-of-00009.parquet`).
+        form: "webdataset" (`train-000000.tar`: KEY.jpg, KEY.txt, KEY.json) or "datasets"
+            (`data/train-00000-of-00009.parquet`).
 
     Returns:
         What `_EXPORT.json` says: shards with pairs, bytes and sha256, and counts by split, licence, kind and language.
@@ -91,7 +95,9 @@ def export(
 
 
 def sample_key(pair_id: str) -> str:
-    """A WebDataset key: letters, digits, `-` and `_` only, because the first dot of a name ends its key; unique by its hash."""
+    """A WebDataset key: letters, digits, `-` and `_` only, because the first dot of a name ends its key; unique by its
+    hash.
+    """
     return f"{re.sub('[^A-Za-z0-9-]', '_', pair_id)[:60]}-{hash64(pair_id):016x}"
 
 
@@ -173,7 +179,7 @@ def _kept(table: pa.Table) -> Counter[str]:
 
 
 def _rows(pairs: Product, corpus: Product, part: int, split: str) -> pa.Table:
-    """The kept rows of a split in one part, with the picture as Hugging Face has it: {bytes, path}."""
+    """The kept rows of a split in one part, with the image as Hugging Face has it: {bytes, path}."""
     judged = corpus.read(part, ["pair_id", "split", "group", "kept"])
     table = pairs.read(part, [*FACTS, "image"])
     if table["pair_id"] != judged["pair_id"]:
@@ -187,13 +193,13 @@ def _rows(pairs: Product, corpus: Product, part: int, split: str) -> pa.Table:
 
 
 def _flat(column: pa.ChunkedArray) -> pa.Array:
-    """One array of a column; a part's pictures are far below the two gigabytes that its offsets reach."""
+    """One array of a column; a part's images are far below the two gigabytes that its offsets reach."""
     whole = column.combine_chunks()
     return whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole
 
 
 def _with_features(table: pa.Table) -> pa.Table:
-    """The table with the schema metadata by which `datasets` knows pictures from bytes."""
+    """The table with the schema metadata by which `datasets` knows images from bytes."""
     features = {field.name: _feature(field.type) for field in table.schema} | {"image": {"_type": "Image"}}
     return table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
 
@@ -206,7 +212,9 @@ def _feature(type_: pa.DataType) -> Any:
 
 
 def _tar(tables: list[pa.Table]) -> bytes:
-    """KEY.jpg, KEY.txt (what trains) and KEY.json (everything else) of each row; no time, no user: same rows, same bytes."""
+    """KEY.jpg, KEY.txt (what trains) and KEY.json (everything else) of each row; no time, no user: same rows, same
+    bytes.
+    """
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for row in (row for table in tables for row in _samples(table)):

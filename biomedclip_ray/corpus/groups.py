@@ -1,7 +1,8 @@
-"""Which pairs are kept, in which split and group: arithmetic on arrays over the whole corpus, without Arrow, files or Ray.
+"""Which pairs are kept, in which split and group: arithmetic on arrays over the whole corpus, without Arrow, files or
+Ray.
 
-A pair is 45 bytes here and one node in a sparse graph, so that 25 million fit into the memory of one machine. `leaks` looks for
-what must not be with other means than `decide` avoids it with.
+A pair is 45 bytes here and one node in a sparse graph, so that 25 million fit into the memory of one machine. `leaks`
+looks for what must not be with other means than `decide` avoids it with.
 """
 
 from __future__ import annotations
@@ -72,8 +73,9 @@ _PREPRINT = re.compile(r"10\.(?:1101|64898)/\d[\d.]*")
 
 
 def drawn_by(pmcid: str, doi: str | None) -> str:
-    """What an article's split is drawn by: its PMCID, or for a preprint the id of its DOI. PubMed Central's copy of a preprint and
-    bioRxiv's own then share a split, in one corpus or in two."""
+    """What an article's split is drawn by: its PMCID, or for a preprint the id of its DOI. PubMed Central's copy of a
+    preprint and bioRxiv's own then share a split, in one corpus or in two.
+    """
     return preprint_id(doi) if doi and _PREPRINT.fullmatch(doi) else pmcid
 
 
@@ -89,12 +91,12 @@ def decide(facts: PairFacts, config: Curate, near: Edges = NO_EDGES) -> Verdict:
     """Groups, splits and what is kept, for the whole corpus.
 
     An article has one split: where own data say several of a patient, only the highest is kept. A group is a connected
-    component of pairs that share a picture or a figure. Inside it only the highest split that holds a selected pair is kept
-    (test > validation > train), and of the same picture with the same text only one. What is left is thinned by kind as
-    curate.balance asks.
+    component of pairs that share an image or a figure. Inside it only the highest split that holds a selected pair is
+    kept (test > validation > train), and of the same image with the same text only one. What is left is thinned by kind
+    as curate.balance asks.
 
     Args:
-        near: rows whose pictures are the same although their bytes are not.
+        near: rows whose images are the same although their bytes are not.
     """
     n = len(facts.pair)
     reason = facts.reason.copy()
@@ -121,7 +123,9 @@ def decide(facts: PairFacts, config: Curate, near: Edges = NO_EDGES) -> Verdict:
 
 
 def leaks(facts: PairFacts, verdict: Verdict, near: Edges) -> dict[str, int]:
-    """How many articles, groups, pictures (by their bytes) and near pairs have kept rows in more than one split: all must be 0."""
+    """How many articles, groups, images (by their bytes) and near pairs have kept rows in more than one split: all must
+    be 0.
+    """
     kept = verdict.reason < 0
     found = {
         name: _in_several_splits(values[kept], verdict.split[kept])
@@ -133,7 +137,7 @@ def leaks(facts: PairFacts, verdict: Verdict, near: Edges) -> dict[str, int]:
 
 
 def shared_texts(facts: PairFacts, verdict: Verdict) -> int:
-    """How many texts are kept, word for word, in more than one split: stock phrases under different pictures."""
+    """How many texts are kept, word for word, in more than one split: stock phrases under different images."""
     kept = verdict.reason < 0
     return _in_several_splits(facts.text[kept], verdict.split[kept])
 

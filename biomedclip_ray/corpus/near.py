@@ -1,9 +1,11 @@
-"""Near duplicates: which of millions of perceptual hashes differ in a few bits, and whether the images are really the same.
+"""Near duplicates: which of millions of perceptual hashes differ in a few bits, and whether the images are really the
+same.
 
-Two hashes within `radius` bits agree exactly in at least 2 of radius + 2 bands of bits, whatever the bits are. So for each choice
-of two bands the hashes are sorted with those bands in front, and only neighbours that share them are compared: ten million
-hashes take 35 seconds and 1.8 GB, all their pairs would take a day (benchmarks/near.py). A hash is a hint and no more (plots on white share it),
-so every pair found gets a second look at the pixels before anything follows from it.
+Two hashes within `radius` bits agree exactly in at least 2 of radius + 2 bands of bits, whatever the bits are. So for
+each choice of two bands the hashes are sorted with those bands in front, and only neighbours that share them are
+compared: ten million hashes take 35 seconds and 1.8 GB, all their pairs would take a day (benchmarks/near.py). A hash
+is a hint and no more (plots on white share it), so every pair found gets a second look at the pixels before anything
+follows from it.
 """
 
 from __future__ import annotations
@@ -19,15 +21,19 @@ Hashes = NDArray[np.uint64]
 Indices = NDArray[np.int64]
 Signature = NDArray[np.uint8]
 
-# More different pictures of one hash, or of hashes in one bucket, are a crowd: all its pairs would cost the square of its size.
+# More different images of one hash, or of hashes in one bucket, are a crowd: all its pairs would cost the square of its
+# size.
 CROWD = 64
-# Neighbours that each member of a crowd is paired with: copies of one picture still hang together, plots on white cost little.
+# Neighbours that each member of a crowd is paired with: copies of one image still hang together, plots on white cost
+# little.
 LINKS = 8
-# Cells of a side: a square of 0.2% of an image's area is 2.1 of them wide, so that some 2 x 2 cells lie in it almost whole.
+# Cells of a side: a square of 0.2% of an image's area is 2.1 of them wide, so that some 2 x 2 cells lie in it almost
+# whole.
 SIGNATURE_SIDE = 48
-# Residual over contrast, and the worst difference of 255, of means over 2 x 2 cells. 319 figures (219 real) are called the same
-# when recompressed (quality 30, 50) or halved in all cases, shrunk to a third in 99%; with a square of 0.2% tinted in one place or
-# blackened, 0 to 2% are, in two places 0 to 0.3% (means over 32 x 32 cells, 1% of them left out: 41 to 96% and 20 to 84%).
+# Residual over contrast, and the worst difference of 255, of means over 2 x 2 cells. 319 figures (219 real) are called
+# the same when recompressed (quality 30, 50) or halved in all cases, shrunk to a third in 99%; with a square of 0.2%
+# tinted in one place or blackened, 0 to 2% are, in two places 0 to 0.3% (means over 32 x 32 cells, 1% of them left out:
+# 41 to 96% and 20 to 84%).
 LOOK_LIMIT = 0.2
 WORST_LIMIT = 40
 # Of the sides' ratio, as a logarithm: a copy keeps its shape but for a rounded pixel.
@@ -36,7 +42,9 @@ SHAPE_LIMIT = 0.05
 
 @dataclass(frozen=True)
 class NearPairs:
-    """Pairs of positions, left < right, sorted and each once; and the positions in a crowd too large to search whole."""
+    """Pairs of positions, left < right, sorted and each once; and the positions in a crowd too large to
+    search whole.
+    """
 
     left: Indices
     right: Indices
@@ -46,9 +54,10 @@ class NearPairs:
 def near_pairs(hashes: Hashes, radius: int, crowd: int = CROWD) -> NearPairs:
     """All pairs of positions whose 64-bit hashes differ in at most `radius` bits.
 
-    Complete except in crowds, whose members are paired with some LINKS neighbours each (of a pair that is missed one is in `crowded`): of more than
-    `crowd` positions with one hash; of more than `crowd` different hashes that agree in two bands, or more than LINKS of them
-    that are near (unless `crowd` is larger than CROWD, for those who want everything).
+    Complete except in crowds, whose members are paired with some LINKS neighbours each (of a pair that is missed one is
+    in `crowded`): of more than `crowd` positions with one hash; of more than `crowd` different hashes that agree in two
+    bands, or more than LINKS of them that are near (unless `crowd` is larger than CROWD, for those who want
+    everything).
 
     Args:
         hashes: (n,) uint64, in any order, repeats allowed.
@@ -80,7 +89,9 @@ def near_pairs(hashes: Hashes, radius: int, crowd: int = CROWD) -> NearPairs:
 
 
 def signature(pixels: Signature) -> Signature:
-    """A picture's (h, w, 3) uint8 pixels as a (6912,) uint8 vector of means over a 48 x 48 grid; stretched, not cropped."""
+    """An image's (h, w, 3) uint8 pixels as a (6912,) uint8 vector of means over a 48 x 48 grid;
+    stretched, not cropped.
+    """
     rows, columns = (np.linspace(0, size, SIGNATURE_SIDE + 1) for size in pixels.shape[:2])
     total = np.zeros((pixels.shape[0] + 1, pixels.shape[1] + 1, 3), np.int64)
     np.cumsum(np.cumsum(pixels, axis=0, dtype=np.int64), axis=1, out=total[1:, 1:])
@@ -92,10 +103,10 @@ def signature(pixels: Signature) -> Signature:
 def look_alike(left: Signature, right: Signature) -> NDArray[np.bool_]:
     """Which rows of two (m, 6912) uint8 arrays of signatures show the same image.
 
-    Means over 2 x 2 cells at every place are compared: compression errs to both sides in neighbouring cells, a spot that was
-    added or moved does not. After their means are taken out, the residual of the two over the smaller one's contrast is at
-    most LOOK_LIMIT, and no place differs by more than WORST_LIMIT. Flat images, which have no contrast to compare, are the
-    same only if equal.
+    Means over 2 x 2 cells at every place are compared: compression errs to both sides in neighbouring cells, a spot
+    that was added or moved does not. After their means are taken out, the residual of the two over the smaller one's
+    contrast is at most LOOK_LIMIT, and no place differs by more than WORST_LIMIT. Flat images, which have no contrast
+    to compare, are the same only if equal.
     """
     a, b = _blurred(left), _blurred(right)
     contrast = np.minimum(np.einsum("ij,ij->i", a, a), np.einsum("ij,ij->i", b, b))
@@ -115,7 +126,9 @@ def _blurred(signatures: Signature) -> NDArray[np.float32]:
 
 
 def _same_hash(starts: Indices, sizes: Indices, crowd: int) -> tuple[Indices, Indices]:
-    """Pairs inside each run of equal hashes, as positions in the sorted order: all, or in a crowd with the next LINKS."""
+    """Pairs inside each run of equal hashes, as positions in the sorted order: all, or in a crowd with
+    the next LINKS.
+    """
     lefts, rights = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for size in np.unique(sizes[sizes > 1]):
         left, right = np.nonzero(np.tri(size, size, -1).T) if size <= crowd else _next_ones(int(size))
@@ -151,7 +164,9 @@ def _products(starts: Indices, sizes: Indices, first: Indices, second: Indices) 
 
 
 def _near_values(values: Hashes, radius: int, crowd: int) -> tuple[Indices, Indices, Indices]:
-    """Pairs of positions in sorted, distinct `values` within the radius, each once; and positions that are in a crowd."""
+    """Pairs of positions in sorted, distinct `values` within the radius, each once; and positions that
+    are in a crowd.
+    """
     found: list[NDArray[np.uint64]] = [np.zeros((2, 0), np.uint64)]
     crowded: list[Hashes] = [np.zeros(0, np.uint64)]
     links = LINKS if crowd <= CROWD else crowd
@@ -194,7 +209,8 @@ def _positions(values: Hashes, wanted: Hashes) -> Indices:
 
 
 def _layouts(radius: int) -> Iterator[tuple[list[tuple[int, int]], list[np.uint64]]]:
-    """For every two bands: all bands, each (lowest bit, bits), those two in front; and masks of those that stood before them.
+    """For every two bands: all bands, each (lowest bit, bits), those two in front; and masks of those that stood before
+    them.
 
     A pair that agrees in one of the masked bands has been met in an earlier layout.
     """

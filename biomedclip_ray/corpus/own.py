@@ -1,10 +1,12 @@
 """One's own image-caption pairs, taken in as PubMed Central's are: the same checks, the same columns, the same ledger.
 
-Their product is of the shape, and lies beside those, of stage preprocess, so that everything behind it takes either. Beside
-PMC's pairs nothing is copied: a product whose manifest refers to the files of both costs one small file, not 1.5 TB.
+Their product is of the shape, and lies beside those, of stage preprocess, so that everything behind it takes either.
+Beside PMC's pairs nothing is copied: a product whose manifest refers to the files of both costs one small file, not 1.5
+TB.
 
-`article_id` and `pmcid` hold a hash of the group (patient) if it is given, else of the record's id, else of the picture: what
-splits by article splits by patient. A hash keeps plain patient numbers out of products; it does not make data anonymous.
+`article_id` and `pmcid` hold a hash of the group (patient) if it is given, else of the record's id, else of the image:
+what splits by article splits by patient. A hash keeps plain patient numbers out of products; it does not make data
+anonymous.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ UNIT = "picture"
 _SPLITS = {"train": "train", "training": "train", "test": "test"}
 _SPLITS |= dict.fromkeys(("validation", "val", "valid", "dev"), "validation")
 _PLAIN_ID = re.compile(r"[A-Za-z0-9._-]{1,80}")
-_AHEAD = 32  # pictures in memory at once
+_AHEAD = 32  # images in memory at once
 _KEY = "own_patient.key"
 
 
@@ -105,7 +107,7 @@ side_by_side = Stage("preprocess", VERSION, _beside_content, _put_beside)
 
 
 def _checks(config: Preprocess) -> dict[str, Any]:
-    """What is asked of every picture, wherever it is from."""
+    """What is asked of every image, wherever it is from."""
     return config.model_dump(include={"short_side", "quality", "min_side", "max_pixels", "max_aspect"})
 
 
@@ -188,7 +190,8 @@ def _refuse_nothing(attempt: Attempt, own: Own) -> None:
     counts = Counter(ledger["reason"].to_pylist()).most_common(3)
     first = dict(zip(reversed(ledger["reason"].to_pylist()), reversed(ledger.to_pylist()), strict=True))
     reasons = "; ".join(
-        f"{n:,} {reason} ({Reason(reason).sentence}), as {first[reason]['id']}: {first[reason]['detail'] or 'no more is known'}"
+        f"{n:,} {reason} ({Reason(reason).sentence}), as {first[reason]['id']}: "
+        f"{first[reason]['detail'] or 'no more is known'}"
         for reason, n in counts
     )
     raise ConfigError(f"own.uri={own.uri}: none of {ledger.num_rows:,} images became a pair: {reasons}")
@@ -238,7 +241,9 @@ def _keyed(patient: str, key: bytes) -> str:
 
 
 def ids_of(config: Config, name: str) -> frozenset[str]:
-    """What a patient, or a record by its own id where it names no patient, may be called in products; the name itself too."""
+    """What a patient, or a record by its own id where it names no patient, may be called in products; the name itself
+    too.
+    """
     groups = {group_name(name) or name, _keyed(name, _patient_key(config))}
     hashed = {hash64(f"group {group}") for group in groups} | {hash64(name)}
     return frozenset({name, *(f"{config.own.name}-{number:016x}" for number in hashed)})
@@ -284,14 +289,16 @@ def _pair(
 
 
 def _license(stated: str | None, otherwise: str) -> str:
-    """The code of the licence that a record states; `otherwise` is for those that state none, not for those nobody knows."""
+    """The code of the licence that a record states; `otherwise` is for those that state none, not for those nobody
+    knows.
+    """
     if stated is None or not stated.strip():
         return otherwise
     return stated if stated in LICENSES else license_code(stated) or "unknown"
 
 
 def _ids(record: Record, picture: Picture, text_hash: str, name: str) -> dict[str, str]:
-    """`own-<hash of the group>/<id>/<hash of the content>#0`: one id with several pictures or texts is one figure."""
+    """`own-<hash of the group>/<id>/<hash of the content>#0`: one id with several images or texts is one figure."""
     figure = record.id or ""
     article = f"{name}-{hash64(f'group {record.group}' if record.group else figure):016x}"
     figure_id = f"{article}/{figure if _PLAIN_ID.fullmatch(figure) else f'{hash64(figure):016x}'}"

@@ -1,7 +1,8 @@
 """Zero-shot classification of a labelled set.
 
-The figure is that of all prompts together (Radford et al. 2021); each template's own accuracy stands beside it, because it swings
-by many points and the best one must not be picked on the test set. Logits are float64 products of the float32 vectors.
+The figure is that of all prompts together (Radford et al. 2021); each template's own accuracy stands beside it, because
+it swings by many points and the best one must not be picked on the test set. Logits are float64 products of the float32
+vectors.
 """
 
 from __future__ import annotations
@@ -89,7 +90,9 @@ class PromptPairs:
 
 
 class Options:
-    """A question with options of its own: the option whose prompt lies nearest is the answer (MicroBench's closed form)."""
+    """A question with options of its own: the option whose prompt lies nearest is the answer (MicroBench's closed
+    form).
+    """
 
     name: ClassVar[str] = "options"
     kind: ClassVar[str] = "options"

@@ -1,4 +1,6 @@
-"""Any number of bundles on the same sets: paired differences with Holm's correction over the sets, as HTML, CSV and LaTeX."""
+"""Any number of bundles on the same sets: paired differences with Holm's correction over the sets, as HTML, CSV and
+LaTeX.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,8 @@ def comparison(
         tasks: (set, task) -> (kind, bundle -> rows, about).
 
     Returns:
-        For each pair of bundles: {first, second, wins, losses, ties, sets: [{set, task, n, left_out, metrics, answered}]}; p values of the
+        For each pair of bundles: {first, second, wins, losses, ties, sets: [{set, task, n, left_out, metrics,
+            answered}]}; p values of the
         main metric are corrected over the sets ("holm"). Won is what is apart after the correction at 0.05.
     """
     ids = ids or {}

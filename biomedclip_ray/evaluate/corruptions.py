@@ -1,8 +1,9 @@
-"""How much of an accuracy is left when images get worse: five corruptions at five strengths (after Hendrycks & Dietterich 2019).
+"""How much of an accuracy is left when images get worse: five corruptions at five strengths (after Hendrycks &
+Dietterich 2019).
 
 Noise, blur, contrast, brightness and JPEG, made by Pillow and numpy from the image's own hash, so that every run and
-machine that decodes alike makes the same ones and their vectors are kept like any other. A strength changes an image by more
-than the one below it (a test says so). What counts is the drop relative to the clean accuracy above chance.
+machine that decodes alike makes the same ones and their vectors are kept like any other. A strength changes an image by
+more than the one below it (a test says so). What counts is the drop relative to the clean accuracy above chance.
 """
 
 from __future__ import annotations

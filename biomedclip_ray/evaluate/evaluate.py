@@ -1,8 +1,8 @@
 """Stage: a bundle, the held-out pairs and labelled sets -> evaluation.json, rows, plots, and the pool's vectors.
 
 The pool is one whole figure per figure of the held-out split. Its vectors stay in data/ as parts: an interrupted run
-encodes nothing twice, and whoever doubts a figure recomputes it from there, or from rows/, with ten lines of numpy. Before
-anything is encoded, a bundle that was trained on today's held-out articles or pictures is refused.
+encodes nothing twice, and whoever doubts a figure recomputes it from there, or from rows/, with ten lines of numpy.
+Before anything is encoded, a bundle that was trained on today's held-out articles or images is refused.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ VERSION = 2
 
 SLICES = ("figure_kind", "license", "year", "caption_words")
 _KIND_POOL = 20_000
-"""Pairs of one kind that are ranked among themselves at most: the first of each part in storage order, which is hash order."""
+"""Pairs of one kind that are ranked among themselves at most: the first of each part in storage order, which is hash
+order.
+"""
 _WORDS = (10, 25, 50, 100, 200)
 
 
@@ -91,7 +93,7 @@ def held_out(corpus: pa.Table, pairs: pa.Table, split: str) -> tuple[np.ndarray,
         corpus: columns pair_id, split, kept; pairs: columns pair_id, figure_id, panel; aligned row by row.
 
     Returns:
-        Ascending row numbers (int64): kept, in `split`, a whole figure, the first picture of its figure.
+        Ascending row numbers (int64): kept, in `split`, a whole figure, the first image of its figure.
 
     Raises:
         RuntimeError: the two tables are not aligned.
@@ -127,7 +129,8 @@ def measure_pool(attempt: Attempt, section: Evaluate) -> dict[str, Any]:
     left_out = dropped.filter(pc.equal(dropped["reason"], Reason.NON_FINITE.value))
     if left_out.num_rows > section.max_left_out * (n + left_out.num_rows):
         raise StageError(
-            f"{left_out.num_rows} of {n + left_out.num_rows} held-out pairs have a vector that is not finite, more than "
+            f"{left_out.num_rows} of {n + left_out.num_rows} held-out pairs have a vector that is not finite, more "
+            "than "
             f"the share of {section.max_left_out:g} that may (evaluate.max_left_out); the first is {left_out['id'][0]}"
         )
     bundles = pc.unique(meta["bundle"]).to_pylist()

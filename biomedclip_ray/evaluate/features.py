@@ -1,8 +1,8 @@
 """Vectors that are kept: a product of their own, keyed by bundle and the hash of each image or text.
 
-A bundle's id is a hash of weights, tokenizer and preprocessing, so another set, seed, prompt, metric or number of draws encodes
-nothing that was encoded before. A part is a file, written whole: a killed run loses one. An item without a vector is kept
-too, with its reason, so that it is not tried again for each figure.
+A bundle's id is a hash of weights, tokenizer and preprocessing, so another set, seed, prompt, metric or number of draws
+encodes nothing that was encoded before. A part is a file, written whole: a killed run loses one. An item without a
+vector is kept too, with its reason, so that it is not tried again for each figure.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ class Features:
         Place(self.uri).write(f"{kind}/part-{name}.parquet", sink.getvalue())
 
     def read(self, kind: str, keys: Sequence[str]) -> tuple[Floats, list[str], NDArray[np.uint64]]:
-        """Vectors (n, d), reasons ("" where there is a vector; NaN rows where there is none) and perceptual hashes, by key.
+        """Vectors (n, d), reasons ("" where there is a vector; NaN rows where there is none) and perceptual hashes, by
+        key.
 
         Raises:
             KeyError: a key that is not kept.
@@ -121,7 +122,9 @@ def key_of(data: bytes) -> str:
 
 
 def encode_part(encoder: Encoder, uri: str, images: Images, start: int, stop: int, threads: int = 1) -> Encoded:
-    """Encode rows start..stop of a table's images that are not kept yet. Decoding runs ahead of the model in threads."""
+    """Encode rows start..stop of a table's images that are not kept yet. Decoding runs ahead of the
+    model in threads.
+    """
     features = Features(uri)
     known = set(features.have("images"))
     keys: list[str] = []

@@ -1,12 +1,13 @@
 """95% intervals that hold with few clusters, near 0 and near 1.
 
-Figures of one article, questions on one image and cells of one smear resemble each other, so whole clusters are drawn (Field &
-Welsh 2007, J. R. Stat. Soc. B 69:369). Percentiles of those draws are too narrow with few clusters and have no width where every
-row is right. So the draws give the variance only, and the interval of a share is Wilson's score interval with the
-effective number of rows that this variance stands for and the t quantile of the effective number of clusters (Korn &
-Graubard 1998, Survey Methodology 24:193; Dean & Pagano 2015, J. Surv. Stat. Methodol. 3:484). A variance from few clusters
-with a miss (or a hit) in them says little: it is weighed by their number against one cluster's worth of intraclass
-correlation 0.15. benchmarks/intervals.py simulates it: 93 to 98% in every cell from 20 clusters on.
+Figures of one article, questions on one image and cells of one smear resemble each other, so whole clusters are drawn
+(Field & Welsh 2007, J. R. Stat. Soc. B 69:369). Percentiles of those draws are too narrow with few clusters and have no
+width where every row is right. So the draws give the variance only, and the interval of a share is Wilson's score
+interval with the effective number of rows that this variance stands for and the t quantile of the effective number of
+clusters (Korn & Graubard 1998, Survey Methodology 24:193; Dean & Pagano 2015, J. Surv. Stat. Methodol. 3:484). A
+variance from few clusters with a miss (or a hit) in them says little: it is weighed by their number against one
+cluster's worth of intraclass correlation 0.15. benchmarks/intervals.py simulates it: 93 to 98% in every cell from 20
+clusters on.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ _CHUNK = 1 << 20
 """Numbers of the draws held at once (4 MB)."""
 
 Weighted = Callable[[NDArray[np.int32]], Float64s]
-"""How often each cluster is in some draws (k, clusters) -> (k, m) figures; NaN where a draw lacks what a figure needs."""
+"""How often each cluster is in some draws (k, clusters) -> (k, m) figures; NaN where a draw lacks what a
+figure needs.
+"""
 
 
 @dataclass(frozen=True)
@@ -121,8 +124,8 @@ def wilson(p: float, n: float, quantile: float) -> tuple[float, float]:
 def difference(value: float, found: Spread, clusters: Clusters, rows: int, most: float = 1.0) -> Figure:
     """`{value, low, high, p, draws, dropped}` of a difference between -most and most.
 
-    Two rows that differ, one each way, are added to the variance (Bonett & Price 2012, J. Educ. Behav. Stat. 37:479), so
-    that two bundles which agree on every row of a small set are not called equal for certain.
+    Two rows that differ, one each way, are added to the variance (Bonett & Price 2012, J. Educ. Behav. Stat. 37:479),
+    so that two bundles which agree on every row of a small set are not called equal for certain.
     """
     variance = found.variance + 2 * (most / (rows + 2)) ** 2
     error = float(np.sqrt(variance))
@@ -176,7 +179,9 @@ def telling(values: Float64s, clusters: Clusters, most: float = 1.0) -> int:
 
 
 def draw(functions: Sequence[Weighted], clusters: Clusters, draws: int, seed: int) -> list[Float64s]:
-    """What each function gives for the same draws, (draws, m) each. They are drawn once: drawing costs as much as a metric."""
+    """What each function gives for the same draws, (draws, m) each. They are drawn once: drawing costs as much as a
+    metric.
+    """
     none = np.empty((0, clusters.count), np.int32)  # so that no draws at all have the right shape too
     parts: list[list[Float64s]] = [[function(none)] for function in functions]
     for counts in clusters.draws(draws, seed):

@@ -1,9 +1,12 @@
-"""The forms that labelled sets come in. Each reader gives the rows of one split, and a way to fetch its images by place.
+"""The forms that labelled sets come in. Each reader gives the rows of one split, and a way to fetch its images by
+place.
 
 dataset.json says `layout` (Parquet where it does not); everything else has a usual place that dataset.json may change:
 
-- parquet: SPLIT.parquet with image (bytes, or Hugging Face's struct of bytes and path), label, and optionally id and group
-- csv: SPLIT.csv with image (a path from the folder), label, id, group; every cell is text ("NA" and "007" stay what they are)
+- parquet: SPLIT.parquet with image (bytes, or Hugging Face's struct of bytes and path), label, and optionally id and
+  group
+- csv: SPLIT.csv with image (a path from the folder), label, id, group; every cell is text ("NA" and "007" stay what
+  they are)
 - image_folder: SPLIT/CLASS/any name
 - medmnist: NAME.npz with SPLIT_images and SPLIT_labels ("val" for validation)
 - h5: SPLIT.h5 with the arrays x and y

@@ -1,4 +1,6 @@
-"""Was a bundle trained on what it is to be tested with? By article, by picture and by group; reads ids and hashes only."""
+"""Was a bundle trained on what it is to be tested with? By article, by image and by group; reads ids and
+hashes only.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from biomedclip_ray.config import ConfigError
 from biomedclip_ray.store.product import Product
 
 NEAR_BITS = 4
-"""Bits of 64 in which the perceptual hashes of two copies of a picture may differ."""
+"""Bits of 64 in which the perceptual hashes of two copies of an image may differ."""
 
 
 class LeakageError(ConfigError):
@@ -22,9 +24,9 @@ class LeakageError(ConfigError):
 
 
 def check_leakage(bundle: Product, pairs: Product, corpus: Product, split: str) -> None:
-    """Refuse a bundle whose own train split holds an article or a picture of today's held-out split.
+    """Refuse a bundle whose own train split holds an article or an image of today's held-out split.
 
-    A picture counts as held out when any pair of its group is: near copies that curate dropped as conflicts too.
+    An image counts as held out when any pair of its group is: near copies that curate dropped as conflicts too.
 
     Raises:
         LeakageError: with the first such pair; or the bundle's corpus is gone, so that nobody can tell.

@@ -118,7 +118,8 @@ def shuffled(rows: pa.Table, seed: int, about: Mapping[str, Any]) -> dict[str, A
 def compare(
     kind: str, ours: pa.Table, theirs: pa.Table, draws: int, seed: int, about: Mapping[str, Any], same: bool
 ) -> dict[str, Any]:
-    """Paired differences, ours less theirs, over the rows that both have: metric -> {value, low, high, p, draws, dropped}.
+    """Paired differences, ours less theirs, over the rows that both have: metric -> {value, low, high, p, draws,
+    dropped}.
 
     Args:
         same: both are of one bundle: exactly 0 [0, 0].
@@ -169,7 +170,9 @@ def confidence_of(rows: pa.Table) -> np.ndarray:
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """p values corrected for their number (Holm 1979, Scand. J. Stat. 6:65); undefined ones are left out, and do not count."""
+    """p values corrected for their number (Holm 1979, Scand. J. Stat. 6:65); undefined ones are left out, and do not
+    count.
+    """
     known = sorted((p, name) for name, p in p_values.items() if np.isfinite(p))
     out, largest = {}, 0.0
     for rank, (p, name) in enumerate(known):

@@ -108,8 +108,9 @@ def classification(
 
     - accuracy; balanced_accuracy: mean recall of the classes that have rows (scikit-learn's definition).
     - macro_f1, weighted_f1: over the classes that have rows (f1_score with labels= those).
-    - auroc: one against rest, mean over classes; of two classes it is that of the second. auroc_pooled: of all (row, class)
-      pairs together ("micro"; more than two classes). auprc: average precision (scikit-learn's), mean over classes.
+    - auroc: one against rest, mean over classes; of two classes it is that of the second. auroc_pooled: of all (row,
+      class) pairs together ("micro"; more than two classes). auprc: average precision (scikit-learn's), mean over
+      classes.
     - top_5 (more than five classes). brier: sum over classes, halved for two (brier_score_loss). ece: BINS bins of the
       largest probability.
 
@@ -180,8 +181,8 @@ def classification(
 def multilabel(
     truths: NDArray[np.bool_], scores: Float64s, clusters: Clusters, draws: int, seed: int
 ) -> dict[str, Estimate]:
-    """Metrics of rows that have any number of labels: auroc and auprc, means over the labels that have rows of both kinds, and
-    accuracy and F1 of "the positive prompt is nearer", means over the same labels.
+    """Metrics of rows that have any number of labels: auroc and auprc, means over the labels that have rows of both
+    kinds, and accuracy and F1 of "the positive prompt is nearer", means over the same labels.
 
     Args:
         truths, scores: (n, labels); a score is the logit of the positive prompt less that of the negative one.
@@ -221,8 +222,10 @@ def multilabel(
 
 @dataclass(frozen=True)
 class Curve:
-    """Rows of one class against the rest, sorted once from the highest score down; called with draws it gives AUROC (ties count half)
-    and average precision (a threshold's ties together), and with `both` that of the rest too, from the lowest score up."""
+    """Rows of one class against the rest, sorted once from the highest score down; called with draws it gives AUROC
+    (ties count half) and average precision (a threshold's ties together), and with `both` that of the rest too, from
+    the lowest score up.
+    """
 
     positive: NDArray[np.bool_]
     of: Ints
@@ -360,8 +363,9 @@ def per_class(labels: Ints, logits: Float64s, classes: Sequence[str]) -> dict[st
 
 
 def temperature(labels: Ints, logits: Float64s) -> float | None:
-    """What divides the logits so that the likelihood of validation rows is largest, within TEMPERATURES; None where every
-    one of them is right, which would ask for no doubt at all (Guo et al. 2017, section 4.2)."""
+    """What divides the logits so that the likelihood of validation rows is largest, within TEMPERATURES; None where
+    every one of them is right, which would ask for no doubt at all (Guo et al. 2017, section 4.2).
+    """
     if (choices(logits)[np.arange(len(labels)), labels] == 1).all():
         return None
     rows = np.arange(len(labels))

@@ -157,7 +157,9 @@ def thumbnail(data: bytes) -> str:
 
 
 def robustness(vectors: Kept, labelled: LabelledSet) -> dict[str, Any]:
-    """Zero-shot accuracy of the first CORRUPTED test images made worse in each way; the clean one is that of the same images."""
+    """Zero-shot accuracy of the first CORRUPTED test images made worse in each way; the clean one is that of the same
+    images.
+    """
     table = labelled.tables["test"]
     n = min(CORRUPTED, len(table.ids))
     logits = ZeroShot().logits(vectors, whole_rows(vectors.images("test")[:n]), labelled, labelled.templates)
@@ -256,7 +258,9 @@ def _captions(vectors: Kept, labelled: LabelledSet, out: dict[str, Any], draws: 
 
 
 def _without(found: Found, ids: set[str], seed: int) -> dict[str, dict[str, Any]]:
-    """The metrics of each task without the rows whose image the bundle may have seen (values; the intervals are the whole's)."""
+    """The metrics of each task without the rows whose image the bundle may have seen (values; the intervals are the
+    whole's).
+    """
     out: dict[str, dict[str, Any]] = {}
     for task, (kind, rows, about) in found.items():
         column = "image_id" if "image_id" in rows.column_names else "sample_id"

@@ -1,4 +1,4 @@
-"""The pictures of an evaluation: recall beside chance and control, and where the right answer stands.
+"""The images of an evaluation: recall beside chance and control, and where the right answer stands.
 
 Drawn with matplotlib's object interface and the Agg canvas: no display, no global state.
 """

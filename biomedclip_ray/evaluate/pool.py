@@ -1,7 +1,8 @@
-"""The retrieval pool of a product: what is known of each pair in this process, the vectors in blocks wherever they are needed.
+"""The retrieval pool of a product: what is known of each pair in this process, the vectors in blocks wherever they are
+needed.
 
-At 725,739 pairs the vectors are 3 GB and a worker takes two blocks of them; this process holds ids, keys and counts. A tile that
-was counted lies in tiles/ until the ranks are done, so a killed run counts none again.
+At 725,739 pairs the vectors are 3 GB and a worker takes two blocks of them; this process holds ids, keys and counts. A
+tile that was counted lies in tiles/ until the ranks are done, so a killed run counts none again.
 """
 
 from __future__ import annotations
@@ -74,7 +75,9 @@ class Pool:
         return tuple(int(i) for i in np.flatnonzero((ends > low) & (ends - self.sizes < high)))
 
     def on_cluster(self, resources: PartResources) -> Callable[..., Iterable[tuple[Tile, Any]]]:
-        """What `ranks.ranked` takes to run its tiles as Ray tasks. Blocks are read by tasks and shared through the object store."""
+        """What `ranks.ranked` takes to run its tiles as Ray tasks. Blocks are read by tasks and shared through the
+        object store.
+        """
         place = self.attempt.place
         where = placement(known(), resources.num_cpus)
         options = where.options

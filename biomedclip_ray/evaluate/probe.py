@@ -1,8 +1,9 @@
-"""Linear probe: how much of a labelled set a linear classifier reads off frozen image vectors, with all labels and with few.
+"""Linear probe: how much of a labelled set a linear classifier reads off frozen image vectors, with all labels and with
+few.
 
-Logistic regression; its strength is chosen by log loss over repeated stratified folds that keep a group's rows together (Kornblith
-et al. 2019 choose on validation data; sets of this size have none to spare), then fitted on all of train. The test split is
-looked at once. The control permutes the labels of the test rows: nothing is fitted again.
+Logistic regression; its strength is chosen by log loss over repeated stratified folds that keep a group's rows together
+(Kornblith et al. 2019 choose on validation data; sets of this size have none to spare), then fitted on all of train.
+The test split is looked at once. The control permutes the labels of the test rows: nothing is fitted again.
 """
 
 from __future__ import annotations
@@ -80,8 +81,9 @@ def training(vectors: Vectors, labelled: LabelledSet) -> tuple[Floats, Ints, NDA
 
 
 def choose(train: Floats, labels: Ints, groups: NDArray[Any], classes: int, seed: int, repeats: int = REPEATS) -> float:
-    """The strength with the least log loss over repeated grouped folds; FEW_STRENGTH where a class has fewer groups than folds
-    (a fold without a class would decide nothing and say nothing)."""
+    """The strength with the least log loss over repeated grouped folds; FEW_STRENGTH where a class has fewer groups
+    than folds (a fold without a class would decide nothing and say nothing).
+    """
     holders = min(len(np.unique(groups[labels == c])) for c in np.unique(labels))
     if holders < FOLDS:
         return FEW_STRENGTH
@@ -114,7 +116,8 @@ def fitted(train: Floats, labels: Ints, strength: float, test: Floats, classes: 
 
 
 def few_labels(vectors: Vectors, labelled: LabelledSet, seed: int = 0) -> dict[str, Any]:
-    """Accuracy and balanced accuracy with a share of the labels and with a few of each class: mean and spread of SEEDS draws.
+    """Accuracy and balanced accuracy with a share of the labels and with a few of each class: mean and spread of SEEDS
+    draws.
 
     Returns:
         {"share" | "shots": [{at, n, accuracy: {mean, sd}, balanced_accuracy: {...}} or {at, left_out: sentence}]}

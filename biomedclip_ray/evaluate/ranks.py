@@ -1,8 +1,9 @@
 """Exact ranks of both directions from one matrix product, in square tiles.
 
-A score is read four times while it lies in the cache (above and near, for its row and for its column), so both directions cost
-a tenth more than the product itself (1.1 to 1.2 of one sgemm, benchmarks/ranks.py). What lies within float32's
-rounding of a threshold is computed again, so the ranks are those of a float64 product. Counts of tiles add up.
+A score is read four times while it lies in the cache (above and near, for its row and for its column), so both
+directions cost a tenth more than the product itself (1.1 to 1.2 of one sgemm, benchmarks/ranks.py). What lies within
+float32's rounding of a threshold is computed again, so the ranks are those of a float64 product. Counts of tiles add
+up.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ Ints = NDArray[np.int64]
 DIRECTIONS = ("text_to_image", "image_to_text")
 
 TIE = 1e-12
-"""Two scores nearer than this are a tie. A float64 product of unit vectors of 512 numbers is wrong by at most 6e-14, so equal
-vectors tie whatever a BLAS kernel does, and scores that differ in float32 inputs do not."""
+"""Two scores nearer than this are a tie. A float64 product of unit vectors of 512 numbers is wrong by at most 6e-14, so
+equal vectors tie whatever a BLAS kernel does, and scores that differ in float32 inputs do not.
+"""
 
 TILE = 32_768
 """Rows and columns of a tile: 128 MB of vectors of width 512, and a quarter of a minute on one core."""
@@ -66,7 +68,8 @@ class Best(NamedTuple):
 
 class Thresholds(NamedTuple):
     """What one side counts against: entry e asks for the scores of row `row[e]` above `score[e]`. The first entries are
-    all rows in order (`plain` of them); those after it are the rows that another reading asks with a score of its own."""
+    all rows in order (`plain` of them); those after it are the rows that another reading asks with a score of its own.
+    """
 
     row: Ints
     score: Float64s
@@ -162,8 +165,8 @@ def ranked(
     readings: Mapping[str, Keys],
     each: Callable[..., Iterable[tuple[Tile, Any]]],
 ) -> dict[str, dict[str, Ranks]]:
-    """`rank` with the tiles run by `each(work, jobs)`, which yields `(tile, work(text block, image block, argument))` in any
-    order. This process holds numbers of a row, never vectors or scores: some 100 bytes a row and reading.
+    """`rank` with the tiles run by `each(work, jobs)`, which yields `(tile, work(text block, image block, argument))`
+    in any order. This process holds numbers of a row, never vectors or scores: some 100 bytes a row and reading.
 
     Args:
         text_edges, image_edges: where the blocks of vectors begin, and after the last where it ends.
@@ -226,7 +229,9 @@ def _merge(total: Best, rows: slice | Ints, part: Best) -> None:
 
 
 def _thresholds(bests: list[Best]) -> tuple[Thresholds, list[Ints]]:
-    """One side's thresholds, and for each reading the entry of each row: its own only where its best differs from the first's."""
+    """One side's thresholds, and for each reading the entry of each row: its own only where its best differs from the
+    first's.
+    """
     n = len(bests[0].score)
     rows, scores, places = [np.arange(n)], [bests[0].score], [np.arange(n)]
     length = n
@@ -332,7 +337,9 @@ def _count_plain(
 def _count_dense(
     at: tuple[slice, slice], side: int, text: Floats, image: Floats, own: Thresholds, over: Any, counts: Counted
 ) -> None:
-    """The same where so many scores are near that the piece is made again in float64; what `over` gave is taken back."""
+    """The same where so many scores are near that the piece is made again in float64; what `over` gave
+    is taken back.
+    """
     gap = text[at[0]].astype(np.float64) @ image[at[1]].astype(np.float64).T
     gap -= own.score[at[1]] if side else own.score[at[0], None]
     counts.above[at[side]] += np.count_nonzero(gap > TIE, axis=1 - side) - np.count_nonzero(over, axis=1 - side)

@@ -1,4 +1,6 @@
-"""Tables of a labelled set: the rows, and a way to fetch the images by place. The forms that sets come in are in layouts.py."""
+"""Tables of a labelled set: the rows, and a way to fetch the images by place. The forms that sets come in are in
+layouts.py.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +95,8 @@ def read_table(place: Place, name: str, files: dict[str, str], id_column: str = 
 
 
 def questions(place: Place, name: str, files: dict[str, str], images: set[str]) -> pa.Table:
-    """A table of questions, as VQA-RAD and SLAKE are passed around: answer_type in any case and padding, a group or none.
+    """A table of questions, as VQA-RAD and SLAKE are passed around: answer_type in any case and padding, a group or
+    none.
 
     Raises:
         SetError: a column is missing, an answer type is neither open nor closed, or an image is not in the set.

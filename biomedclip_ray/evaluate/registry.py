@@ -1,12 +1,14 @@
 """Public sets that papers measure CLIPs with: where each comes from, how its files lie, what it should count.
 
-None is shipped or fetched here: each has terms of its own. A folder whose dataset.json bears one of these names is checked
-against the stated rows (another number is a warning beside the figures), and where a file is missing the message says what
-to put there. Rows are those of the sets' own papers; where none is given, no count was found in a source to be cited.
+None is shipped or fetched here: each has terms of its own. A folder whose dataset.json bears one of these names is
+checked against the stated rows (another number is a warning beside the figures), and where a file is missing the
+message says what to put there. Rows are those of the sets' own papers; where none is given, no count was found in a
+source to be cited.
 
-Sources: MedMNIST v2 (Yang et al. 2023, Sci. Data 10:41, table 2); PatchCamelyon (Veeling et al. 2018, arXiv 1806.03962);
-LC25000 (Borkowski et al. 2019, arXiv 1912.12142); VQA-RAD (Lau et al. 2018, doi:10.1038/sdata.2018.251); the list of 26 rows is
-benchmark_manifest.csv of Yale-BIDS-Chen-Lab/medpmc-clip-eval (commit 2e7b5d2); BiomedCLIP: Zhang et al. 2023, arXiv 2303.00915.
+Sources: MedMNIST v2 (Yang et al. 2023, Sci. Data 10:41, table 2); PatchCamelyon (Veeling et al. 2018, arXiv
+1806.03962); LC25000 (Borkowski et al. 2019, arXiv 1912.12142); VQA-RAD (Lau et al. 2018, doi:10.1038/sdata.2018.251);
+the list of 26 rows is benchmark_manifest.csv of Yale-BIDS-Chen-Lab/medpmc-clip-eval (commit 2e7b5d2); BiomedCLIP: Zhang
+et al. 2023, arXiv 2303.00915.
 """
 
 from __future__ import annotations

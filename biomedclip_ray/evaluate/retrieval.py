@@ -1,7 +1,8 @@
 """Retrieval as a task: one row a query and direction, with where its right answer stands; figures come from the rows.
 
-Three readings of what is right: strict (its own partner), the same image, and the same text (another pair that says word for word
-the same is no mistake). The control asks the same product with partners drawn at random: what a model that knows nothing gets.
+Three readings of what is right: strict (its own partner), the same image, and the same text (another pair that says
+word for word the same is no mistake). The control asks the same product with partners drawn at random: what a model
+that knows nothing gets.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ KS = (1, 5, 10, 50, 200)
 STRICT, SAME_IMAGE, SAME_TEXT = READINGS = ("strict", "same_image", "same_text")
 PERMUTATIONS = 20
 CONTROL_QUERIES = 20_000
-"""Of a direction over all permutations together: with 1,000 each, a recall@10 of 0.001 is known to a third of itself."""
+"""Of a direction over all permutations together: with 1,000 each, a recall@10 of 0.001 is known to a
+third of itself.
+"""
 
 Found = dict[str, dict[str, Ranks]]
 
@@ -95,7 +98,8 @@ def estimates(rows: pa.Table, candidates: int, draws: int, seed: int) -> dict[st
 def figures(
     ranks: Ranks, clusters: Clusters, candidates: int, draws: int, seed: int, right: NDArray[Any] | None = None
 ) -> dict[str, Figure]:
-    """The published shape of one direction: recall@k, mrr, median_rank and mean_rank, each {value, low, high, chance, draws}.
+    """The published shape of one direction: recall@k, mrr, median_rank and mean_rank, each {value, low, high, chance,
+    draws}.
 
     Args:
         right: (n,) how many candidates are right for each query (1 where not given): the chance level's.
@@ -114,7 +118,9 @@ def figures(
 
 
 def measure_rows(rows: pa.Table, keys: Mapping[str, Keys], draws: int, seed: int) -> dict[str, Any]:
-    """What evaluation.json says of a pool's rows: the strict figures of both directions, and those of the other readings."""
+    """What evaluation.json says of a pool's rows: the strict figures of both directions, and those of the other
+    readings.
+    """
     out: dict[str, Any] = {}
     for direction, mine in _directions(rows):
         clusters = Clusters.number(np.array(mine["cluster"].to_pylist()))
@@ -130,7 +136,9 @@ def measure_rows(rows: pa.Table, keys: Mapping[str, Keys], draws: int, seed: int
 def slices(
     rows: pa.Table, candidates: int, columns: Sequence[str], draws: int, seed: int
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Strict recall@10 of the queries with each value of each column, among all candidates: column -> value -> {n, direction: figure}."""
+    """Strict recall@10 of the queries with each value of each column, among all candidates: column -> value -> {n,
+    direction: figure}.
+    """
     out: dict[str, dict[str, dict[str, Any]]] = {}
     for direction, mine in _directions(rows):
         found = ranks_of(mine).hits(10)
@@ -173,7 +181,8 @@ Blocks = Callable[[], Iterable[Floats]]
 
 
 def control(text: Blocks, image: Blocks, n: int, seed: int) -> dict[str, dict[str, Any]]:
-    """The strict figures with partners drawn at random, over PERMUTATIONS permutations of at most CONTROL_QUERIES queries in all.
+    """The strict figures with partners drawn at random, over PERMUTATIONS permutations of at most CONTROL_QUERIES
+    queries in all.
 
     Each figure is `{value, low, high, chance}`; low and high are the range of 95% of the permutations.
 
@@ -201,7 +210,9 @@ def control(text: Blocks, image: Blocks, n: int, seed: int) -> dict[str, dict[st
 
 
 def against(queries: Floats, candidates: Blocks, partners: Ints) -> Ranks:
-    """Ranks of the candidates `partners` (permutations, queries) for each query, in that order; candidates are read twice."""
+    """Ranks of the candidates `partners` (permutations, queries) for each query, in that order; candidates are read
+    twice.
+    """
     rows = np.tile(np.arange(len(queries)), len(partners))
     wanted, place = np.unique(partners, return_inverse=True)
     right = picked(candidates(), wanted).astype(np.float64)

@@ -1,8 +1,8 @@
 """Labelled sets from outside: a folder with dataset.json, read and checked before anything starts.
 
-Zero-shot figures that nobody could repeat had other prompts, other class names or another subset behind them. So whatever
-is measured on a set carries what decides it: prompts, class order, row counts and the sha256 of each file. Labels are
-held in memory, images are not: they are read where they are encoded.
+Zero-shot figures that nobody could repeat had other prompts, other class names or another subset behind them. So
+whatever is measured on a set carries what decides it: prompts, class order, row counts and the sha256 of each file.
+Labels are held in memory, images are not: they are read where they are encoded.
 """
 
 from __future__ import annotations
@@ -88,7 +88,9 @@ class LabelledSet:
 
 
 def load_sets(uris: Sequence[str]) -> list[LabelledSet]:
-    """All sets, each checked. Raises ConfigError; two sets of one name too, of which one would vanish from the figures."""
+    """All sets, each checked. Raises ConfigError; two sets of one name too, of which one would vanish
+    from the figures.
+    """
     found = [load_set(uri) for uri in uris]
     names = Counter(labelled.name for labelled in found)
     for name, count in names.items():

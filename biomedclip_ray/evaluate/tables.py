@@ -25,7 +25,9 @@ _METRICS = (
 
 
 def tables(evaluation: dict[str, Any]) -> list[Table]:
-    """Retrieval over the whole pool, recall@10 within each kind of figure, and labelled sets, from the content of evaluation.json."""
+    """Retrieval over the whole pool, recall@10 within each kind of figure, and labelled sets, from the content of
+    evaluation.json.
+    """
     out = [_retrieval(evaluation), _by_kind(evaluation["by_kind"])]
     if evaluation.get("sets"):
         out.append(set_table(evaluation["sets"]))
@@ -58,8 +60,9 @@ def set_table(sets: Mapping[str, Any], title: str = "Labelled sets, with 95% int
 
 
 def set_lines(sets: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The same as lines: set, task, n, left_out, metric, figure, control; a task that was not measured has a sentence for its metric
-    and no figure."""
+    """The same as lines: set, task, n, left_out, metric, figure, control; a task that was not measured has a sentence
+    for its metric and no figure.
+    """
     for name, found in sets.items():
         left_out = found["left_out"]["n"]
         for task in ("zero_shot", "linear_probe", "options", "retrieval"):

@@ -1,4 +1,5 @@
-"""What an evaluation task is: it names the columns it needs and gives one row a sample; figures are made of rows in measure.py.
+"""What an evaluation task is: it names the columns it needs and gives one row a sample; figures are made of rows in
+measure.py.
 
 A task never resamples and never averages: two bundles are compared from their rows, and whoever doubts a figure
 recomputes it from them.

@@ -1,9 +1,10 @@
 """Visual questions answered by a linear readout of frozen vectors, over the answers that train holds.
 
-Image vector, question vector and their product go into a ridge classifier (closed form: what is measured is features, not
-an optimiser). It is no fine-tuned VQA model and its figures are not those of one. What it can tell is whether the image
-helps: the same readout of the question alone, and with images of other groups put under the questions, stands beside it,
-paired. Whether an image of test stands in train is counted here, by id and by content, and never taken from a field.
+Image vector, question vector and their product go into a ridge classifier (closed form: what is measured is features,
+not an optimiser). It is no fine-tuned VQA model and its figures are not those of one. What it can tell is whether the
+image helps: the same readout of the question alone, and with images of other groups put under the questions, stands
+beside it, paired. Whether an image of test stands in train is counted here, by id and by content, and never taken from
+a field.
 """
 
 from __future__ import annotations
@@ -128,8 +129,9 @@ def answer(
 
 
 def normal(text: str) -> str:
-    """An answer as it is compared: case, runs of white space and the punctuation at its ends do not count; +, -, <, > and
-    numbers do ("ER+" is not "ER-"), and no word is dropped ("hepatitis A" is not "hepatitis")."""
+    """An answer as it is compared: case, runs of white space and the punctuation at its ends do not count; +, -, <, >
+    and numbers do ("ER+" is not "ER-"), and no word is dropped ("hepatitis A" is not "hepatitis").
+    """
     return re.sub(r"\s+", " ", text.lower()).strip(" .,;:!?\"'")
 
 
@@ -146,8 +148,9 @@ def token_f1(given: str, truth: str) -> float:
 
 
 def bleu_1(given: str, truth: str) -> float:
-    """BLEU of single words of one answer (Papineni et al. 2002): clipped precision times the brevity penalty; the figure is
-    the mean over answers."""
+    """BLEU of single words of one answer (Papineni et al. 2002): clipped precision times the brevity penalty; the
+    figure is the mean over answers.
+    """
     left, right = tokens(given), tokens(truth)
     if not left:
         return 0.0

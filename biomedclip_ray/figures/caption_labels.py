@@ -1,9 +1,9 @@
 """Where a caption names panels: the labels at each place, and on which side their text stands. Pure, by rules.
 
 Labels stand before their text ("(A) Liver. (B) Kidney."), after it ("liver (A) and kidney (B)"), as lists and ranges
-("(A-C)", "panels A and B"), in brackets or bare at the start of a sentence ("a Liver. b Kidney."). Whatever the form, panels
-are lettered in order: only letters that make a sequence from A count as labels, with one letter missing at most at a time
-and not among the first three, which is what keeps "(n = 3)", "(H and E)" or "A representative image" out.
+("(A-C)", "panels A and B"), in brackets or bare at the start of a sentence ("a Liver. b Kidney."). Whatever the form,
+panels are lettered in order: only letters that make a sequence from A count as labels, with one letter missing at most
+at a time and not among the first three, which is what keeps "(n = 3)", "(H and E)" or "A representative image" out.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def _before(mention: LabelMention, caption: str) -> str:
 
 
 def sentence_starts(caption: str, mentions: list[LabelMention]) -> list[int]:
-    """Where sentences begin, the first aside: after a stop, with a label after one, with a label before a capital letter."""
+    """Where sentences begin, the first aside: after a stop, with a label after one, with a label before a capital
+    letter.
+    """
     starts = {match.end() for match in _SENTENCE.finditer(caption) if not in_brackets(caption, match.end())}
     for mention in mentions:
         stopped = _before(mention, caption).rstrip().endswith((".", ";"))
@@ -100,7 +102,9 @@ def _is_sure(form: re.Pattern[str], mention: LabelMention, caption: str) -> bool
 
 
 def _is_clear(mention: LabelMention, caption: str) -> bool:
-    """Whether a list that stands alone is surely one of panels: "(A, B)", "panels A and B", "A and B:"; not "a, b represent"."""
+    """Whether a list that stands alone is surely one of panels: "(A, B)", "panels A and B", "A and B:"; not "a, b
+    represent".
+    """
     written = caption[mention.start : mention.end].rstrip()
     return written.endswith((":", ")", "]")) or NAMED.match(written) is not None
 
@@ -124,7 +128,9 @@ def _in_order(mentions: list[LabelMention]) -> list[LabelMention]:
 
 
 def _without_overlaps(mentions: list[tuple[bool, LabelMention]]) -> list[LabelMention]:
-    """In the order of the text; of two that share characters the first and longer stays, a risky one if it is next in line."""
+    """In the order of the text; of two that share characters the first and longer stays, a risky one if it is next in
+    line.
+    """
     kept: list[LabelMention] = []
     named: set[str] = set()
     for risky, mention in sorted(mentions, key=lambda item: (item[1].start, item[0], -item[1].end)):
@@ -137,7 +143,9 @@ def _without_overlaps(mentions: list[tuple[bool, LabelMention]]) -> list[LabelMe
 
 
 def _romans(caption: str) -> list[LabelMention]:
-    """ "(i) ... (ii) ... (iii)", at least three, the first at a sentence's start: else they count things in a sentence."""
+    """ "(i) ... (ii) ... (iii)", at least three, the first at a sentence's start: else they count things
+    in a sentence.
+    """
     found = []
     for match in _ROMAN.finditer(caption):
         ends = re.findall(r"[ivx]+|[-–]", match[1])
@@ -206,7 +214,9 @@ def _goes_on(mention: LabelMention, later: LabelMention, again: bool, caption: s
 
 
 def _without_grades(mentions: list[LabelMention]) -> list[LabelMention]:
-    """Leave out "(G5)", a grade or a group: one letter's numbers that do not begin with 1, or a 1 with nothing beside it."""
+    """Leave out "(G5)", a grade or a group: one letter's numbers that do not begin with 1, or a 1 with nothing beside
+    it.
+    """
     numbers: dict[str, set[str]] = {}
     for label in _labels(mentions):
         numbers.setdefault(label[0], set()).add(label[1:])
@@ -300,7 +310,9 @@ def _labels(mentions: list[LabelMention]) -> set[str]:
 
 
 def _is_gone_through(mention: LabelMention, later: list[LabelMention]) -> bool:
-    """Whether all labels of a list come again, alone or in shorter lists, before the next label of a caption that leads."""
+    """Whether all labels of a list come again, alone or in shorter lists, before the next label of a caption that
+    leads.
+    """
     missing = set(mention.labels)
     for other in later:
         if set(other.labels) < set(mention.labels):

@@ -1,8 +1,8 @@
 """A figure's caption -> the text that trains and is searched, and the language it is in. Pure.
 
-`caption` is lossless and stays; what is made here is what a person would read: encoding accidents repaired where that is
-provable, citation brackets that lost their numbers dropped, white space clean. Doubtful repairs are left alone: a wrong letter
-that is rare costs less than a right one that is changed.
+`caption` is lossless and stays; what is made here is what a person would read: encoding accidents repaired where that
+is provable, citation brackets that lost their numbers dropped, white space clean. Doubtful repairs are left alone: a
+wrong letter that is rare costs less than a right one that is changed.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff\uf
 # "[]", "( ; )", "[, -]": what is left of citations whose numbers were links. "(-)" is a sign and "f()" a function.
 _EMPTY_BRACKETS = re.compile(r"\s*\[[\s,;–-]*\]|(?:\s+|^)\((?!\s*[–-]\s*\))[\s,;–-]*\)")
 _LEAD_PUNCTUATION = re.compile(r"^[\s.:;,|\-–—]+")
-# What UTF-8 read as Mac Roman looks like where the whole string is not of that kind: three characters that begin with the
-# byte E2 (punctuation, arrows, mathematics), or a capital or small OE ligature before a sign that no word has (Greek).
+# What UTF-8 read as Mac Roman looks like where the whole string is not of that kind: three characters that begin with
+# the byte E2 (punctuation, arrows, mathematics), or a capital or small OE ligature before a sign that no word has
+# (Greek).
 _MAC_RUN = re.compile(
     "‚[ÄÅÇÉÑÖÜáàâäãåçéèêë][Ä-üƒ†°¢£§•¶ß®©™´¨≠ÆØ∞±≤≥¥µ∂∑∏π∫ªºΩæø]|[Œœ][†°¢£§•¶ß®©™´¨≠∞±≤≥¥µ∂∑∏π∫ªºΩ]|√ó"
 )
@@ -33,7 +34,8 @@ _MAC_RUN = re.compile(
 _PLAUSIBLE = ((0xA0, 0xFF), (0x391, 0x3D6), (0x2000, 0x23FF), (0x2500, 0x26FF), (0x2A00, 0x2AFF))
 # What Mac Roman can hold: a real sign that it cannot (a box drawing, a beta) ends one stretch and begins the next.
 _MAC_STRETCH = re.compile(f"[\x00-\x7f{re.escape(bytes(range(0x80, 0x100)).decode('mac_roman'))}]+")
-# A root of pi, and square or cubic angstroms, are what they look like: \u221a\u03c0 would be a letter, \u00c5\u00b2 another.
+# A root of pi, and square or cubic angstroms, are what they look like: \u221a\u03c0 would be a letter, \u00c5\u00b2
+# another.
 _ROOT = re.compile(r"(?<![^\W\d_])√[πΩµ∂∑∏∫]")
 _SQUARED = re.compile("(?<![^\\W\\d_])([ÅØ])(?=[²³¹°±])")
 _KEPT = {"Å": "\ue000", "Ø": "\ue001"}
@@ -56,7 +58,8 @@ _ENOUGH_WORDS = 10
 _STOP_WORDS = {
     "en": "the of and in with for to from by is are was were at as on that after between each all or not an which this",
     "fr": "le la les des du de et dans avec pour par est sont une un sur en au aux entre après chaque chez ou que qui",
-    "de": "der die das und in mit für von zu im ist sind den dem ein eine bei nach zwischen auf oder nicht als des wurde",
+    "de": "der die das und in mit für von zu im ist sind den dem ein eine bei nach zwischen auf oder nicht als des "
+    "wurde",
     "es": "el la los las de del y en con para por es son una un al entre después cada se que o no como su",
     "pt": "o a os as de do da dos das e em com para por é são uma um no na ao entre após cada que ou não",
     "it": "il lo la gli le di del della dei e in con per da è sono una un al nel tra dopo ogni che o non",
@@ -71,8 +74,8 @@ def training_text(caption: str, label: str | None = None) -> str:
     """What trains and is searched; one line, without white space at its ends, "" for an empty caption.
 
     Args:
-        caption: the caption's plain text. Which digits were superscript is known to the XML alone: give the text in which
-            the parser has written them ("10^4") and left superscript citations out, where there is one.
+        caption: the caption's plain text. Which digits were superscript is known to the XML alone: give the text in
+            which the parser has written them ("10^4") and left superscript citations out, where there is one.
         label: the figure's label; dropped from the start of the caption where it is repeated there.
     """
     text = repair(caption)
@@ -93,8 +96,8 @@ def text_sha256(text: str) -> str:
 def repair(text: str) -> str:
     """Undo provable encoding accidents: UTF-8 once read as Mac Roman, Latin-1, Windows-1252 and the like.
 
-    Each stretch that Mac Roman can hold if it is one accident, else the sequences that cannot be anything else. "Muñoz",
-    "l'été", box drawings, "5 Å²" and "2/√π" stay.
+    Each stretch that Mac Roman can hold if it is one accident, else the sequences that cannot be anything else.
+    "Muñoz", "l'été", box drawings, "5 Å²" and "2/√π" stay.
     """
     if text.isascii():
         return text
@@ -108,9 +111,9 @@ def repair(text: str) -> str:
 def language(text: str) -> str | None:
     """ISO 639-1 code of the text's language: by script, from ten words on by py3langid, below by the commonest words.
 
-    None where nothing tells: a short text without function words ("Scheme of the NF-κB pathway" has two, "CT scan" none) is
-    not called English, and what libraries say of two or three words is chance. From ten words on py3langid is right where stop
-    words tie between Portuguese and French, or are missing (LOG.md).
+    None where nothing tells: a short text without function words ("Scheme of the NF-κB pathway" has two, "CT scan"
+    none) is not called English, and what libraries say of two or three words is chance. From ten words on py3langid is
+    right where stop words tie between Portuguese and French, or are missing (LOG.md).
     """
     letters = [c for c in text if c.isalpha()]
     if not letters:

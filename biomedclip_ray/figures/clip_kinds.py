@@ -1,7 +1,8 @@
-"""Kinds of pictures by a CLIP's zero-shot answer, where preprocess.kinds.bundle names one, in place of the cheap guess (`kinds.py`).
+"""Kinds of images by a CLIP's zero-shot answer, where preprocess.kinds.bundle names one, in place of the cheap guess
+(`kinds.py`).
 
-It costs a forward pass a picture (a GPU's work at full scale) and a CLIP that was trained before, and looks at the picture alone.
-torch is imported in that case only, and a process loads the bundle once.
+It costs a forward pass an image (a GPU's work at full scale) and a CLIP that was trained before, and looks at the image
+alone. torch is imported in that case only, and a process loads the bundle once.
 """
 
 from __future__ import annotations
@@ -23,14 +24,17 @@ if TYPE_CHECKING:
 NAMES: dict[str, list[str]] = {
     "micrograph": ["light micrograph", "bright-field microscopy image", "phase contrast micrograph of cells"],
     "fluorescence": ["fluorescence microscopy image", "confocal immunofluorescence image", "cells stained with DAPI"],
-    "histology": ["histology section stained with H&E", "histopathology slide", "immunohistochemistry of a tissue section"],
-    "electron_micrograph": ["electron micrograph", "transmission electron microscopy image", "scanning electron micrograph"],
+    "histology": ["histology section stained with H&E", "histopathology slide", "immunohistochemistry of a tissue "
+                                                                                "section"],
+    "electron_micrograph": ["electron micrograph", "transmission electron microscopy image", "scanning electron "
+                                                                                             "micrograph"],
     "radiology": ["radiograph", "CT scan", "MRI scan", "ultrasound image"],
     "gel": ["western blot", "gel electrophoresis image", "immunoblot with lanes and bands"],
     "chart": ["bar chart", "line graph", "scatter plot", "Kaplan-Meier survival curve", "box plot"],
     "heat_map": ["heat map", "hierarchical clustering heat map of gene expression"],
     "signal": ["electrocardiogram trace", "EEG recording", "mass spectrum", "chromatogram"],
-    "diagram": ["schematic diagram", "signaling pathway diagram", "flow chart of the study", "illustration of a mechanism"],
+    "diagram": ["schematic diagram", "signaling pathway diagram", "flow chart of the study", "illustration of a "
+                                                                                             "mechanism"],
     "chemical_structure": ["chemical structure", "structural formula of a compound", "reaction scheme of a synthesis"],
     "sequence": ["sequence alignment", "phylogenetic tree", "multiple alignment of amino acid sequences"],
     "table": ["table of values", "table listing characteristics of patients"],
@@ -61,7 +65,8 @@ def bundle_id(config: Kinds) -> str | None:
 
 
 def name_kinds(rows: list[dict[str, Any]], config: Kinds, planned: str | None) -> None:
-    """Put the likeliest kind and its probability into rows of PAIRS, by their `image`; nothing where no bundle is configured.
+    """Put the likeliest kind and its probability into rows of PAIRS, by their `image`; nothing where no bundle is
+    configured.
 
     Raises:
         ConfigError: the bundle cannot be loaded, or is another one than `planned`, the id in the fingerprint.

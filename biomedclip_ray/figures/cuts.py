@@ -1,4 +1,4 @@
-"""Lines along which a figure may be cut: blank gaps and borders between pictures. Pure, no model."""
+"""Lines along which a figure may be cut: blank gaps and borders between images. Pure, no model."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """What of the picture the cuts look at; (h, w) uint8 of 0 and 1, working size."""
+    """What of the image the cuts look at; (h, w) uint8 of 0 and 1, working size."""
 
     ink: Ink
     """Differs from the figure's ground."""
@@ -81,7 +81,7 @@ class Layers:
 
 
 def working_copy(image: Pixels) -> tuple[Ink, Layers]:
-    """The picture's luma and layers at working size."""
+    """The image's luma and layers at working size."""
     scale = _WORKING_SIDE / max(image.shape[:2])
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
@@ -102,7 +102,9 @@ def working_copy(image: Pixels) -> tuple[Ink, Layers]:
 
 
 def _outside(colour: NDArray[np.generic], low: list[int], high: list[int]) -> Ink:
-    """1 where any of three channels is out of its range, else 0; a third of the time of taking the largest of three planes."""
+    """1 where any of three channels is out of its range, else 0; a third of the time of taking the largest of three
+    planes.
+    """
     inside = cv2.inRange(colour, np.array(low), np.array(high))
     return np.asarray(cv2.threshold(inside, 0, 1, cv2.THRESH_BINARY_INV)[1], np.uint8)
 
@@ -110,7 +112,7 @@ def _outside(colour: NDArray[np.generic], low: list[int], high: list[int]) -> In
 def cut_lines(layers: Layers, region: Region, vertical: bool) -> list[tuple[int, int, float]]:
     """(begin, end, worth) of the lines along which the region may be cut, from its own origin.
 
-    Blank gaps, the wider the better; and borders, where two pictures meet without a gap.
+    Blank gaps, the wider the better; and borders, where two images meet without a gap.
     """
     known = layers.known.get((region, vertical))
     if known is not None:

@@ -1,9 +1,9 @@
-"""What kind of picture a figure is: a cheap guess from the pixels' statistics and the caption's words. Pure, no model.
+"""What kind of image a figure is: a cheap guess from the pixels' statistics and the caption's words. Pure, no model.
 
-The pixels tell families apart (drawn on paper, photographed, dark field), the words tell the kinds inside a family; each kind's
-score adds both, and a softmax makes a number between 0 and 1 of it. It costs a thousandth of a CLIP's zero-shot answer and is
-there before any model is; a compound figure gets the kind that most of its area and words speak for. The kinds are those
-groups of BIOMEDICA's taxonomy (Lozano et al. 2025) that a search or a balance would ask for.
+The pixels tell families apart (drawn on paper, photographed, dark field), the words tell the kinds inside a family;
+each kind's score adds both, and a softmax makes a number between 0 and 1 of it. It costs a thousandth of a CLIP's
+zero-shot answer and is there before any model is; a compound figure gets the kind that most of its area and words speak
+for. The kinds are those groups of BIOMEDICA's taxonomy (Lozano et al. 2025) that a search or a balance would ask for.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from biomedclip_ray.schema import KINDS
 _WORDS: dict[str, tuple[tuple[str, float], ...]] = {
     "micrograph": (
         (
-            r"micrographs?|bright[- ]?field|phase[- ]contrast|light microscop\w+|DIC\b|gram[- ]stain\w*|giemsa|papanicolaou",
+            r"micrographs?|bright[- ]?field|phase[- ]contrast|light microscop\w+|DIC\b|gram[- "
+            r"]stain\w*|giemsa|papanicolaou",
             3,
         ),
         (r"microscop\w+|scale bars?|cells|magnification|stained", 1),
@@ -62,13 +63,16 @@ _WORDS: dict[str, tuple[tuple[str, float], ...]] = {
     ),
     "chart": (
         (
-            r"bar (?:chart|graph|plot)s?|histograms?|box ?plots?|scatter ?plots?|survival|kaplan[–-]meier|ROC\b|forest plot|"
-            r"dose[- ]response|bars? (?:show|represent|indicate)\w*|error bars?|time course|volcano plot|violin|curves?|"
+            r"bar (?:chart|graph|plot)s?|histograms?|box ?plots?|scatter "
+            r"?plots?|survival|kaplan[–-]meier|ROC\b|forest plot|"
+            r"dose[- ]response|bars? (?:show|represent|indicate)\w*|error bars?|time course|volcano "
+            r"plot|violin|curves?|"
             r"line graph|principal component|PCA|flow cytometry|funnel plot",
             3,
         ),
         (
-            r"mean|SEM|s\.?d\.?\b|p ?[<=]|percentage|axis|levels?|n ?= ?\d+|plots?|standard|correlation|distribution|versus",
+            r"mean|SEM|s\.?d\.?\b|p ?[<=]|percentage|axis|levels?|n ?= "
+            r"?\d+|plots?|standard|correlation|distribution|versus",
             1,
         ),
     ),
@@ -86,7 +90,8 @@ _WORDS: dict[str, tuple[tuple[str, float], ...]] = {
     ),
     "diagram": (
         (
-            r"pathways?|schematic\w*|diagram\w*|flow ?charts?|workflows?|models? (?:of|for|depicting|showing|illustrating)|"
+            r"pathways?|schematic\w*|diagram\w*|flow ?charts?|workflows?|models? "
+            r"(?:of|for|depicting|showing|illustrating)|"
             r"overview|illustrat\w+|cartoon|PRISMA|CONSORT|scheme|network|proposed (?:model|mechanism)s?",
             3,
         ),
@@ -112,7 +117,8 @@ _WORDS: dict[str, tuple[tuple[str, float], ...]] = {
     "photograph": (
         (
             r"photo(?:graph)?s?\b|photographic|intra-?operative|endoscop\w+|colonoscop\w+|fundus|dermoscop\w+|clinical "
-            r"(?:image|appearance|presentation|picture|photo\w*)s?|gross (?:appearance|specimen|pathology)|macroscopic\w*",
+            r"(?:image|appearance|presentation|picture|photo\w*)s?|gross "
+            r"(?:appearance|specimen|pathology)|macroscopic\w*",
             3,
         ),
         (r"patient|skin|lesions?|surg\w+|setup|device|apparatus", 1),
@@ -130,7 +136,7 @@ _TEXT_SCALE = 1.4
 
 @dataclass(frozen=True, slots=True)
 class _Looks:
-    """Shares of a picture's pixels, 0 to 1, but where it says otherwise."""
+    """Shares of an image's pixels, 0 to 1, but where it says otherwise."""
 
     paper: float
     """Near white without colour."""

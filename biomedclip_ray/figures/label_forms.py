@@ -1,4 +1,6 @@
-"""The forms in which captions write panels' labels, and which labels one such place names: "(A-C, E)" -> A, B, C, E. Pure."""
+"""The forms in which captions write panels' labels, and which labels one such place names: "(A-C, E)" -> A, B, C, E.
+Pure.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ _NOUN = r"(?:sub-?)?(?:panel|image|picture|photo|part|section|plate|graph|frame|
 _SIDE = r"(?:upper|lower|top|bottom|left|right|middle|center|centre|inset)(?:[ -](?:left|right|panel|row))*"
 # What begins a clause and belongs to the bracket behind it: "Panel (A) ...", "In (b), ...", "Figure 1(a) ...".
 _LEAD = rf"(?:^|(?<=[.;,:]\s)|(?<=[;,]\sand\s))(?i:in\s+|{_NOUN}\s*|(?:sub-?)?fig(?:ures?|s?\.)\s*\d*\s*)"
-# "(A)", "(A, B)", "(A)-(C)", "(panel A)", "(panel (A))", "(left, A)", "(C, 200x)", "[A]"; the letter may close a remark: "(PSA; C)".
+# "(A)", "(A, B)", "(A)-(C)", "(panel A)", "(panel (A))", "(left, A)", "(C, 200x)", "[A]"; the letter may close a
+# remark: "(PSA; C)".
 BRACKETED = re.compile(
     rf"(?:{_LEAD}|(?<![A-Za-z0-9]))[(\[]({_LETTER}[)\]]\s*{_RANGE}\s*[(\[]{_LETTER})[)\]]"
     rf"|(?:{_LEAD}|(?<![A-Za-z0-9])|(?<=[a-z]{{4}})(?![(]s))[(\[]\s*(?:{_NOUN}\s+|{_SIDE}[,:;]?\s+)?({_LIST})(?:\s*[:;,.]\s*[^()\[\]]{{0,60}}|,?\s+{_SIDE})?\s*[)\]]"
@@ -73,7 +76,9 @@ def of_form(form: re.Pattern[str], caption: str, upper: bool) -> list[LabelMenti
 
 
 def _remarked(caption: str, matches: list[re.Match[str]]) -> list[re.Match[str]]:
-    """The same brackets, but "(A, B Hematoxylin)" for A and B; for A alone, or for none, where others name B or both."""
+    """The same brackets, but "(A, B Hematoxylin)" for A and B; for A alone, or for none, where others
+    name B or both.
+    """
     listed = {m.start(): m for m in _REMARKED.finditer(caption) if _is_run(_expand(m[1]))}
     plain = [m for m in matches if m.start() not in listed]
     named = {label for m in plain for label in _expand(next(filter(None, m.groups())))}

@@ -1,8 +1,8 @@
 """Finding the letters that name a compound figure's panels. Pure; a reader of single glyphs, no OCR engine.
 
-Isolated glyphs are cut out (dark on light and light on dark), compared with letters drawn in the usual typefaces, and of all
-that look like a wanted letter the set is chosen that agrees in size, alignment and reading order: a lone "A" in a diagram looks
-like a label, "A" to "F" of one size on one grid are labels.
+Isolated glyphs are cut out (dark on light and light on dark), compared with letters drawn in the usual typefaces, and
+of all that look like a wanted letter the set is chosen that agrees in size, alignment and reading order: a lone "A" in
+a diagram looks like a label, "A" to "F" of one size on one grid are labels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _GLYPH_HEIGHT = (9, 64)
 _SIDE = 24
 _OTHERS = "0123456789+*#%&()=?"
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-# (white on black, level): levels below which a pixel of the picture, or of its negative, is ink.
+# (white on black, level): levels below which a pixel of the image, or of its negative, is ink.
 _LEVELS = ((False, 130), (False, 60), (True, 130), (True, 45))
 # Mean level of the ground around a white letter.
 _DARK = 110
@@ -38,7 +38,7 @@ _SOFT = tuple(cv2.getGaussianKernel(3, 0.8).ravel()[:2].astype(float).tolist())
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """A glyph read as a label; pixels of the picture it was found in."""
+    """A glyph read as a label; pixels of the image it was found in."""
 
     label: str
     x: int
@@ -56,7 +56,8 @@ def find_letters(luma: Grey, wanted: tuple[str, ...]) -> dict[str, Letter]:
 
     Args:
         luma: (h, w) uint8; letters 9 to 64 pixels high are seen.
-        wanted: labels in reading order; their case does not matter. Those of several characters ("B1", "iv") are not seen.
+        wanted: labels in reading order; their case does not matter. Those of several characters ("B1", "iv") are not
+            seen.
     """
     wanted = tuple(label for label in wanted if len(label) == 1)
     glyphs = _glyphs(luma)
@@ -96,7 +97,8 @@ class _Glyph:
 def _glyphs(luma: Grey) -> list[_Glyph]:
     """Connected pieces of a letter's size and shape with nothing of their kind beside them.
 
-    Letters are black or white as a rule, so each is looked for at a strict level too, where it parts from texture under it.
+    Letters are black or white as a rule, so each is looked for at a strict level too, where it parts from texture under
+    it.
     """
     found = {}
     negative = cv2.bitwise_not(luma)
@@ -194,7 +196,9 @@ def _vectors(inks: list[Grey]) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class _Templates:
-    """Drawn characters, sorted by character whatever its case: those of `characters[k]` are rows starts[k] to ends[k]."""
+    """Drawn characters, sorted by character whatever its case: those of `characters[k]` are rows
+    starts[k] to ends[k].
+    """
 
     vectors: NDArray[np.float32]
     heights: NDArray[np.float32]
@@ -232,7 +236,7 @@ def _templates() -> _Templates:
 
 
 def _drawn(character: str, face: ImageFont.FreeTypeFont, stroke: int) -> Grey:
-    """The largest connected piece of a drawn character: what is cut out of pictures is one piece too."""
+    """The largest connected piece of a drawn character: what is cut out of images is one piece too."""
     canvas = Image.new("L", (128, 128))
     ImageDraw.Draw(canvas).text((20, 20), character, fill=255, font=face, stroke_width=stroke)
     ink = np.asarray(canvas)

@@ -1,4 +1,4 @@
-"""A figure's picture and its caption -> rows of PAIRS: the whole figure, and its panels with their subcaptions. Pure."""
+"""A figure's image and its caption -> rows of PAIRS: the whole figure, and its panels with their subcaptions. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 def whole_pair(pair_id: str, article: Row, figure: Row, picture: Picture, media: Row, mentions: int = 0) -> Row:
-    """The pair of a whole figure: a row of PAIRS from rows of ARTICLES and its media, and the prepared picture.
+    """The pair of a whole figure: a row of PAIRS from rows of ARTICLES and its media, and the prepared image.
 
     Args:
         mentions: so many of the figure's mentions stand behind the caption in `text`, those of the body first.
@@ -57,7 +57,9 @@ def _with_mentions(text: str, figure: Row, mentions: int) -> str:
 
 
 def may_be_cut(figure: Row) -> bool:
-    """A panel is a derivative work: no-derivatives licences forbid it; text mining only, or no known licence, does not allow it."""
+    """A panel is a derivative work: no-derivatives licences forbid it; text mining only, or no known licence, does not
+    allow it.
+    """
     return figure["license"].startswith("CC") and not figure["license"].endswith("ND")
 
 
@@ -107,7 +109,7 @@ def _panel_facts(
 
 
 def _facts(picture: Picture, text: str) -> Row:
-    """What a pair has from its own picture and its own text."""
+    """What a pair has from its own image and its own text."""
     kind, score = figure_kind(decode(picture.jpeg), text)
     return {
         "text": text,

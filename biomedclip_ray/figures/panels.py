@@ -1,9 +1,9 @@
 """A compound figure -> its panels, by letters and layout. Pure, no model.
 
-The caption says how many panels there are and what they are called (`subcaptions`), the letters in the picture say where each
-begins, and the picture is cut along blank gaps until every piece holds one letter. Where letters cannot be read the widest gaps
-decide. A figure whose caption names no panels is split only when letters in it are beyond doubt: a wrong cut makes two pairs
-with wrong texts, a missed one keeps a right pair.
+The caption says how many panels there are and what they are called (`subcaptions`), the letters in the image say where
+each begins, and the image is cut along blank gaps until every piece holds one letter. Where letters cannot be read the
+widest gaps decide. A figure whose caption names no panels is split only when letters in it are beyond doubt: a wrong
+cut makes two pairs with wrong texts, a missed one keeps a right pair.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from biomedclip_ray.figures.cuts import Cut, Layers, Region, by_lines, cut_lines
 from biomedclip_ray.figures.letters import Letter, find_letters
 from biomedclip_ray.images.resample import Pixels
 
-# Worth of a cut: 1 to 1.6 for a gap, 0.6 to 0.9 for a border, and up to this for standing where the panels' letters stand.
+# Worth of a cut: 1 to 1.6 for a gap, 0.6 to 0.9 for a border, and up to this for standing where the panels' letters
+# stand.
 _NEARNESS = 0.7
 _POOR = 0.6
 _CLEAN = 1.3
@@ -43,14 +44,16 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class _Habit:
-    """Where a figure's letters stand in their panels: 0 at the end (right, bottom), 1 at the start, between in the middle."""
+    """Where a figure's letters stand in their panels: 0 at the end (right, bottom), 1 at the start, between in the
+    middle.
+    """
 
     across: float
     down: float
 
 
 def split_panels(image: Pixels, labels: tuple[str, ...] = ()) -> list[Panel]:
-    """The panels in the order of their labels; one panel without label for a figure that is a single picture.
+    """The panels in the order of their labels; one panel without label for a figure that is a single image.
 
     Args:
         image: (h, w, 3) uint8 RGB.
@@ -80,7 +83,9 @@ def as_panels(boxes: list[tuple[str, Region]], whole: Region) -> list[Panel]:
 def ways_to_cut(
     layers: Layers, whole: Region, letters: dict[str, Letter]
 ) -> Iterator[list[tuple[Letter | None, Region]]]:
-    """The ways to cut a figure: by its letters, for each place where they may stand in their panels, and by lines alone."""
+    """The ways to cut a figure: by its letters, for each place where they may stand in their panels, and by lines
+    alone.
+    """
     if letters:
         yield from (pieces for _, pieces in _by_each_habit(layers, whole, letters))
     yield [(None, whole)]
@@ -137,7 +142,9 @@ def plausibility_features(
 
 
 def _beyond_doubt(letters: dict[str, Letter]) -> dict[str, Letter]:
-    """Letters that run on from A, each clearly read, all of one size, A at the upper left and B in its row or column."""
+    """Letters that run on from A, each clearly read, all of one size, A at the upper left and B in its
+    row or column.
+    """
     sure: dict[str, Letter] = {}
     for label in _UNNAMED:
         letter = letters.get(label)
@@ -159,7 +166,7 @@ def _by_letters(
 ) -> tuple[float, list[tuple[Letter | None, Region]]]:
     """Cut until every piece holds one letter: (sum of the cuts' worth, pieces).
 
-    A letter that can only be cut off through the middle of a picture is none, and is dropped.
+    A letter that can only be cut off through the middle of an image is none, and is dropped.
     """
     while len(letters) > 1:
         cut = _best_letter_cut(layers, region, letters, habit)
@@ -202,7 +209,8 @@ def _best_letter_cut(layers: Layers, region: Region, letters: list[Letter], habi
 def _with_missing(
     layers: Layers, pieces: list[tuple[Letter | None, Region]], labels: tuple[str, ...], whole: Region
 ) -> list[tuple[str, Region]]:
-    """Give each label a piece; one without a letter shares the piece of a neighbour in the sequence, cut where it is best.
+    """Give each label a piece; one without a letter shares the piece of a neighbour in the sequence, cut where it is
+    best.
 
     Where that leaves a label without a piece, and the lines alone make as many pieces as there are labels, these count.
     """

@@ -1,7 +1,7 @@
-"""Stage preprocess: articles and media -> one row for each pair of a picture and its text.
+"""Stage preprocess: articles and media -> one row for each pair of an image and its text.
 
-Media pass through memory once: threads fetch ahead while the task decodes, checks, resizes and encodes. Originals are not
-stored. Alternatives of a picture are tried in order until one decodes; a picture that none gives is one ledger row.
+Media pass through memory once: threads fetch ahead while the task decodes, checks, resizes and encodes. Originals are
+not stored. Alternatives of an image are tried in order until one decodes; an image that none gives is one ledger row.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ preprocess = Stage("preprocess", VERSION, _content, _work, check=_check, fit=_fi
 
 @dataclass(frozen=True)
 class _Graphic:
-    """One picture of one figure, before it is fetched."""
+    """One image of one figure, before it is fetched."""
 
     pair_id: str
     article: dict[str, Any]
@@ -196,7 +196,8 @@ def _fetch(bucket: Bucket, media: dict[str, Any]) -> bytes | ObjectError:
 def _first_that_decodes(
     bucket: Bucket, graphic: _Graphic, fetched: bytes | ObjectError, config: Preprocess
 ) -> tuple[bytes, Picture, dict[str, Any]]:
-    """File, image and media of the first alternative that can be had. Raises the first alternative's error where none can.
+    """File, image and media of the first alternative that can be had. Raises the first alternative's error where none
+    can.
 
     Where the best one failed, a small image may be a thumbnail: the others are looked at, and the largest is taken. An
     outage raises at once: a rerun would find the thumbnail taken and never ask for the image again.

@@ -1,10 +1,12 @@
-"""Which figures are wanted by what their text says: patterns and a small classifier, judged before a byte of media is fetched.
+"""Which figures are wanted by what their text says: patterns and a small classifier, judged before a byte of media is
+fetched.
 
-The classifier is an ONNX file, texts in and probabilities out: any library may have trained it, and unlike a pickle it runs
-nothing but arithmetic. Texts reach it in lower case and on one line, because ONNX Runtime's own lower-casing wants a locale
-that most containers lack. From scikit-learn, with `lowercase=False` in the vectorizer:
+The classifier is an ONNX file, texts in and probabilities out: any library may have trained it, and unlike a pickle it
+runs nothing but arithmetic. Texts reach it in lower case and on one line, because ONNX Runtime's own lower-casing wants
+a locale that most containers lack. From scikit-learn, with `lowercase=False` in the vectorizer:
 
-    skl2onnx.to_onnx(pipeline, initial_types=[("text", StringTensorType([None]))], options={id(pipeline): {"zipmap": False}})
+    skl2onnx.to_onnx(pipeline, initial_types=[("text", StringTensorType([None]))], options={id(pipeline): {"zipmap":
+    False}})
 """
 
 from __future__ import annotations
@@ -64,8 +66,9 @@ def figure_text(figure: Figure) -> str:
 
 
 class Classifier:
-    """An ONNX graph with one string tensor in, (n,) or (n, 1), and probabilities out: (n,), (n, 1), or (n, 2) of which the
-    second column counts."""
+    """An ONNX graph with one string tensor in, (n,) or (n, 1), and probabilities out: (n,), (n, 1), or (n, 2) of which
+    the second column counts.
+    """
 
     def __init__(self, data: bytes, uri: str) -> None:
         """Raises ConfigError: onnxruntime is not installed, or `data` is no such graph."""
@@ -88,7 +91,8 @@ class Classifier:
         if len(inputs) != 1 or inputs[0].type != "tensor(string)" or not outputs:
             kinds = [[each.type for each in side] for side in (inputs, self._session.get_outputs())]
             raise ConfigError(
-                f"{_KEY}.uri={uri} takes {kinds[0]} and gives {kinds[1]}; expected one tensor(string) in and a tensor(float) "
+                f"{_KEY}.uri={uri} takes {kinds[0]} and gives {kinds[1]}; expected one tensor(string) in and a "
+                "tensor(float) "
                 "of probabilities out (skl2onnx: options zipmap=False)"
             )
         self._input, self._output = inputs[0], outputs[-1]
@@ -115,13 +119,17 @@ class Classifier:
 
 
 def classifier_sha256(uri: str) -> str:
-    """The hash of a classifier's file, which stands for it in the fingerprint. Raises ConfigError where it cannot be read."""
+    """The hash of a classifier's file, which stands for it in the fingerprint. Raises ConfigError where it cannot be
+    read.
+    """
     return hashlib.sha256(_read(uri)).hexdigest()
 
 
 @lru_cache(maxsize=2)
 def load_classifier(uri: str, sha256: str) -> Classifier:
-    """The classifier with that hash; one per process. Raises ConfigError: not readable, no classifier, or another file."""
+    """The classifier with that hash; one per process. Raises ConfigError: not readable, no classifier,
+    or another file.
+    """
     data = _read(uri)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise ConfigError(

@@ -1,7 +1,7 @@
 """A compound figure's caption -> one text for each panel label. Pure, by rules.
 
-`caption_labels` finds the places that name panels; here each stretch of text between two of them goes to one side or the other,
-to several panels where a sentence or a list is about several, or to all.
+`caption_labels` finds the places that name panels; here each stretch of text between two of them goes to one side or
+the other, to several panels where a sentence or a list is about several, or to all.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from biomedclip_ray.figures.caption_labels import label_mentions, sentence_start
 from biomedclip_ray.figures.label_forms import LabelMention
 
 _CLOSING = re.compile(
-    r"scale|bars?\b|error bars?|data (?:are|were|represent)|values|results are|(?:original )?magnification|abbreviations?|all |\*?\s?\d+[x×*]|"
+    r"scale|bars?\b|error bars?|data (?:are|were|represent)|values|results are|(?:original "
+    r")?magnification|abbreviations?|all |\*?\s?\d+[x×*]|"
     r"asterisks?|\W*p\W|statistic|\(?\*|n ?=|ns\b|[A-Za-z0-9-]{1,8}(?:,| ?[=:]) [^.;]{3,60}(?:;|\.?$)",
     re.IGNORECASE,
 )
@@ -99,7 +100,9 @@ class _Sharing:
         self._give_head(right, head)
 
     def _give_head(self, mention: LabelMention, head: str) -> None:
-        """The beginning of a mention's sentence, up to a colon about all that the sentence names: "Sections: liver (A), kidney (B)"."""
+        """The beginning of a mention's sentence, up to a colon about all that the sentence names: "Sections: liver (A),
+        kidney (B)".
+        """
         run = self._run(mention)
         colon = _last_end(_COLON, head) if mention.follows and len(run) > len(mention.labels) else 0
         self._give(run, head[:colon] if mention.follows else head)
@@ -122,7 +125,9 @@ class _Sharing:
         return self._caption[start:at], self._caption[at:end]
 
     def _run(self, mention: LabelMention) -> tuple[str, ...]:
-        """The labels of all mentions in this one's sentence that look the same way: what frames them is about all of them."""
+        """The labels of all mentions in this one's sentence that look the same way: what frames them is about all of
+        them.
+        """
         same = [each for each in self._beside(mention) if each.follows == mention.follows]
         return tuple(dict.fromkeys(label for each in same for label in each.labels))
 
@@ -142,7 +147,8 @@ class _Sharing:
                 self._own[label].append(text)
 
     def _without_closing(self, start: int, usual: int) -> tuple[str, str]:
-        """The last label's further sentences, and what closes the caption and is about all: scale bars, statistics, abbreviations.
+        """The last label's further sentences, and what closes the caption and is about all: scale bars, statistics,
+        abbreviations.
 
         Args:
             usual: sentences of the longest label; the last is likely to have no more of its own than that.

@@ -55,7 +55,9 @@ def ramp(colour: tuple[int, int, int]) -> Table:
 
 
 def ome_tables(pixels: etree._Element, count: int) -> list[Table | None]:
-    """The colours of an OME `Pixels` element's channels; none where all are white, OME's default for a channel that says nothing."""
+    """The colours of an OME `Pixels` element's channels; none where all are white, OME's default for a channel that
+    says nothing.
+    """
     found: list[tuple[int, int, int] | None] = []
     for channel in pixels.iterfind("{*}Channel"):
         said = channel.get("Color")

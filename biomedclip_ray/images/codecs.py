@@ -1,4 +1,6 @@
-"""JPEG 2000, JPEG XL, JPEG-LS, and JPEGs of 12 bits or without loss, by imagecodecs (Pillow has none or keeps 8 bits). Pure."""
+"""JPEG 2000, JPEG XL, JPEG-LS, and JPEGs of 12 bits or without loss, by imagecodecs (Pillow has none or keeps 8 bits).
+Pure.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ def read(data: bytes, name: str, limits: Limits) -> Decoded:
 
 
 def is_whole(data: bytes) -> bool:
-    """Whether the last scan of a JPEG or JPEG-LS has an end: their decoders fill what is missing, or look for it for seconds."""
+    """Whether the last scan of a JPEG or JPEG-LS has an end: their decoders fill what is missing, or look for it for
+    seconds.
+    """
     return data.rfind(_END) > data.rfind(b"\xff\xda")
 
 

@@ -1,7 +1,7 @@
 """Numbers of any depth -> 8-bit RGB: by the range of the values, not by what the file's type could hold.
 
-A detector's 12 bits stand in 16, one hot pixel stands far above them, a gap in a float image is -9999 or NaN: the window is
-what is left when outliers, gaps and what cannot be seen are left out. Images of 8 bits stay as they are.
+A detector's 12 bits stand in 16, one hot pixel stands far above them, a gap in a float image is -9999 or NaN: the
+window is what is left when outliers, gaps and what cannot be seen are left out. Images of 8 bits stay as they are.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ Values = NDArray[Any]
 Mask = NDArray[np.bool_]
 
 OUTLIERS = 0.001
-"""Share of the values at either end that may lie outside the window; they are left out only where that halves the range."""
+"""Share of the values at either end that may lie outside the window; they are left out only where that halves the
+range.
+"""
 _GAPS = (-9999, -99999, -999, -32768, -32767, -(2**31))
 """What stands where there is no value (GDAL, ESRI, NetCDF and the types' own least numbers)."""
 _NO_MEASUREMENT = 1e20
@@ -162,7 +164,9 @@ def _has_gaps(values: Values) -> bool:
 
 
 def _without_gaps(values: Values) -> tuple[Values, float | None]:
-    """The values without the sign for none, and that sign: known, the least, and further away than the others' whole range."""
+    """The values without the sign for none, and that sign: known, the least, and further away than the others' whole
+    range.
+    """
     if not values.size or float(values.min()) not in _GAPS:
         return values, None
     gap = float(values.min())

@@ -1,7 +1,7 @@
 """The image formats, each in one row: how it is told, how its files end, who decodes it, where it is taken.
 
-Everything that lists formats reads this table: media names in articles, own files, decoding, serving and the page's file
-picker. A new format is a row here and a function in `image.py`'s table of decoders. Pure, and cheap to import.
+Everything that lists formats reads this table: media names in articles, own files, decoding, serving and the page's
+file picker. A new format is a row here and a function in `image.py`'s table of decoders. Pure, and cheap to import.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ def _is_jpeg_ls(data: bytes) -> bool:
 
 
 def _is_dicom(data: bytes) -> bool:
-    """The word behind the preamble; or, of a file without one, its first element: of group 2, or of group 8 and few digits."""
+    """The word behind the preamble; or, of a file without one, its first element: of group 2, or of group 8 and few
+    digits.
+    """
     if data[128:132] == b"DICM":
         return True
     group, element = data[:2], data[2:4]
@@ -184,7 +186,9 @@ _UNPACKED_BYTES = 1 << 30
 
 
 def unpacked(data: bytes) -> bytes:
-    """What a gzip file holds, of which hospitals' archives have many; anything else, and NIfTI, as it is. Raises ImageError."""
+    """What a gzip file holds, of which hospitals' archives have many; anything else, and NIfTI, as it is. Raises
+    ImageError.
+    """
     if not data.startswith(b"\x1f\x8b") or _is_nifti(data):
         return data
     try:

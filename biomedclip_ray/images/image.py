@@ -1,8 +1,8 @@
 """Any publisher's, hospital's or laboratory's image file -> one upright, checked, shrunken RGB JPEG with its hashes.
 
-The format is what the bytes say; size, shape and decompression bombs are judged from the header before anything is decoded.
-JPEGs (nearly all of PubMed Central) take libjpeg-turbo and `resample.shrink`, about three times as fast as Pillow's decode and
-bicubic resize; every other format has the decoder that its row in `formats.FORMATS` names.
+The format is what the bytes say; size, shape and decompression bombs are judged from the header before anything is
+decoded. JPEGs (nearly all of PubMed Central) take libjpeg-turbo and `resample.shrink`, about three times as fast as
+Pillow's decode and bicubic resize; every other format has the decoder that its row in `formats.FORMATS` names.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def prepare_crop(
         box: (x0, y0, x1, y1) in fractions of the image's sides.
 
     Returns:
-        a Picture whose originals' size is the part's, and whose sha256 is that of its own JPEG: the file holds several.
+        a Image whose originals' size is the part's, and whose sha256 is that of its own JPEG: the file holds several.
 
     Raises:
         ImageError: the part is too small, too narrow or blank.
@@ -179,7 +179,8 @@ def read(data: bytes, limits: Limits, short_side: int | None = None) -> Read:
 def each(
     data: bytes, limits: Limits, short_side: int | None = None, reading: Reading = ONE
 ) -> Iterator[tuple[str, Read]]:
-    """All the images that a file of a hospital or a pathology is asked for, each with its name within the file ("" for one).
+    """All the images that a file of a hospital or a pathology is asked for, each with its name within the file ("" for
+    one).
 
     Raises:
         ImageError: as `read` does.
@@ -272,8 +273,8 @@ def decode(encoded: bytes) -> Pixels:
 def perceptual_hash(pixels: Pixels) -> int:
     """64 bits of an image's coarse structure; near-equal images differ in few bits.
 
-    The signs, against their median, of the 8 x 8 lowest DCT coefficients of the 32 x 32 luma (pHash, Zauner 2010), row by row,
-    the first in the highest bit. Plain float64 products, so that every machine gives the same bits.
+    The signs, against their median, of the 8 x 8 lowest DCT coefficients of the 32 x 32 luma (pHash, Zauner 2010), row
+    by row, the first in the highest bit. Plain float64 products, so that every machine gives the same bits.
     """
     luma = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     while min(luma.shape) >= 128:  # 2x2 means are vectorised: 0.1 ms instead of 0.5

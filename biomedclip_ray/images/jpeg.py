@@ -17,8 +17,8 @@ from biomedclip_ray.images.errors import ImageError
 from biomedclip_ray.images.resample import Pixels, shrink, stored_size, upright
 from biomedclip_ray.schema import Reason
 
-# From this ratio on the decoder halves (its 4x4 inverse DCT): the worst figure of the corpus stays 36 dB near the full decode's
-# pixels, and a large image costs a third less. Quarter scale, or half at 2, would blur line art (20 to 30 dB).
+# From this ratio on the decoder halves (its 4x4 inverse DCT): the worst figure of the corpus stays 36 dB near the full
+# decode's pixels, and a large image costs a third less. Quarter scale, or half at 2, would blur line art (20 to 30 dB).
 _HALF_DECODE_FROM = 3.2
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation\s*(?:=\s*"|>)\s*([1-8])')
 ORIENTATION = 0x0112

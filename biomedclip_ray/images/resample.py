@@ -1,9 +1,9 @@
 """Shrinking images as well as Pillow's antialiased bicubic filter, at a quarter of its time.
 
-Any antialiased filter of ratio r is (nearly) a short symmetric FIR at the source's pixels followed by plain interpolation, and
-OpenCV has both vectorised. So: halve by 2x2 means while the ratio is large, then five taps fitted to Pillow's kernel, then
-OpenCV's bicubic. The fit is not exact; on figures from PubMed Central the result is within 47 dB (mean) of Pillow's pixels,
-where OpenCV's own INTER_AREA reaches 40 dB in three times the time.
+Any antialiased filter of ratio r is (nearly) a short symmetric FIR at the source's pixels followed by plain
+interpolation, and OpenCV has both vectorised. So: halve by 2x2 means while the ratio is large, then five taps fitted to
+Pillow's kernel, then OpenCV's bicubic. The fit is not exact; on figures from PubMed Central the result is within 47 dB
+(mean) of Pillow's pixels, where OpenCV's own INTER_AREA reaches 40 dB in three times the time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]
 
 # A 2x2 mean lets frequencies through that alias once the image is sampled at half its pitch. Halving only from this
-# ratio on leaves 1.4 pixels a sample for the fitted taps to remove them (at 2.0 the worst image falls from 36 to 30 dB).
+# ratio on leaves 1.4 pixels a sample for the fitted taps to remove them (at 2.0 the worst image falls from 36 to 30
+# dB).
 HALVE_FROM = 2.8
 
 

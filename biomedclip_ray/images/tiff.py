@@ -1,7 +1,8 @@
-"""TIFF by tifffile: what its tags say, at any depth; of several pages the one that stands for the file, or its channels as one.
+"""TIFF by tifffile: what its tags say, at any depth; of several pages the one that stands for the file, or its channels
+as one.
 
-tifffile gives the numbers as they are stored. So white-is-zero, the colour table, alpha and the orientation are applied here,
-each once. Which page counts, and the note says so:
+tifffile gives the numbers as they are stored. So white-is-zero, the colour table, alpha and the orientation are applied
+here, each once. Which page counts, and the note says so:
 
 - channels (axis C of OME, ImageJ, LSM, ... or samples that no tag calls colour) become one composite;
 - of a stack in depth the middle, of a time series and of other pages the first;
@@ -112,7 +113,7 @@ def _told(data: bytes, error: Exception) -> ImageError:
     return ImageError(Reason.TRUNCATED_IMAGE if cut else Reason.BROKEN_IMAGE, detail)
 
 
-# -- which page ---------------------------------------------------------------------------------------------------------
+# -- which page -------------------------------------------------------------------------------------------------------
 
 
 def _choose(file: tifffile.TiffFile, limits: Limits | None) -> _Choice:
@@ -138,7 +139,9 @@ def _choose(file: tifffile.TiffFile, limits: Limits | None) -> _Choice:
 
 
 def _of_pages(file: tifffile.TiffFile, limits: Limits | None) -> _Choice:
-    """The first page; where that is a thumbnail the largest full one; where that is too large its best smaller level."""
+    """The first page; where that is a thumbnail the largest full one; where that is too large its best
+    smaller level.
+    """
     first = file.pages.first
     count = len(file.pages)
     too_large = limits is not None and first.imagewidth * first.imagelength > limits.max_pixels
@@ -170,7 +173,9 @@ def _same_shape(level: TiffPage, whole: TiffPage) -> bool:
 
 
 def _of_series(file: tifffile.TiffFile) -> _Choice | None:
-    """Planes by the axes that the microscope's software wrote; None where there is one page, or the axes cannot be read."""
+    """Planes by the axes that the microscope's software wrote; None where there is one page, or the axes cannot be
+    read.
+    """
     ome = _ome(file)
     if ome is not None and _is_of_a_set(ome):
         return _Choice(
@@ -245,7 +250,7 @@ def _is_of_a_set(pixels: etree._Element) -> bool:
     return len(files) > 1
 
 
-# -- its pixels -----------------------------------------------------------------------------------------------------------
+# -- its pixels -------------------------------------------------------------------------------------------------------
 
 
 def _one_page(data: bytes, page: TiffPage, number: int, limits: Limits) -> Decoded:

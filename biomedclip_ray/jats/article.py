@@ -1,4 +1,5 @@
-"""JATS XML -> an article with its figures: labels, captions, graphics, licences, and the sentences that cite them. Pure.
+"""JATS XML -> an article with its figures: labels, captions, graphics, licences, and the sentences that cite them.
+Pure.
 
 Nothing is lost and nothing raises but `JatsError`: figures without caption, label, id or graphic are returned as they
 are, and the stage decides.
@@ -62,7 +63,8 @@ def _figs_and_xrefs(
 ) -> tuple[list[etree._Element], list[tuple[etree._Element, str]]]:
     """All figures, and all xrefs with what they refer to, in one pass (a tenth of the time that the tree takes).
 
-    Figures are figs, groups with images of their own, captioned graphics outside any fig; if asked for, tables with an image.
+    Figures are figs, groups with images of their own, captioned graphics outside any fig; if asked for, tables with an
+    image.
     """
     figs, xrefs, entities, untyped = [], [], [], []
     wanted = ("fig", "xref", "fig-group", etree.Entity, *GRAPHIC, *(("table-wrap",) if tables else ()))
@@ -85,7 +87,9 @@ def _figs_and_xrefs(
 
 
 def _find_citations(article: etree._Element, untyped: list[tuple[etree._Element, str]]) -> None:
-    """Type the xrefs to references that do not say so: those that name nothing else (the lists are cut out of the bytes)."""
+    """Type the xrefs to references that do not say so: those that name nothing else (the lists are cut out of the
+    bytes).
+    """
     ids = {element.get("id") for element in article.iter("{*}*") if element.tag != "ref"}
     for xref, rid in untyped:
         if ids.isdisjoint(rid.split()):

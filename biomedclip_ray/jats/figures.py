@@ -18,7 +18,9 @@ _HREF = "{http://www.w3.org/1999/xlink}href"
 
 @dataclass(frozen=True, slots=True)
 class Mention:
-    """A sentence that cites a figure; `in_body`: in an article's or sub-article's body, not in an abstract or appendix."""
+    """A sentence that cites a figure; `in_body`: in an article's or sub-article's body, not in an
+    abstract or appendix.
+    """
 
     sentence: str
     in_body: bool
@@ -31,9 +33,9 @@ class Figure:
     The captions of the groups around it stand before its own; the label that it lacks is its group's. Inside another
     figure, one without a caption takes that figure's. A group with images of its own, a table, and a captioned graphic
     outside any figure are figures too. `caption` is the XML's text, white space normalised ("" where there is none);
-    `spoken` is the plain caption: in one language, 10^4 for a superscript number over a number, superscript citations left
-    out. `license` is the figure's own: None means the article's, "unknown" that its own permissions name no known licence.
-    `adapted`: taken over from elsewhere, or its rights are not the article's.
+    `spoken` is the plain caption: in one language, 10^4 for a superscript number over a number, superscript citations
+    left out. `license` is the figure's own: None means the article's, "unknown" that its own permissions name no known
+    licence. `adapted`: taken over from elsewhere, or its rights are not the article's.
     """
 
     xml_id: str | None
@@ -53,7 +55,8 @@ _NAMES = r"(?-i:(?:the [a-z]+ of )?[A-Z][\w'’-]+(?:,? (?:and|&) [A-Z][\w'’-]
 _ADAPTED = re.compile(
     r"\b(?:adapted|reproduced|reprinted|republished|redrawn|reused)\b[^.;]{0,40}?\b(?:from|by|after|with|under|courtesy)\b"
     rf"|\bmodified (?:and \w+ )?(?:from|after|with permission)\b[^.;]{{0,80}}?(?:{_CITED}|\bpermission|\bcopyright)"
-    rf"|\b(?:taken|obtained|borrowed|extracted) from (?:ref(?:s|erence)?\b|\[\s*\d|{_NAMES} ?(?:et al\b|\[\s*\d|\(\d{{4}}))"
+    rf"|\b(?:taken|obtained|borrowed|extracted) from (?:ref(?:s|erence)?\b|\[\s*\d|{_NAMES} ?(?:et "
+    rf"al\b|\[\s*\d|\(\d{{4}}))"
     rf"|\bsources?: (?!own\b|(?:the )?authors?\b)[^;]{{0,100}}?(?:{_CITED}|https?:|\bwiki)"
     r"|\b(?:image|photo|photograph|picture|figure) sources?: (?!own\b|(?:the )?authors?\b)"
     r"|\bwith (?:\w+ ){0,2}permission\b|\bcourtesy\b",
@@ -116,8 +119,8 @@ def figure_of(fig: etree._Element, mentions: tuple[Mention, ...]) -> Figure:
 def is_figure(element: etree._Element) -> bool:
     """Is it one of the article's figures?
 
-    A fig is, but where each of its images has a caption of its own, and then these are. A group or a table with images of
-    its own is, and so is a graphic with label or caption that no figure, table or supplement holds.
+    A fig is, but where each of its images has a caption of its own, and then these are. A group or a table with images
+    of its own is, and so is a graphic with label or caption that no figure, table or supplement holds.
     """
     if element.tag == "fig":
         return not _captioned(element) or holds_picture(element)
@@ -180,7 +183,8 @@ _NUMBER = re.compile(r"\d+")
 
 
 def _translated(fig: etree._Element) -> list[etree._Element]:
-    """The parts of the figure that this one says again in another language, where it has no image: the image is of both.
+    """The parts of the figure that this one says again in another language, where it has no image: the image is of
+    both.
 
     That is a fig of the same group with another xml:lang, or with the same numbers in its label.
     """
@@ -233,7 +237,9 @@ def _image(element: etree._Element) -> str | None:
 
 
 def _rank(form: etree._Element, name: str) -> tuple[int, int]:
-    """Among alternatives: full images, then vector forms (not decoded here), then GIFs, then thumbnails, the largest first."""
+    """Among alternatives: full images, then vector forms (not decoded here), then GIFs, then thumbnails, the largest
+    first.
+    """
     about = f"{form.get('content-type') or ''} {form.get('specific-use') or ''}".lower()
     stated = _STATED_SIZE.search(about)
     side = max(int(stated[1]), int(stated[2])) if stated else 0

@@ -1,4 +1,6 @@
-"""What a JATS figure says: its label and caption, its own and those of what holds it; which parts are shown, and in which language. Pure."""
+"""What a JATS figure says: its label and caption, its own and those of what holds it; which parts are shown, and in
+which language. Pure.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,9 @@ _NOT_SHOWN = re.compile(r"^print(?:[- ]?only)?$|\bno[nt]?[- ]?(?:for[- ])?(?:dis
 def legend(fig: etree._Element, graphics: list[etree._Element]) -> tuple[str | None, str, str]:
     """(label, caption, plain caption) of a figure with these graphics: (None, "", "") where nothing is said.
 
-    The captions of the groups around it stand before its own, those at its graphics behind; the label that it lacks is its
-    graphic's or its group's. Where captions or their paragraphs are marked as of several languages, the plain caption is the
-    English one, else the first.
+    The captions of the groups around it stand before its own, those at its graphics behind; the label that it lacks is
+    its graphic's or its group's. Where captions or their paragraphs are marked as of several languages, the plain
+    caption is the English one, else the first.
     """
     labels = fig.findall("label")
     captions = _shown(fig.findall("caption"), own=True)
@@ -49,8 +51,8 @@ def legend(fig: etree._Element, graphics: list[etree._Element]) -> tuple[str | N
 def lenders(fig: etree._Element) -> list[etree._Element]:
     """What a figure takes label, caption and rights from besides itself, the nearest first.
 
-    That is every group around it, the figure that a captioned graphic stands in, and, where the figure has no caption of its
-    own, the nearest figure around it that has one.
+    That is every group around it, the figure that a captioned graphic stands in, and, where the figure has no caption
+    of its own, the nearest figure around it that has one.
     """
     found = []
     inner = fig

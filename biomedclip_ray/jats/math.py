@@ -1,6 +1,7 @@
 """Formulas and powers as text: TeX where there is some, else MathML's tokens, as they stand or read aloud. Pure.
 
-Read aloud, a power has its sign (10^-11 where the tokens alone would give 10-11), a fraction its bar, and H2O stays whole.
+Read aloud, a power has its sign (10^-11 where the tokens alone would give 10-11), a fraction its bar, and H2O stays
+whole.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ def tex(source: str) -> str:
 
 
 def mathml(math: etree._Element, out: list[str], aloud: bool) -> None:
-    """Append a `math` element: the TeX that annotates it, else its tokens; `aloud`: powers and fractions with their signs."""
+    """Append a `math` element: the TeX that annotates it, else its tokens; `aloud`: powers and fractions with their
+    signs.
+    """
     for note in math.iter(_MATHML + "annotation"):
         if "tex" in note.get("encoding", "").lower() and (text := tex(note.text or "")):
             out.append(text)
@@ -109,7 +112,8 @@ _TIMES = re.compile(r"(?:^|[\s\d])[xX]\d[\d.,]*\Z")
 def power(before: str, exponent: str, after: str = "", over_subscript: bool = False) -> str | None:
     """`^exponent` where a superscript over what stands `before` is a power; None where it is something else.
 
-    Powers are numbers over a number (10^4, 2^0.5), -x over a number (2^-ΔΔCt) and ranges over 10; the 10 may stand apart ("10 6").
+    Powers are numbers over a number (10^4, 2^0.5), -x over a number (2^-ΔΔCt) and ranges over 10; the 10 may stand
+    apart ("10 6").
     """
     exponent = "".join(exponent.split())
     apart = before[-1:].isspace()

@@ -40,7 +40,8 @@ CAPTION: Rules = {
     **_INVISIBLE,
     **dict.fromkeys(_FORMULAS, FORMULA),
 }
-# The plain caption: 10^4, no superscript citations, the letters of a lettered list, a gap where a legend's key is an image.
+# The plain caption: 10^4, no superscript citations, the letters of a lettered list, a gap where a legend's key is an
+# image.
 SPOKEN: Rules = {**CAPTION, **_READ_ALOUD, "inline-graphic": SKIP, "list": LETTERED}
 TITLE: Rules = {**CAPTION, "xref": GONE, "fn": GONE}
 
@@ -85,7 +86,9 @@ def normalised(pieces: Iterable[str]) -> str:
 
 
 def citing_sentences(block: etree._Element, cited: Mapping[etree._Element, str]) -> list[str]:
-    """The sentence around each xref of `cited` (xref -> text where the xref has none) in the block, in document order."""
+    """The sentence around each xref of `cited` (xref -> text where the xref has none) in the block, in
+    document order.
+    """
     out: list[str] = []
     _walk(block, out, SENTENCE, cited)
     text = "".join(out)
@@ -168,7 +171,9 @@ def _list(element: etree._Element, out: list[str], rules: Rules, cited: Mapping[
 
 
 def _mark_inside(element: etree._Element, out: list[str], cited: Mapping[etree._Element, str]) -> None:
-    """Mark the xrefs in an element whose text is left out: each of `cited` is met once, or sentences go to wrong figures."""
+    """Mark the xrefs in an element whose text is left out: each of `cited` is met once, or sentences go to wrong
+    figures.
+    """
     if cited:
         out.extend(MARK for xref in element.iter("xref") if xref in cited)
 
@@ -340,8 +345,10 @@ _STOP = re.compile(
 _BEFORE_WORD = "([\"'\u201c\u2018" + MARK + END
 _NEXT_WORD = re.compile(r"\w+")
 _ABBREVIATIONS = frozenset(
-    "fig figs figure ref refs eq eqs eqn eqns no nos cf vs ca approx dr mr mrs ms prof st sp spp var subsp ssp suppl supp"
-    " supplem tab tabs vol pp p ch chap sec sect inc ltd co corp dept univ resp viz ext e.g eg i.e ie n.b a.k.a incl excl"
+    "fig figs figure ref refs eq eqs eqn eqns no nos cf vs ca approx dr mr mrs ms prof st sp spp var subsp ssp suppl "
+    "supp"
+    " supplem tab tabs vol pp p ch chap sec sect inc ltd co corp dept univ resp viz ext e.g eg i.e ie n.b a.k.a incl "
+    "excl"
     " temp conc avg exp expt jan feb mar apr jun jul aug sep sept oct nov dec jr sr".split()
 )
 # After these a stop may or may not end the sentence; the next word tells.
@@ -349,7 +356,8 @@ _UNSURE = frozenset(("al", "etc"))
 _STARTERS = frozenset(
     "A After All Also Although An As At Because Both But By Consistent Each Finally First For From Further Furthermore"
     " Hence Here However If Importantly In Interestingly It Its Moreover No Notably On Our Overall Second Several Since"
-    " Similarly Some Such Taken That The Their Then There Therefore These They This Those Thus To Together Using We When"
+    " Similarly Some Such Taken That The Their Then There Therefore These They This Those Thus To Together Using We "
+    "When"
     " Whereas While With".split()
 )
 

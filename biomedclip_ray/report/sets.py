@@ -1,6 +1,7 @@
 """Labelled sets in a report: figures, confusion, reliability, few labels, hits and misses, and how bundles compare.
 
-Shows what evaluation.json holds and computes nothing; a section of the run's report, and the whole page of workflows/evaluate.py.
+Shows what evaluation.json holds and computes nothing; a section of the run's report, and the whole page of
+workflows/evaluate.py.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from biomedclip_ray.report import svg
 
 
 def sets_section(evaluation: Mapping[str, Any]) -> Markup:
-    """The section for evaluation.json of a run (one bundle's "sets") or of workflows/evaluate.py ("bundles"); empty without sets."""
+    """The section for evaluation.json of a run (one bundle's "sets") or of workflows/evaluate.py ("bundles"); empty
+    without sets.
+    """
     bundles = evaluation.get("bundles") or ({"this bundle": evaluation["sets"]} if evaluation.get("sets") else {})
     if not bundles:
         return Markup()
@@ -110,9 +113,11 @@ def _reliability(points: list[tuple[float, float]]) -> Markup:
     line = " ".join(at(x, y) for x, y in points)
     dots = "".join(f'<circle class="dot" cx="{20 + 170 * x:.1f}" cy="{190 - 170 * y:.1f}" r="3"/>' for x, y in points)
     return Markup(
-        '<svg class="plot" viewBox="0 0 210 210" style="max-width:15rem" role="img" aria-label="accuracy by confidence">'
+        '<svg class="plot" viewBox="0 0 210 210" style="max-width:15rem" role="img" aria-label="accuracy by '
+        'confidence">'
         f'<line class="grid" x1="20" y1="190" x2="190" y2="190"/><line class="grid" x1="20" y1="190" x2="20" y2="20"/>'
-        f'<polyline class="chance" fill="none" points="{at(0, 0)} {at(1, 1)}"/><polyline class="line" points="{line}"/>{dots}'
+        f'<polyline class="chance" fill="none" points="{at(0, 0)} {at(1, 1)}"/><polyline class="line" '
+        f'points="{line}"/>{dots}'
         '<text x="105" y="206" text-anchor="middle">confidence</text>'
         '<text x="12" y="105" text-anchor="middle" transform="rotate(-90 12 105)">accuracy</text></svg>'
     )

@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 def fetch_ahead(
     pool: ThreadPoolExecutor, fetch: Callable[[Item], Result], items: Iterable[Item], ahead: int
 ) -> Iterator[tuple[Item, Result]]:
-    """`(item, fetch(item))` in order, with at most `ahead` results in memory: a part of pictures can be gigabytes."""
+    """`(item, fetch(item))` in order, with at most `ahead` results in memory: a part of images can be gigabytes."""
     waiting: deque[tuple[Item, Future[Result]]] = deque()
     for item in items:
         waiting.append((item, pool.submit(fetch, item)))

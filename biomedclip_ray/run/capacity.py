@@ -1,8 +1,8 @@
 """What nodes may come: the one truth behind preflight, --dry-run, placement, actor pools and deploy.
 
-Nodes that are up say little: an autoscaling cluster starts from its head alone, and nodes leave between stages. So it is read from
-the autoscaler's own configuration, or from the file that the cluster is made from (`--cluster FILE`); only where neither is
-there are the nodes that are up all there will be.
+Nodes that are up say little: an autoscaling cluster starts from its head alone, and nodes leave between stages. So it
+is read from the autoscaler's own configuration, or from the file that the cluster is made from (`--cluster FILE`); only
+where neither is there are the nodes that are up all there will be.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class NodeKind:
     """Nodes that are alike.
 
     Attributes:
-        resources: logical, of one node: CPU, GPU, and the cluster's own names; empty: its size is not known before it is up.
+        resources: logical, of one node: CPU, GPU, and the cluster's own names; empty: its size is not known before it
+            is up.
         most: nodes of this kind at once.
     """
 
@@ -115,8 +116,10 @@ class Capacity:
             return []
         if not self.grows and not self.total("CPU"):  # its autoscaler may have ended: its own log says why
             return [
-                f"{key}: no node of {self.found} takes work, and no autoscaler runs beside its head that would bring one "
-                "(monitor.err there may say why); start nodes, or name the file that the cluster is made from: --cluster FILE"
+                f"{key}: no node of {self.found} takes work, and no autoscaler runs beside its head that would bring "
+                "one "
+                "(monitor.err there may say why); start nodes, or name the file that the cluster is made from: "
+                "--cluster FILE"
             ]
         problems = []
         for name, unit, wanted in (("num_cpus", "CPU", need.num_cpus), ("num_gpus", "GPU", need.num_gpus)):
@@ -128,7 +131,8 @@ class Capacity:
                     f"{key}.{name}={wanted:g}, but no node of {self.found} has more than {largest:g} {unit}s; lower it"
                 )
         return problems or [
-            f"{key}: no node of {self.found} has num_cpus={need.num_cpus:g} and num_gpus={need.num_gpus:g} together; lower one"
+            f"{key}: no node of {self.found} has num_cpus={need.num_cpus:g} and num_gpus={need.num_gpus:g} together; "
+            "lower one"
         ]
 
     def _most(self, worth: Any) -> Iterator[tuple[NodeKind, int]]:
@@ -156,7 +160,8 @@ def of_file(path: str) -> Capacity:
             break
     else:
         raise ConfigError(
-            f"--cluster {path}: neither a launcher's file (with provider and available_node_types) nor a RayCluster, RayJob or "
+            f"--cluster {path}: neither a launcher's file (with provider and available_node_types) nor a RayCluster, "
+            "RayJob or "
             "RayService; cluster/ holds one of each"
         )
     local = document.get("provider", {}).get("type") == "local"
@@ -217,7 +222,8 @@ def _ask_head(node_id: str) -> _Found:
         return found
     except LookupError as error:
         log.warning(
-            "what nodes may come could not be read (%s), so only those that are up count; name the cluster's file: --cluster FILE",
+            "what nodes may come could not be read (%s), so only those that are up count; name the cluster's file: "
+            "--cluster FILE",
             error,
         )
         return None

@@ -1,8 +1,8 @@
 """Ctrl-C and TERM end a run, also where the first one gets lost.
 
-Of twenty runs interrupted in the middle of a stage, one went on as if nothing had happened (Ray 2.60): the exception was raised where
-it is swallowed, or the clean-up behind it waited for ever. A run that nobody can stop holds its lease, so what a person
-would do is done here: the process asks itself again.
+Of twenty runs interrupted in the middle of a stage, one went on as if nothing had happened (Ray 2.60): the exception
+was raised where it is swallowed, or the clean-up behind it waited for ever. A run that nobody can stop holds its lease,
+so what a person would do is done here: the process asks itself again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ AGAIN_S = 20.0
 
 
 def in_thread(run: Callable[[], Result]) -> Result:
-    """What `run` returns or raises, run in a thread that ends with the process; the caller can be interrupted meanwhile."""
+    """What `run` returns or raises, run in a thread that ends with the process; the caller can be interrupted
+    meanwhile.
+    """
     future: Future[Result] = Future()
 
     def work() -> None:
@@ -37,7 +39,9 @@ def in_thread(run: Callable[[], Result]) -> Result:
 
 
 def listen(again_s: float = AGAIN_S) -> None:
-    """From now on INT and TERM raise KeyboardInterrupt in the main thread, again and again until the process has ended."""
+    """From now on INT and TERM raise KeyboardInterrupt in the main thread, again and again until the
+    process has ended.
+    """
     asked = threading.Event()
 
     def ask_again() -> None:

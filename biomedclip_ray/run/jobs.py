@@ -1,7 +1,8 @@
 """Ray Jobs: send the working directory and the command, follow the log, and end as the job ended.
 
-`ray job submit` does the same with less: it ends two seconds after its connection is cut, though the job goes on; it knows 0 and 1;
-and it says 0 for a job that somebody stopped. Here the log is taken up again where it broke off, for as long as the job lives.
+`ray job submit` does the same with less: it ends two seconds after its connection is cut, though the job goes on; it
+knows 0 and 1; and it says 0 for a job that somebody stopped. Here the log is taken up again where it broke off, for as
+long as the job lives.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def connect(address: str) -> JobSubmissionClient:
         raise SubmitError(f"{address}: {_token_fix(str(error))}") from None
     except (ConnectionError, NotInTime, requests.RequestException) as error:
         raise SubmitError(
-            f"{address}: no Ray dashboard answers there ({type(error).__name__}); give http://HEAD:8265, or open a tunnel "
+            f"{address}: no Ray dashboard answers there ({type(error).__name__}); give http://HEAD:8265, or open a "
+            "tunnel "
             "first (ray dashboard CLUSTER.yaml, kubectl port-forward service/NAME-head-svc 8265)"
         ) from None
     except (RuntimeError, ValueError) as error:
@@ -52,11 +54,13 @@ def connect(address: str) -> JobSubmissionClient:
 def _token_fix(said: str) -> str:
     if "401" in said or "Missing" in said or "required" in said:
         return (
-            "the cluster asks for a token and none was sent; put the head's ~/.ray/auth_token into the same place here, or "
+            "the cluster asks for a token and none was sent; put the head's ~/.ray/auth_token into the same place "
+            "here, or "
             "set RAY_AUTH_TOKEN"
         )
     return (
-        "the token that was sent is not the cluster's; take the head's ~/.ray/auth_token, or on Kubernetes the secret's: "
+        "the token that was sent is not the cluster's; take the head's ~/.ray/auth_token, or on Kubernetes the "
+        "secret's: "
         "export RAY_AUTH_TOKEN=$(kubectl get secret NAME -o jsonpath='{.data.auth_token}' | base64 -d)"
     )
 
@@ -86,7 +90,9 @@ def send(client: JobSubmissionClient, submission: Submission) -> None:
 
 
 def weigh(folder: Path) -> None:
-    """Raises SubmitError where the working directory, less what .gitignore and .rayignore name, is more than Ray takes."""
+    """Raises SubmitError where the working directory, less what .gitignore and .rayignore name, is more
+    than Ray takes.
+    """
     sizes, most = weigh_folder(folder)
     total = sum(sizes.values())
     if total <= most:
@@ -96,7 +102,8 @@ def weigh(folder: Path) -> None:
         folders["/".join(Path(name).parts[:-1][:2]) or name] += taken
     largest = ", ".join(f"{name} {taken / 2**20:,.0f} MiB" for name, taken in folders.most_common(5))
     raise SubmitError(
-        f"{folder} is {total / 2**20:,.0f} MiB, and Ray takes {most / 2**20:,.0f}; largest: {largest}; name what the job does not "
+        f"{folder} is {total / 2**20:,.0f} MiB, and Ray takes {most / 2**20:,.0f}; largest: {largest}; name what the "
+        "job does not "
         "need in .rayignore"
     )
 
@@ -152,7 +159,8 @@ def _has_ended(submission: Submission) -> bool:
 class _Tail:
     """The job's log from a thread. A connection that broke is opened again, and what was printed is not printed twice.
 
-    A cut line says nothing to who listens on it, so a thread that stands still is left behind, and its number is no longer the newest.
+    A cut line says nothing to who listens on it, so a thread that stands still is left behind, and its number is no
+    longer the newest.
     """
 
     def __init__(self, client: JobSubmissionClient, job: str, out: TextIO) -> None:

@@ -1,7 +1,8 @@
-"""The ways to submit that are files: a KubeRay RayJob, a Slurm script, a SkyPilot task. Sent where its tool is here, else written.
+"""The ways to submit that are files: a KubeRay RayJob, a Slurm script, a SkyPilot task. Sent where its tool is here,
+else written.
 
-The files of cluster/ are the templates, filled in with the run's command and id; so what is tested there is what is sent. How the run
-ended is asked of its record in the root; the tool is only asked whether it is still at it.
+The files of cluster/ are the templates, filled in with the run's command and id; so what is tested there is what is
+sent. How the run ended is asked of its record in the root; the tool is only asked whether it is still at it.
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ def sbatch(submission: Submission) -> tuple[str, str | None, str]:
 
 
 def skypilot(submission: Submission) -> tuple[str, str | None, str]:
-    """cluster/skypilot.yaml with this run's configuration, root, options and id. Written only: launching it is a question of money."""
+    """cluster/skypilot.yaml with this run's configuration, root, options and id. Written only: launching it is a
+    question of money.
+    """
     task = yaml.safe_load((submission.folder / "cluster/skypilot.yaml").read_text())
     rest = [one for one in submission.arguments[1:] if not one.startswith("root=")]
     if any(shlex.quote(one) != one for one in rest):
@@ -144,7 +147,9 @@ def _slurm(submission: Submission, text: str, sent: bool) -> tuple[int, list[str
 def _until_over(
     submission: Submission, state: Callable[[], int | None], logs: list[str], who: str
 ) -> tuple[int, list[str]]:
-    """Print the log until the tool says that it is over, and then ask the record. A log that broke off is taken up again."""
+    """Print the log until the tool says that it is over, and then ask the record. A log that broke off is taken up
+    again.
+    """
     stop = threading.Event()
     printer = threading.Thread(target=_print, args=(logs, stop), daemon=True)
     printer.start()

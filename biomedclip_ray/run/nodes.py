@@ -1,8 +1,9 @@
 """Nodes for a stage: asked for by what it still needs, and waited for as long as the operator allows.
 
-Ray Data asks for nodes by CPUs alone, which an autoscaler may answer with GPU nodes; it doubles only after the first parts are done,
-each of them minutes, and keeps what it has asked for until the last one is. We know how many parts are left: that many tasks
-are asked for at once, where they may run, and fewer as they get done, so that idle nodes leave while the last parts run.
+Ray Data asks for nodes by CPUs alone, which an autoscaler may answer with GPU nodes; it doubles only after the first
+parts are done, each of them minutes, and keeps what it has asked for until the last one is. We know how many parts are
+left: that many tasks are asked for at once, where they may run, and fewer as they get done, so that idle nodes leave
+while the last parts run.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class Demand:
         work: where one of its tasks or actors goes; `beside`: what runs once besides all of them.
         most: tasks at once at most.
         parts: of work in all; each is one task of the last operator.
-        stalled_s: seconds without movement that end the run where nodes are up; None: Ray Data's own guard keeps that watch.
+        stalled_s: seconds without movement that end the run where nodes are up; None: Ray Data's own guard keeps that
+            watch.
         wait_s: seconds that a shortage of nodes is waited out.
     """
 
@@ -180,6 +182,7 @@ def _size(placed: Placement, count: int) -> str:
 
 def _gave_up(stage: str, placed: Placement, count: int, wait_s: float) -> str:
     return (
-        f"{stage}: {_size(placed, count)} did not come within {wait_s:g} s (wait_for_nodes_s); the same command goes on from here, "
+        f"{stage}: {_size(placed, count)} did not come within {wait_s:g} s (wait_for_nodes_s); the same command goes "
+        "on from here, "
         "with resources.wait_for_nodes_s it waits longer"
     )

@@ -20,7 +20,8 @@ def parse(arguments: list[str], description: str | None) -> argparse.Namespace:
     parser.add_argument(
         "--only",
         choices=(*STAGES, MIRROR),
-        help="this stage alone, those before it must be finished; mirror copies what is selected to --out, in the bucket's "
+        help="this stage alone, those before it must be finished; mirror copies what is selected to --out, in the "
+        "bucket's "
         "layout, and goes no further",
     )
     parser.add_argument("--from", dest="start", choices=STAGES, help="begin here; the stages before must be finished")
@@ -31,7 +32,8 @@ def parse(arguments: list[str], description: str | None) -> argparse.Namespace:
     parser.add_argument(
         "--cluster",
         metavar="FILE",
-        help="what the cluster is made from, a launcher's YAML or a KubeRay manifest: what nodes may come is read there instead "
+        help="what the cluster is made from, a launcher's YAML or a KubeRay manifest: what nodes may come is read "
+        "there instead "
         "of from the autoscaler; with --dry-run no cluster is needed",
     )
     parser.add_argument("--list", action="store_true", help="list the products in the root, their size and their users")
@@ -50,14 +52,16 @@ def parse(arguments: list[str], description: str | None) -> argparse.Namespace:
     parser.add_argument(
         "--erase",
         metavar="ID",
-        help="withdraw an article, a figure, a pair, or a patient of own pairs from every product of the root, and name the bundles "
+        help="withdraw an article, a figure, a pair, or a patient of own pairs from every product of the root, and "
+        "name the bundles "
         "that were trained on it",
     )
     parser.add_argument("--yes", action="store_true", help="with --prune: remove without asking")
     parser.add_argument(
         "--refusal-is-final",
         action="store_true",
-        help="end with 0 instead of 2 where configuration or surroundings are wrong, for what starts a failed job again "
+        help="end with 0 instead of 2 where configuration or surroundings are wrong, for what starts a failed job "
+        "again "
         "(KubeRay); the run's record says that it was refused",
     )
     options = parser.parse_intermixed_args(arguments)

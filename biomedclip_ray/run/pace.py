@@ -1,9 +1,9 @@
 """One budget of requests a second for the whole run, which finds the source's limit by itself.
 
-Each process paces its own requests, to the share that one actor gives it; the actor hears four times a second what was sent and
-what was refused. Unpaced, 64 nodes send 65,536 requests at once, and a source that refuses most of them costs each its tries: 61%
-were lost. Additive increase and multiplicative decrease (Chiu and Jain 1989), with small steps: a cut by half would leave a
-quarter of the source's limit unused, and here everybody who sends hears of every refusal.
+Each process paces its own requests, to the share that one actor gives it; the actor hears four times a second what was
+sent and what was refused. Unpaced, 64 nodes send 65,536 requests at once, and a source that refuses most of them costs
+each its tries: 61% were lost. Additive increase and multiplicative decrease (Chiu and Jain 1989), with small steps: a
+cut by half would leave a quarter of the source's limit unused, and here everybody who sends hears of every refusal.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ START = 200.0
 
 FLOOR = 5.0
 WINDOW_S, CLIMB_S, DEAF_S = 1.0, 0.5, 0.5
-"""Over which refusals are counted: a whole second, since a source that counts by the second answers all in the first half of one and
-nothing in the second; until the first refusal; and how long a lower rate needs to be seen."""
+"""Over which refusals are counted: a whole second, since a source that counts by the second answers all in the first
+half of one and nothing in the second; until the first refusal; and how long a lower rate needs to be seen.
+"""
 
 CUT, LEAST, STEP = 0.97, 0.8, 0.01
-"""Of the rate: what a refusal leaves at most and at least, by the share that is refused; and what each second without adds for each
-second since the last: slowly near the limit, faster and faster where the source gives more than it did."""
+"""Of the rate: what a refusal leaves at most and at least, by the share that is refused; and what each second without
+adds for each second since the last: slowly near the limit, faster and faster where the source gives more than it did.
+"""
 
 _REPORT_S = 0.25
 _MEMBERS_A_SECOND = 1000
@@ -215,7 +217,9 @@ def pace(source: str) -> Pace:
 
 
 def _actor(source: str) -> Any:
-    """The one actor of this cluster and source, on the head where it outlives nodes; it ends by itself when nobody reports."""
+    """The one actor of this cluster and source, on the head where it outlives nodes; it ends by itself when nobody
+    reports.
+    """
     import ray
 
     name = f"pace-{hashlib.sha256(source.encode()).hexdigest()[:12]}"

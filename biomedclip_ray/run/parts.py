@@ -1,9 +1,9 @@
-"""Who runs the parts that a product still misses: one Ray Data pipeline (one part, one block, one task, two files), or a
-plain loop in this process, for measuring and for tests.
+"""Who runs the parts that a product still misses: one Ray Data pipeline (one part, one block, one task, two files), or
+a plain loop in this process, for measuring and for tests.
 
-Written once for every stage that is made of parts. Resume needs no checkpoint of Ray Data's: what lies on disk says which
-parts are done (its own CheckpointConfig reads every input row again and filters only readers). A part is minutes of work,
-so the 12-30 ms that Ray Data spends on a block do not count.
+Written once for every stage that is made of parts. Resume needs no checkpoint of Ray Data's: what lies on disk says
+which parts are done (its own CheckpointConfig reads every input row again and filters only readers). A part is minutes
+of work, so the 12-30 ms that Ray Data spends on a block do not count.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ WRITE_CPUS = 0.25
 """Logical CPUs of a task that writes what an actor has made."""
 
 Worker = Callable[..., PartResult] | type[Any]
-"""A function `(part, *args) -> PartResult`; or a class, made once per process from `args` and called with the part, for a
-worker that holds something expensive such as a model."""
+"""A function `(part, *args) -> PartResult`; or a class, made once per process from `args` and called with the part, for
+a worker that holds something expensive such as a model.
+"""
 
 
 class Runner(Protocol):
@@ -69,7 +70,8 @@ def on_ray(attempt: Attempt, worker: Worker, resources: PartResources, args: tup
     """Run the parts on the connected Ray cluster, as tasks or on a pool of actors.
 
     Raises:
-        ray.data.exceptions.ExecutionTimeoutError: nothing moved for resources.no_progress_timeout_s, though nodes are up.
+        ray.data.exceptions.ExecutionTimeoutError: nothing moved for resources.no_progress_timeout_s, though nodes are
+        up.
         ShortageError: no node came within resources.wait_for_nodes_s.
     """
     missing = attempt.missing_parts()

@@ -1,9 +1,9 @@
 """Where a task may run: work on CPUs brings no node that has GPUs, and work beside GPUs brings no other.
 
-An autoscaler prefers nodes without GPUs for CPU work, but once those are at their most, or cannot be had, it starts the others:
-24 CPUs of demand above the limit brought both GPU nodes of a cluster. So the node types say what they are for, twice: by the
-label `pool` for autoscaler v2 (KubeRay's, and `ray up` since 2.50), and by a resource `pool_data` or `pool_gpu` for v1, which
-drops labels without a word. A cluster that says neither gets plain requests.
+An autoscaler prefers nodes without GPUs for CPU work, but once those are at their most, or cannot be had, it starts the
+others: 24 CPUs of demand above the limit brought both GPU nodes of a cluster. So the node types say what they are for,
+twice: by the label `pool` for autoscaler v2 (KubeRay's, and `ray up` since 2.50), and by a resource `pool_data` or
+`pool_gpu` for v1, which drops labels without a word. A cluster that says neither gets plain requests.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def place(capacity: Capacity, cpus: float, gpus: float = 0.0, beside: Beside = "
     """Where a task of this size goes.
 
     Args:
-        beside: of a task without GPUs, whose nodes it shares: those of the data stages, or those that the GPU work around it has
-            brought anyway.
+        beside: of a task without GPUs, whose nodes it shares: those of the data stages, or those that the GPU work
+            around it has brought anyway.
     """
     fitting = capacity.fitting(cpus, gpus)
     plain = Placement(cpus, gpus, tuple(fitting), {}, {})

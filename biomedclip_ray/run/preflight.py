@@ -1,4 +1,5 @@
-"""Everything that can be known to fail is tried before anything starts: each failure is one line with the key and the fix.
+"""Everything that can be known to fail is tried before anything starts: each failure is one line with the key and the
+fix.
 
 A night's run that stops after six hours because a folder was read-only costs more than these seconds.
 """
@@ -28,7 +29,9 @@ class PreflightError(RuntimeError):
 
 
 def check_root(config: Config) -> None:
-    """Raises ConfigError for a relative root inside a submitted job: it would lie in Ray's unpacked package and vanish."""
+    """Raises ConfigError for a relative root inside a submitted job: it would lie in Ray's unpacked
+    package and vanish.
+    """
     _check_lasting("root=", config.root)
 
 
@@ -42,13 +45,16 @@ def _check_lasting(key: str, uri: str) -> None:
     unpacked = "runtime_resources/working_dir_files" in str(Path.cwd())
     if "://" not in uri and not Path(uri).expanduser().is_absolute() and unpacked:
         raise ConfigError(
-            f"{key}{uri} is relative, but this job runs in Ray's unpacked copy of the code, which is deleted afterwards; "
+            f"{key}{uri} is relative, but this job runs in Ray's unpacked copy of the code, which is deleted "
+            "afterwards; "
             f"give an absolute path on shared storage or a URI ({key}/mnt/shared/run or {key}s3://bucket/run)"
         )
 
 
 def check_address(address: str) -> None:
-    """Raises PreflightError where no cluster listens at RAY_ADDRESS: Ray itself asks a dead address for over a minute."""
+    """Raises PreflightError where no cluster listens at RAY_ADDRESS: Ray itself asks a dead address for
+    over a minute.
+    """
     try:
         host, _, port = address.removeprefix("ray://").rpartition(":")
         socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
@@ -145,7 +151,9 @@ def _check_nodes(root: str) -> list[str]:
 
 
 def _answer(task: ray.ObjectRef[str]) -> str:
-    """Of a node; none where it is gone: the head takes seconds to notice, and work that a lost node had goes to others."""
+    """Of a node; none where it is gone: the head takes seconds to notice, and work that a lost node had
+    goes to others.
+    """
     try:
         return ray.get(task)
     except (TaskUnschedulableError, NodeDiedError, WorkerCrashedError):

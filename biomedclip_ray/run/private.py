@@ -1,8 +1,9 @@
-"""Every private name of Ray that this program leans on about nodes and scheduling, each with why: one file to read when Ray changes.
+"""Every private name of Ray that this program leans on about nodes and scheduling, each with why: one file to read when
+Ray changes.
 
-Public Ray says which nodes are up, not which may come, and lets nobody say what a dataset will still need. A test asks for each
-name in NAMES, so that another version of Ray tells in one line what is gone; pyproject.toml holds Ray to the version they
-were read in.
+Public Ray says which nodes are up, not which may come, and lets nobody say what a dataset will still need. A test asks
+for each name in NAMES, so that another version of Ray tells in one line what is gone; pyproject.toml holds Ray to the
+version they were read in.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ NAMES = {
     "ray.autoscaler._private.kuberay.node_provider:KubernetesHttpApiClient": "asks Kubernetes for the RayCluster",
     "ray.autoscaler.v2.utils:is_autoscaler_v2": "which of the two runs beside KubeRay's head",
     "ray.data._internal.execution.execution_callback:ExecutionCallback": "is told of each round of a dataset",
-    "ray.data._internal.cluster_autoscaler.rate_based_cluster_autoscaler:RateBasedClusterAutoscaler.try_trigger_scaling": (
+    "ray.data._internal.cluster_autoscaler.rate_based_cluster_autoscaler"
+    ":RateBasedClusterAutoscaler.try_trigger_scaling": (
         "asks for nodes by CPUs alone, so for any kind of node: replaced by `ask`"
     ),
     "ray.data._internal.cluster_autoscaler:DefaultAutoscalingCoordinator.request_resources": "where a dataset asks",
@@ -65,10 +67,12 @@ def missing_names() -> list[str]:
 
 
 def autoscaler_config(gcs_address: str) -> tuple[Autoscaler, dict[str, Any], str] | None:
-    """What the autoscaler of this cluster works by: version, its configuration, where that was read; None: there is none.
+    """What the autoscaler of this cluster works by: version, its configuration, where that was read; None: there is
+    none.
 
-    To be called on the head. `ray start --autoscaling-config` names a file to a process of the head, which reads it anew at each
-    round, as this does; KubeRay's sidecar asks Kubernetes for the RayCluster, as this does with the same account.
+    To be called on the head. `ray start --autoscaling-config` names a file to a process of the head, which reads it
+    anew at each round, as this does; KubeRay's sidecar asks Kubernetes for the RayCluster, as this does with the same
+    account.
 
     Raises:
         LookupError: there is one, but its configuration cannot be read; says why.
@@ -216,7 +220,9 @@ def ask_for(name: str, bundles: Bundles | None) -> None:
 
 
 def weigh_folder(folder: Path) -> tuple[dict[str, int], int]:
-    """Bytes of each file of a working directory that a submission would send, unpacked as it is sent, and the most that is taken."""
+    """Bytes of each file of a working directory that a submission would send, unpacked as it is sent, and the most that
+    is taken.
+    """
     from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
     from ray._private.runtime_env.packaging import _dir_travel
 

@@ -1,7 +1,8 @@
-"""Remove the products of a root that nothing refers to any more: old configurations, old inventories, interrupted attempts.
+"""Remove the products of a root that nothing refers to any more: old configurations, old inventories, interrupted
+attempts.
 
-Kept are the products of the last run (root/run.json), those that the given configuration would use, everything these were
-made from, and the parent of each, which is the way back after a sync.
+Kept are the products of the last run (root/run.json), those that the given configuration would use, everything these
+were made from, and the parent of each, which is the way back after a sync.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def find_unused(root: str, planned: Iterable[str] = ()) -> list[Unused]:
         HeldError: a driver is at work in this root, whose inputs nobody can tell.
     """
     place = Place(root)
-    # what has another name is somebody's own: a root may lie beside a folder "train" with pictures
+    # what has another name is somebody's own: a root may lie beside a folder "train" with images
     names = [
         f"{stage}/{folder}" for stage in STAGES for folder in place.at(stage).folders() if FINGERPRINT.fullmatch(folder)
     ]

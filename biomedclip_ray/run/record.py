@@ -1,8 +1,9 @@
 """The record of a run: which stages ran, were resumed or skipped, what came in and why it was dropped; root/run.json.
 
-The same file keeps the inventory that `source.inventory: newest` was resolved to for each source, so that the same command goes
-on with that date however often it is killed; `--sync` moves on to a newer one. Under `known` it keeps every inventory that was
-ever worked from: the source forgets them after 30 days, and what was made of one is still to be exported and served.
+The same file keeps the inventory that `source.inventory: newest` was resolved to for each source, so that the same
+command goes on with that date however often it is killed; `--sync` moves on to a newer one. Under `known` it keeps
+every inventory that was ever worked from: the source forgets them after 30 days, and what was made of one is still to
+be exported and served.
 """
 
 from __future__ import annotations
@@ -116,7 +117,9 @@ class Run:
                 self.missing.append((name, source))
 
     def check_range(self) -> None:
-        """After a dry pass: raises ConfigError where a stage builds on one that is neither finished nor in the range."""
+        """After a dry pass: raises ConfigError where a stage builds on one that is neither finished nor
+        in the range.
+        """
         for name, source in self.missing:
             raise ConfigError(
                 f"{source.stage} is not finished for this configuration ({source.uri}), and {name} builds on it; "

@@ -1,7 +1,9 @@
-"""The record of each run: root/runs/ID.json, one a run and never overwritten, beside root/run.json, which tells the newest.
+"""The record of each run: root/runs/ID.json, one a run and never overwritten, beside root/run.json, which tells the
+newest.
 
-It is what says how a run ended. Exit codes do not: `ray job submit` knows 0 and 1, `ray symmetric-run` and `sbatch --wait` end with 0
-for runs that never began. Whoever submits a run gives it an id beforehand (RUN_ID in its environment) and looks for that.
+It is what says how a run ended. Exit codes do not: `ray job submit` knows 0 and 1, `ray symmetric-run` and `sbatch
+--wait` end with 0 for runs that never began. Whoever submits a run gives it an id beforehand (RUN_ID in its
+environment) and looks for that.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ def new_id() -> str:
 
 
 class RunRecord:
-    """This run's file. An id that is taken (the same submission, tried again on another cluster) gets -2, -3 and so on."""
+    """This run's file. An id that is taken (the same submission, tried again on another cluster) gets
+    -2, -3 and so on.
+    """
 
     def __init__(self, root: str, command: Sequence[str]) -> None:
         self.place = Place(root)

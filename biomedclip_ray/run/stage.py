@@ -42,7 +42,9 @@ class Outcome:
 
 @dataclass(frozen=True)
 class RunParts:
-    """Who does the work of an attempt: `run_parts(worker, resources, args)` over its missing parts, `tasks` for the rest."""
+    """Who does the work of an attempt: `run_parts(worker, resources, args)` over its missing parts, `tasks` for the
+    rest.
+    """
 
     attempt: Attempt
     runner: Runner
@@ -67,7 +69,8 @@ def _nothing(*_: Any) -> tuple[str, ...]:
 class Stage:
     """One step of the workflow, from some products to one.
 
-    Each function gets the configuration and then what the stage reads: products, or what stands before the first of them.
+    Each function gets the configuration and then what the stage reads: products, or what stands before the first of
+    them.
     """
 
     name: str

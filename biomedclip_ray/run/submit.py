@@ -1,7 +1,7 @@
 """What every way to submit a run shares: the checks before anything is sent, its id, and how it ended.
 
-A run has ended well when root/runs/ID.json of this very submission says so. What Ray, Kubernetes or Slurm say is asked only where
-the root cannot be read from here: each of them calls runs done that failed or never began.
+A run has ended well when root/runs/ID.json of this very submission says so. What Ray, Kubernetes or Slurm say is asked
+only where the root cannot be read from here: each of them calls runs done that failed or never began.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def prepare(arguments: Sequence[str], folder: Path, look: bool = True) -> Submis
         )
     if "://" not in config.root and not Path(config.root).expanduser().is_absolute():
         raise ConfigError(
-            f"root={config.root} is relative; a job needs a place that all nodes share: root=/mnt/shared/run or root=s3://bucket/run"
+            f"root={config.root} is relative; a job needs a place that all nodes share: root=/mnt/shared/run or "
+            "root=s3://bucket/run"
         )
     if look:
         check_free(config)
@@ -86,7 +87,8 @@ def prepare(arguments: Sequence[str], folder: Path, look: bool = True) -> Submis
 
 
 def check_free(config: Config) -> None:
-    """Raises HeldError where a driver works on the root, naming it; nothing is known of a root that cannot be read from here.
+    """Raises HeldError where a driver works on the root, naming it; nothing is known of a root that cannot be read from
+    here.
 
     It takes a heartbeat or two, about four seconds, and only where there is a lease at all.
     """
@@ -119,7 +121,9 @@ def verdict(submission: Submission, otherwise: int, who: str) -> tuple[int, list
 
 
 def within(seconds: float, call: Callable[[], Result]) -> Result:
-    """What a call returns or raises, or TimeoutError: clients of clusters and stores wait for ever for one that says nothing."""
+    """What a call returns or raises, or TimeoutError: clients of clusters and stores wait for ever for one that says
+    nothing.
+    """
     future: Future[Result] = Future()
 
     def work() -> None:

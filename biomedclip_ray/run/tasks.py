@@ -1,7 +1,7 @@
 """Work that is not one part after another: functions with arguments, as Ray tasks on the nodes for data, or here.
 
-What a task gives stays where it was made; only `get` brings it to the driver, which asks for counts and for nothing that
-grows with the corpus.
+What a task gives stays where it was made; only `get` brings it to the driver, which asks for counts and for nothing
+that grows with the corpus.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ class Tasks(Protocol):
         """A handle of something large that many tasks are given."""
 
     def submit(self, resources: PartResources, function: Callable[..., Any], *args: Any, outputs: int = 1) -> list[Any]:
-        """Handles of what `function(*args)` gives, a tuple where there are several `outputs`. Handles among `args` reach the
-        function as what they stand for."""
+        """Handles of what `function(*args)` gives, a tuple where there are several `outputs`. Handles among `args`
+        reach the function as what they stand for.
+        """
 
     def get(self, handles: Sequence[Any]) -> list[Any]:
         """What handles stand for, when it is there. Raises what a function raised."""

@@ -1,8 +1,9 @@
 """What a running driver tells Prometheus, by Ray's own metrics: stages, parts, units, nodes, the newest checkpoint.
 
-Whoever knows a number calls `tell`, which only keeps it; one thread of the driver sets every gauge anew each few seconds, because
-Ray exports a gauge for about 20 s after it was last set, and a stage of hours changes less often. The driver alone counts: series of
-workers that have ended would stay in their node's agent for ever. The trainer's own gauges are in `train/metrics.py`.
+Whoever knows a number calls `tell`, which only keeps it; one thread of the driver sets every gauge anew each few
+seconds, because Ray exports a gauge for about 20 s after it was last set, and a stage of hours changes less often. The
+driver alone counts: series of workers that have ended would stay in their node's agent for ever. The trainer's own
+gauges are in `train/metrics.py`.
 """
 
 from __future__ import annotations

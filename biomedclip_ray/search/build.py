@@ -1,9 +1,11 @@
-"""Building the index: rows as fragments, then every index as tasks bounded in memory, and the settings with the recall that they give.
+"""Building the index: rows as fragments, then every index as tasks bounded in memory, and the settings with the recall
+that they give.
 
-Every step is a list of calls that may run anywhere (`Tasks`); the caller only commits what they wrote: the embed stage runs them on
-workers, tests and small tables in turn. Centroids are trained once a vector column, each group of fragments becomes a segment, the
-segments are merged and committed once. IVF_RQ (RaBitQ) is the default: on 60,000 vectors it was built 15 to 46 times as fast as IVF_PQ
-at the same recall and latency. Widths that do not divide by 8 take IVF_PQ.
+Every step is a list of calls that may run anywhere (`Tasks`); the caller only commits what they wrote: the embed stage
+runs them on workers, tests and small tables in turn. Centroids are trained once a vector column, each group of
+fragments becomes a segment, the segments are merged and committed once. IVF_RQ (RaBitQ) is the default: on 60,000
+vectors it was built 15 to 46 times as fast as IVF_PQ at the same recall and latency. Widths that do not divide by 8
+take IVF_PQ.
 """
 
 from __future__ import annotations
@@ -65,7 +67,9 @@ def in_turn(calls: list[tuple[Callable[..., Any], tuple[Any, ...]]]) -> list[Any
 
 
 def from_rows(folder: str, rows: list[dict[str, Any]], ann_rows: int = 100_000) -> Index:
-    """A finished index of a few rows in a folder; columns that are not given are null, `words` are those of the caption."""
+    """A finished index of a few rows in a folder; columns that are not given are null, `words` are those of the
+    caption.
+    """
     schema = index_schema(len(rows[0]["image_vector"]))
     known = ("article_id", "pmid", "doi")
     table = pa.Table.from_pylist(
@@ -164,9 +168,9 @@ def extend(
     tasks: Tasks = in_turn,
     seed: int = 0,
 ) -> Settings:
-    """Bring a copy of a finished table up to date: rows are appended, withdrawn pair ids deleted, the indices extended by what is new,
-    and recall measured again. Centroids and partitions stay, so this costs as much as the new rows do, until `REBUILD_SHARE` of the
-    rows is new: then every index is built anew.
+    """Bring a copy of a finished table up to date: rows are appended, withdrawn pair ids deleted, the indices extended
+    by what is new, and recall measured again. Centroids and partitions stay, so this costs as much as the new rows do,
+    until `REBUILD_SHARE` of the rows is new: then every index is built anew.
     """
     dataset = open_table(place)
     before = dataset.count_rows()
@@ -186,8 +190,8 @@ def extend(
         for index in dataset.describe_indices():
             dataset.drop_index(index.name)
         return finish(place, ann_rows, tasks, seed)
-    # Without a number Lance joins small partitions (128 became 2 or 3), and the probes that were measured mean nothing. Words must
-    # be indexed before anybody searches: rows outside the index are scored by another corpus.
+    # Without a number Lance joins small partitions (128 became 2 or 3), and the probes that were measured mean nothing.
+    # Words must be indexed before anybody searches: rows outside the index are scored by another corpus.
     dataset.optimize.optimize_indices(num_indices_to_merge=1)
     if not settings.exact:
         settings = calibrate(place, settings, tasks, seed)

@@ -1,8 +1,10 @@
-"""Stage: a CLIP and one's own images or texts -> their vectors, for people who have a model and a million images and nothing else.
+"""Stage: a CLIP and one's own images or texts -> their vectors, for people who have a model and a million images and
+nothing else.
 
-A folder or bucket of image files, a column of Parquet files, or text files with a text a line. Inputs are cut into parts in the order of
-their names; which files there are, with size and time of change, decides the product, so the same command goes on where it stopped and a
-changed folder makes a new product. The work is the embed stage's: the same encoder, threads, ledger.
+A folder or bucket of image files, a column of Parquet files, or text files with a text a line. Inputs are cut into
+parts in the order of their names; which files there are, with size and time of change, decides the product, so the same
+command goes on where it stopped and a changed folder makes a new product. The work is the embed stage's: the same
+encoder, threads, ledger.
 """
 
 from __future__ import annotations
@@ -249,7 +251,9 @@ class _Worker:
         return ids, np.concatenate(made)
 
     def _values(self, part: int) -> list[tuple[str, Any]]:
-        """(id, value) of a part: a column's values, lines of a text file, or None for image files, which are fetched one by one."""
+        """(id, value) of a part: a column's values, lines of a text file, or None for image files, which are fetched
+        one by one.
+        """
         found: list[tuple[str, Any]] = []
         for name, group in self.inputs.parts[part]:
             if self.inputs.column:

@@ -1,7 +1,8 @@
 """How many partitions must be probed, and rows ranked again, so that a search finds what exact search finds.
 
-Measured when the index is built, with and without filters, because nothing else tells: the probes that serve no filter found 0.63 of the
-neighbours where one row in a thousand passed. True neighbours come from one scan of the table by tasks; they serve every question.
+Measured when the index is built, with and without filters, because nothing else tells: the probes that serve no filter
+found 0.63 of the neighbours where one row in a thousand passed. True neighbours come from one scan of the table by
+tasks; they serve every question.
 """
 
 from __future__ import annotations
@@ -53,11 +54,13 @@ class Question(NamedTuple):
 
 
 def calibrate(place: Place, settings: Settings, tasks: Tasks, seed: int) -> Settings:
-    """The fewest probes, and rows ranked again, that reach the wanted recall at every share of the rows that a filter may pass.
+    """The fewest probes, and rows ranked again, that reach the wanted recall at every share of the rows that a filter
+    may pass.
 
-    Queries are rows of the table, by the searched column's own vectors and by the other's, and each of these must reach it alone:
-    captions lie apart from images (the modality gap), and a probe count that serves images fails text queries. Filters are a range of
-    pair ids, which knows nothing of the vectors, and the end of the map, whose rows lie together.
+    Queries are rows of the table, by the searched column's own vectors and by the other's, and each of these must reach
+    it alone: captions lie apart from images (the modality gap), and a probe count that serves images fails text
+    queries. Filters are a range of pair ids, which knows nothing of the vectors, and the end of the map, whose rows lie
+    together.
     """
     dataset = open_table(place)
     ((queries, filters),) = tasks([(_draw, (place, seed))])
@@ -103,7 +106,8 @@ def true_neighbours(
     filters: Sequence[tuple[str, float, str | None]],
     fragments: list[int],
 ) -> list[tuple[NDArray[np.float32], NDArray[np.uint64]]]:
-    """Scores and row ids of the ten nearest rows in these fragments for each set of queries and each filter; one scan serves all.
+    """Scores and row ids of the ten nearest rows in these fragments for each set of queries and each filter; one scan
+    serves all.
 
     A search for each query alone would read the column hundreds of times: hours at fifteen million rows.
     """
@@ -166,7 +170,9 @@ def _probes(
     refine: int,
     recall: dict[str, float],
 ) -> int:
-    """The first of probes, 2 probes, 4 probes ... that reaches the wanted recall for each question; `recall` takes what it gave."""
+    """The first of probes, 2 probes, 4 probes ... that reaches the wanted recall for each question; `recall` takes what
+    it gave.
+    """
     while True:
         recall |= {question.name: _recall(dataset, question, probes, refine) for question in questions}
         if min(recall[question.name] for question in questions) >= WANTED_RECALL or probes >= partitions:

@@ -1,10 +1,10 @@
 """Stage: a bundle and the kept pairs -> both vectors, what search shows and filters by, and the Lance table of them.
 
-Two passes. Parts first: each is encoded once and stands in data/ as Parquet, so an interrupted run resumes by part. Then
-the table is written from there, fragments by many tasks and one commit by the driver, and its rows are counted against
-pairs less ledger. An interrupted second pass starts again: it is minutes of copying, where one part is minutes of a GPU.
-The map (x, y) is the plane of the largest variance of the image vectors, fitted between the passes: a projection places
-any later vector too, which t-SNE cannot.
+Two passes. Parts first: each is encoded once and stands in data/ as Parquet, so an interrupted run resumes by part.
+Then the table is written from there, fragments by many tasks and one commit by the driver, and its rows are counted
+against pairs less ledger. An interrupted second pass starts again: it is minutes of copying, where one part is minutes
+of a GPU. The map (x, y) is the plane of the largest variance of the image vectors, fitted between the passes: a
+projection places any later vector too, which t-SNE cannot.
 """
 
 from __future__ import annotations
@@ -63,8 +63,9 @@ def _content(config: Config, bundle: Product, pairs: Product, corpus: Product) -
 def _work(
     attempt: Attempt, run_parts: RunParts, config: Config, bundle: Product, pairs: Product, corpus: Product
 ) -> Made:
-    """Raises ConfigError where no pair passes, NonFiniteError where too many have no vector, BadIndexError where the table holds
-    other rows than data/."""
+    """Raises ConfigError where no pair passes, NonFiniteError where too many have no vector, BadIndexError where the
+    table holds other rows than data/.
+    """
     section = config.embed
     attempt.parts = pairs.parts
     run_parts(_Embedder, section.resources, (bundle.place.at("bundle").uri, pairs, corpus, section))
@@ -176,7 +177,9 @@ def _part_schema(dimensions: int) -> pa.Schema:
 def drop_non_finite(
     ledger: Ledger, ids: list[str], vectors: dict[str, NDArray[np.float32]], unit: str = "pair"
 ) -> NDArray[np.bool_]:
-    """Which rows have a direction in every matrix (n, d) of vectors; the others go to the ledger, and are kept no longer."""
+    """Which rows have a direction in every matrix (n, d) of vectors; the others go to the ledger, and are kept no
+    longer.
+    """
     sound = np.ones(len(ids), bool)
     for what, matrix in vectors.items():
         with np.errstate(over="ignore", invalid="ignore"):
@@ -194,15 +197,19 @@ def _words(facts: pa.Table) -> list[str]:
 
 
 def _checked(attempt: Attempt, section: Embed) -> int:
-    """Rows in data/, counted by tasks from the files' footers; an error where too many pairs were lost to non-finite vectors."""
+    """Rows in data/, counted by tasks from the files' footers; an error where too many pairs were lost to non-finite
+    vectors.
+    """
     parts = range(attempt.parts or 0)
     chunks = [parts[at : at + PARTS_PER_COUNT] for at in range(0, len(parts), PARTS_PER_COUNT)]
     counted = ray_tasks(section.resources)([(_count, (attempt, chunk)) for chunk in chunks])
     rows, lost = (sum(column) for column in zip(*counted, strict=True))
     if lost > section.non_finite_limit * (rows + lost):
         raise NonFiniteError(
-            f"{attempt.product.uri}: {lost} of {rows + lost} pairs have a non-finite vector, above embed.non_finite_limit="
-            f"{section.non_finite_limit:g}; the bundle's weights are broken or overflow: train from an earlier checkpoint"
+            f"{attempt.product.uri}: {lost} of {rows + lost} pairs have a non-finite vector, above "
+            "embed.non_finite_limit="
+            f"{section.non_finite_limit:g}; the bundle's weights are broken or overflow: train from an earlier "
+            "checkpoint"
         )
     return rows
 

@@ -29,8 +29,8 @@ Values = Annotated[tuple[Annotated[str, AfterValidator(_text)], ...], Field(max_
 
 
 class Filters(BaseModel):
-    """Conditions that hold together; null does not filter, an empty list lets nothing pass. Any value is a question: one that no row
-    has finds nothing.
+    """Conditions that hold together; null does not filter, an empty list lets nothing pass. Any value is a question:
+    one that no row has finds nothing.
 
     Raises:
         ValueError: (pydantic's ValidationError) an unknown field or a value of another type.
@@ -59,7 +59,9 @@ class Filters(BaseModel):
     """Last year of publication."""
 
     def sql(self) -> str | None:
-        """The condition in Lance's SQL, None where nothing is filtered; values are quoted, so that any text is only a value."""
+        """The condition in Lance's SQL, None where nothing is filtered; values are quoted, so that any text is only a
+        value.
+        """
         terms = []
         for column, values in (
             ("figure_kind", self.kinds),

@@ -1,10 +1,11 @@
 """The folding of captions and of what is asked for: a small table of its own, and no library's.
 
-A caption is cut into pieces at every change between letters, digits and signs, so that `IL6`, `IL-6` and `IL 6`, or `TNFα`, `TNF-α` and
-`TNF-alpha`, are the same pieces in the same order; a word that is asked for is then a phrase of its pieces. Signs are pieces where they
-mean something (`ER+`, `< 0.05`, `−80`), and lost elsewhere. The general tools do harm here: transliteration turns µm into mm, tokenizers
-drop `+`, `<` and primers of 42 letters, lists of stop words swallow ALL (the leukaemia), WHO and vitamin A.
-Lance stores the pieces as they are (`INVERTED_INDEX`); only words in small letters are stemmed, by Lance's own Snowball stemmer.
+A caption is cut into pieces at every change between letters, digits and signs, so that `IL6`, `IL-6` and `IL 6`, or
+`TNFα`, `TNF-α` and `TNF-alpha`, are the same pieces in the same order; a word that is asked for is then a phrase of its
+pieces. Signs are pieces where they mean something (`ER+`, `< 0.05`, `−80`), and lost elsewhere. The general tools do
+harm here: transliteration turns µm into mm, tokenizers drop `+`, `<` and primers of 42 letters, lists of stop words
+swallow ALL (the leukaemia), WHO and vitamin A. Lance stores the pieces as they are (`INVERTED_INDEX`); only words in
+small letters are stemmed, by Lance's own Snowball stemmer.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ INVERTED_INDEX: dict[str, Any] = {
 
 ACRONYM = 5  # letters; a longer word in capitals is a heading
 
-_GREEK_NAMES = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau upsilon phi chi psi omega"
+_GREEK_NAMES = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau "
+    "upsilon phi chi psi omega"
+)
 _GREEK = dict(zip("αβγδεζηθικλμνξοπρστυφχψω", _GREEK_NAMES.split(), strict=True))
 _GREEK |= {"ς": "sigma", "µ": "mu", "ϐ": "beta", "ϑ": "theta", "ϕ": "phi", "ϵ": "epsilon", "ϰ": "kappa", "ϱ": "rho"}
 
@@ -69,11 +73,15 @@ _IRREGULAR = {
 }
 
 STOP = frozenset(
-    "a all am an and are as at be been but by can did do does for from had has have he her him his how if in into is it its "
-    "may me my no nor not of on or our own she so some such than that the their them then there these they this to too us "
+    "a all am an and are as at be been but by can did do does for from had has have he her him his how if in into is "
+    "it its "
+    "may me my no nor not of on or our own she so some such than that the their them then there these they this to "
+    "too us "
     "was we were what when where which who will with you".split()
 )
-"""Small words that are not asked for beside others; in capitals each is an acronym (ALL, WHO, IT, NO) and stands in the index as such."""
+"""Small words that are not asked for beside others; in capitals each is an acronym (ALL, WHO, IT, NO) and stands in the
+index as such.
+"""
 
 MOLAR = frozenset(("M", "mM", "nM", "pM", "fM"))
 """Units whose capital tells them from a length: 5 mM is not 5 mm."""
@@ -206,7 +214,9 @@ def _after_number(start: int, before: list[Piece]) -> bool:
 
 
 def _word(source: str, shouting: bool) -> str:
-    """Lower case without accents, stemmed unless its capitals say that it is a name: ALL stays apart from all, AIDS from aid."""
+    """Lower case without accents, stemmed unless its capitals say that it is a name: ALL stays apart from all, AIDS
+    from aid.
+    """
     plain = without_accents(source) if len(source) > 1 else source
     plural = re.fullmatch(r"(.*[A-Z])s", plain)  # DNAs, siRNAs
     if plural:

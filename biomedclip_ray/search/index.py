@@ -1,9 +1,10 @@
-"""The index: a Lance table of every embedded pair, opened for search. `build.py` writes it, `query.py` combines what is found here.
+"""The index: a Lance table of every embedded pair, opened for search. `build.py` writes it, `query.py` combines what is
+found here.
 
-Filters always run before the search: filtering k results afterwards loses rows (16 of 322 came back in one report). A table, and a
-filter that few rows pass, is searched exactly; else so many partitions are probed as reached the wanted recall when the index was
-built, at that share of the rows (with the probes of no filter, recall was 0.63 where one row in a thousand passed).
-Ids and scores are found first, rows are read only for what is returned.
+Filters always run before the search: filtering k results afterwards loses rows (16 of 322 came back in one report). A
+table, and a filter that few rows pass, is searched exactly; else so many partitions are probed as reached the wanted
+recall when the index was built, at that share of the rows (with the probes of no filter, recall was 0.63 where one row
+in a thousand passed). Ids and scores are found first, rows are read only for what is returned.
 """
 
 from __future__ import annotations
@@ -32,8 +33,10 @@ METRIC = "cosine"
 VECTORS = ("image_vector", "text_vector")
 
 TIERS = (28, 160, 2048)
-"""Rows that an approximate search finds, whatever k, and of which the better three quarters are given: so the first k of a larger k are
-the smaller k. Whoever reads on gets what a deeper search adds, and after that what an exact one does. Each row costs 30 us."""
+"""Rows that an approximate search finds, whatever k, and of which the better three quarters are given: so the first k
+of a larger k are the smaller k. Whoever reads on gets what a deeper search adds, and after that what an exact one does.
+Each row costs 30 us.
+"""
 _TIES = 8
 """Rows found beyond k by an exact search, to see whether equal ones follow; more where they do."""
 _TAKEN = 10_000  # rows read at once
@@ -90,7 +93,9 @@ class Settings:
         return self.kind == "exact"
 
     def nprobes(self, share: float) -> int:
-        """Partitions to probe where this share of the rows passes; all where it is below every share that was measured."""
+        """Partitions to probe where this share of the rows passes; all where it is below every share
+        that was measured.
+        """
         measured = [float(key) for key in self.probes if float(key) <= share]
         return self.probes[f"{max(measured):g}"] if measured else self.partitions
 
@@ -167,8 +172,9 @@ class Index:
     def text_search(
         self, query: str, k: int = 10, filters: Filters | None = None, thumbnails: bool = False
     ) -> list[Hit]:
-        """The k rows whose captions match the words best (BM25), among those that pass the filters: those that hold every word
-        (`words.py`), or where there is none, some."""
+        """The k rows whose captions match the words best (BM25), among those that pass the filters: those that hold
+        every word (`words.py`), or where there is none, some.
+        """
         return self.hits(self.matching(words.read(query), k, filters), thumbnails)
 
     def nearest(
@@ -287,7 +293,9 @@ class Index:
         readings: Sequence[words.Reading] | None = None,
         without: tuple[words.Reading, ...] = (),
     ) -> Iterator[pa.Array]:
-        """One column of the rows that pass, and whose captions match one of the readings (as `matching` does) where there are some."""
+        """One column of the rows that pass, and whose captions match one of the readings (as `matching` does) where
+        there are some.
+        """
         where = filters.sql() if filters else None
         if readings is None:
             for batch in self.dataset.scanner(columns=[name], filter=where).to_batches():
@@ -317,7 +325,9 @@ class Index:
         return Found(table["_rowid"].to_numpy(), table["_score"].to_numpy())
 
     def _first(self, look: Any, k: int, depth: int, most: int) -> Found:
-        """The first k of what `look` finds, equal scores in the order of pair_id: so it looks on while the last found equals the k-th."""
+        """The first k of what `look` finds, equal scores in the order of pair_id: so it looks on while the last found
+        equals the k-th.
+        """
         while True:
             depth = min(depth, most)
             found: Found = look(depth)
@@ -348,10 +358,13 @@ def nearest_rows(
     probes: int,
     refine_factor: int,
 ) -> Found:
-    """The `depth` nearest rows among those that pass; exact where no partition is to be probed. Scores are cosines of whole vectors."""
+    """The `depth` nearest rows among those that pass; exact where no partition is to be probed. Scores are cosines of
+    whole vectors.
+    """
     nearest: dict[str, Any] = {"column": column, "q": query, "k": depth, "metric": METRIC, "use_index": probes > 0}
     if probes:
-        # Without a refine_factor Lance gives twice the distance where the index covers every row, and once where it does not.
+        # Without a refine_factor Lance gives twice the distance where the index covers every row, and once where it
+        # does not.
         nearest |= {"nprobes": probes, "refine_factor": max(1, refine_factor)}
     scanner = dataset.scanner(columns=["_distance"], with_row_id=True, nearest=nearest, filter=where, prefilter=True)
     table = scanner.to_table()

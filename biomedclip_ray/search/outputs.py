@@ -1,7 +1,8 @@
-"""Smaller types for vectors that leave the server, and what they cost: recall@10 among vectors of that type, against float32.
+"""Smaller types for vectors that leave the server, and what they cost: recall@10 among vectors of that type, against
+float32.
 
-int8 is the float times one scale for all vectors (the largest number of a sample becomes 127), so products of two keep their order; binary
-is the signs, eight to a byte, compared by the bits that differ.
+int8 is the float times one scale for all vectors (the largest number of a sample becomes 127), so products of two keep
+their order; binary is the signs, eight to a byte, compared by the bits that differ.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ _QUERIES = 100
 
 
 def convert(vectors: NDArray[np.float32], output: Output, int8_scale: float) -> NDArray[Any]:
-    """Unit vectors (n, d) as (n, d) of the type, or (n, ceil(d / 8)) uint8 for binary, the first number in the highest bit.
+    """Unit vectors (n, d) as (n, d) of the type, or (n, ceil(d / 8)) uint8 for binary, the first number in the highest
+    bit.
 
     >>> convert(np.array([[0.6, -0.8]], np.float32), "int8", 127.0).tolist()
     [[76, -102]]
@@ -35,7 +37,9 @@ def convert(vectors: NDArray[np.float32], output: Output, int8_scale: float) -> 
 
 
 def measure(place: Place, seed: int) -> dict[str, Any]:
-    """`int8_scale` and `output_recall` of `index.Settings`, over a sample of the table's rows and queries of both columns."""
+    """`int8_scale` and `output_recall` of `index.Settings`, over a sample of the table's rows and queries of both
+    columns.
+    """
     from biomedclip_ray.search.index import VECTORS, open_table  # the server's ingress converts, and needs no Lance
 
     dataset = open_table(place)

@@ -1,8 +1,10 @@
-"""Questions of several parts: vectors and words fused, "but not", figures like one, grouped by article, counted, page after page.
+"""Questions of several parts: vectors and words fused, "but not", figures like one, grouped by article, counted, page
+after page.
 
-What is asked becomes one or more ranked lists. Vectors of a column are one list: their weighted sum, less those of `without` (Rocchio).
-Each text is a list by its words (BM25). Several lists are fused by reciprocal rank (Cormack et al. 2009: the sum of weight / (60 + rank)),
-which needs no common scale of cosine and BM25. A list is the same however far it is read, so pages neither repeat nor miss a hit.
+What is asked becomes one or more ranked lists. Vectors of a column are one list: their weighted sum, less those of
+`without` (Rocchio). Each text is a list by its words (BM25). Several lists are fused by reciprocal rank (Cormack et al.
+2009: the sum of weight / (60 + rank)), which needs no common scale of cosine and BM25. A list is the same however far
+it is read, so pages neither repeat nor miss a hit.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ from biomedclip_ray.search.index import Column, Found, Hit, Index
 
 RECIPROCAL_K = 60
 FUSED_DEPTH = 120
-"""Rows of each list that are fused, as many as two cheap looks into the index give; what comes after them follows in the order of one
-list."""
+"""Rows of each list that are fused, as many as two cheap looks into the index give; what comes after them follows in
+the order of one list.
+"""
 GROUP_HITS = 5
 FACETS = {"kinds": "figure_kind", "licenses": "license", "years": "year", "journals": "journal", "splits": "split"}
 FACET_VALUES = 100
@@ -91,7 +94,8 @@ def find(index: Index, query: Query, k: int = 20, cursor: str | None = None, thu
     """The next k results of a query.
 
     Raises:
-        ValueError: nothing is asked for; a vector or pair_id that the index cannot take; a cursor of another query or index.
+        ValueError: nothing is asked for; a vector or pair_id that the index cannot take; a cursor of another query or
+            index.
     """
     if k < 1:
         raise ValueError(f"k={k}: at least one result must be asked for")
@@ -111,7 +115,8 @@ def find(index: Index, query: Query, k: int = 20, cursor: str | None = None, thu
 
 
 def facets(index: Index, query: Query) -> dict[str, dict[str | int, int]]:
-    """How many hits have each value, of those that pass the filters of all other fields; the most frequent values first.
+    """How many hits have each value, of those that pass the filters of all other fields; the most frequent values
+    first.
 
     A query with words alone counts the captions that match; with a vector every row that passes is a hit.
     """
@@ -165,7 +170,9 @@ def _by_words(index: Index, reading: words.Reading, filters: Filters, without: t
 
 
 def _vectors(index: Index, query: Query) -> tuple[dict[Column, tuple[float, NDArray[np.float32]]], list[int]]:
-    """The sum of weights and of weighted unit vectors for each column, and the row ids of figures that were asked by."""
+    """The sum of weights and of weighted unit vectors for each column, and the row ids of figures that
+    were asked by.
+    """
     sums: dict[Column, NDArray[np.float32]] = {}
     weights: dict[Column, float] = {}
     own: list[int] = []

@@ -1,8 +1,10 @@
-"""What a text in the search field asks for: units of folded pieces (`folding.py`) that a caption must hold, as Lance's queries.
+"""What a text in the search field asks for: units of folded pieces (`folding.py`) that a caption must hold, as Lance's
+queries.
 
-Every word is asked for, as PubMed does; where no caption holds them all, captions that hold some are found. Quoted words are a phrase.
-Small words are not asked for beside others, but in capitals they are acronyms: WHO grade. A letter or number leans on its neighbour, so
-that "vitamin A" is not any vitamin beside any "a". Links and numbers of articles become the words that the index holds for them.
+Every word is asked for, as PubMed does; where no caption holds them all, captions that hold some are found. Quoted
+words are a phrase. Small words are not asked for beside others, but in capitals they are acronyms: WHO grade. A letter
+or number leans on its neighbour, so that "vitamin A" is not any vitamin beside any "a". Links and numbers of articles
+become the words that the index holds for them.
 """
 
 from __future__ import annotations
@@ -66,7 +68,9 @@ class Reading:
 
 
 def read(query: str) -> Reading:
-    """What a text asks for: quoted words as a phrase, each other word for itself; any text has a reading, if an empty one."""
+    """What a text asks for: quoted words as a phrase, each other word for itself; any text has a reading, if an empty
+    one.
+    """
     text = _identifiers(query[:MAX_CHARS])
     required: list[Unit] = []
     lifting: list[Unit] = []

@@ -1,8 +1,8 @@
 """Who may ask: keys with scopes and quotas, names of this host, and nobody from elsewhere where neither is set.
 
-A server that listens for other machines and knows no key answers this machine alone, until the operator names keys or says
-`serve.access.open=true`. Keys are random and long, so a plain SHA-256 at rest is enough; quotas are counted in each ingress
-process for itself.
+A server that listens for other machines and knows no key answers this machine alone, until the operator names keys or
+says `serve.access.open=true`. Keys are random and long, so a plain SHA-256 at rest is enough; quotas are counted in
+each ingress process for itself.
 
     python -m biomedclip_ray.serve.access NAME     makes a key, and the lines for the configuration
 """

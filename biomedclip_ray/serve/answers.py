@@ -47,7 +47,9 @@ class Vector:
 
 @dataclass(frozen=True)
 class Answers(Generic[T]):
-    """One answer or problem an item, in the order of the items, the bundle that gave them, and where its engine beats."""
+    """One answer or problem an item, in the order of the items, the bundle that gave them, and where its
+    engine beats.
+    """
 
     bundle: str
     items: list[T | Problem]

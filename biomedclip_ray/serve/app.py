@@ -1,15 +1,16 @@
-"""Builds the application: the one builder behind `serve.run`, `serve deploy cluster/serve.yaml` and KubeRay's RayService.
+"""Builds the application: the one builder behind `serve.run`, `serve deploy cluster/serve.yaml` and KubeRay's
+RayService.
 
     browser, client -> proxy -> Ingress (reads, checks, counts) -> Engine (model + index, batched)
 
-Overload meets two doors. The ingress counts items (texts and pictures) and answers 429 in OpenAI's shape; before it, the
+Overload meets two doors. The ingress counts items (texts and images) and answers 429 in OpenAI's shape; before it, the
 proxy counts requests and answers 429 by Ray's BackpressureConfig (its default would be 503). Both say Retry-After.
 A change of model starts the new Engine beside the old one (max_surge_percent), since loading in place would make
 everybody wait.
 
 A change goes live when it works and not before. The new Engine embeds and searches while it is made, and raises if it
-cannot; the new Ingress, with new limits and keys, waits until an engine of its own arguments answers. Where either fails,
-Serve leaves the old ones serving.
+cannot; the new Ingress, with new limits and keys, waits until an engine of its own arguments answers. Where either
+fails, Serve leaves the old ones serving.
 """
 
 import asyncio
@@ -159,7 +160,9 @@ class Ingress:
 
 
 class RemoteEngine:
-    """`backend.Engine` by a handle; what Ray raises when nobody can answer becomes 429 or 503, and so does a dead node."""
+    """`backend.Engine` by a handle; what Ray raises when nobody can answer becomes 429 or 503, and so
+    does a dead node.
+    """
 
     def __init__(self, handle: DeploymentHandle, silence_s: float) -> None:
         self._handle = handle

@@ -1,8 +1,8 @@
 """Items of all requests in common batches: what has come while one batch computes is the next one.
 
-An item that finds the model idle does not wait for company that may never come (5 ms are a third of a short text's time on
-two cores); it waits only for items that are known to be on their way, such as the other images of its request, which are
-still being decoded.
+An item that finds the model idle does not wait for company that may never come (5 ms are a third of a short text's time
+on two cores); it waits only for items that are known to be on their way, such as the other images of its request, which
+are still being decoded.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ class Batcher(Generic[In, Out]):
         wait_s: float = 0.0,
         coming: Callable[[], int] = lambda: 0,
     ) -> None:
-        """`most`: items of one batch. `wait_s`: how long a batch that is not full waits for those that `coming` counts."""
+        """`most`: items of one batch. `wait_s`: how long a batch that is not full waits for those that
+        `coming` counts.
+        """
         self._work, self._pool, self._most, self._wait_s, self._coming = work, pool, most, wait_s, coming
         self._waiting: deque[tuple[In, asyncio.Future[Out]]] = deque()
         self._runner: asyncio.Task[None] | None = None

@@ -1,9 +1,9 @@
 """The stage `deploy`: bring the application up on the cluster and wait until it answers.
 
-It leaves no product; what it would change is asked of the running application, whose /ready tells the fingerprint of the
-arguments that the engine which answers was started with. The same bundle, index and settings: skipped. Another bundle: the
-new one is loaded beside the old one, which serves until then; one that does not come up is taken back, and the old one
-serves on with its own settings.
+It leaves no product; what it would change is asked of the running application, whose /ready tells the fingerprint of
+the arguments that the engine which answers was started with. The same bundle, index and settings: skipped. Another
+bundle: the new one is loaded beside the old one, which serves until then; one that does not come up is taken back, and
+the old one serves on with its own settings.
 """
 
 from __future__ import annotations
@@ -134,12 +134,14 @@ def placed(resources: ServeResources, capacity: Capacity) -> tuple[Placement, Pl
 
 
 def check(args: Arguments, capacity: Capacity) -> None:
-    """Raises ConfigError for a server open to strangers by oversight, and for what would make Serve wait for ever: a taken
-    port, CPUs or GPUs that can never come."""
+    """Raises ConfigError for a server open to strangers by oversight, and for what would make Serve wait for ever: a
+    taken port, CPUs or GPUs that can never come.
+    """
     resources = args.resources
     if not (is_loopback(resources.host) or args.access.keys or args.access.open):
         raise ConfigError(
-            f"serve.resources.host={resources.host} lets other machines ask, and no key is named: set serve.access.keys "
+            f"serve.resources.host={resources.host} lets other machines ask, and no key is named: set "
+            "serve.access.keys "
             "(python -m biomedclip_ray.serve.access NAME makes one), or serve.access.open=true behind a gateway"
         )
     for kind, key, needed in (
@@ -148,7 +150,8 @@ def check(args: Arguments, capacity: Capacity) -> None:
     ):
         if capacity.sized and needed > capacity.total(kind):
             raise ConfigError(
-                f"serve.resources.{key}: the application needs {needed:g} {kind}s, {capacity.found} has {capacity.total(kind):g}"
+                f"serve.resources.{key}: the application needs {needed:g} {kind}s, {capacity.found} has "
+                f"{capacity.total(kind):g}"
             )
     if not capacity.fits(resources.cpus_per_replica, resources.gpus_per_replica):
         raise ConfigError(
@@ -163,7 +166,8 @@ def check(args: Arguments, capacity: Capacity) -> None:
             probe.bind((resources.host, resources.port))
         except OSError as error:
             raise ConfigError(
-                f"serve.resources.port={resources.port} on {resources.host} cannot be used ({error.strerror}); free it or "
+                f"serve.resources.port={resources.port} on {resources.host} cannot be used ({error.strerror}); free "
+                "it or "
                 f"choose another, for example serve.resources.port={resources.port + 1}"
             ) from error
 
@@ -181,8 +185,10 @@ def _wait(url: str, args: Arguments) -> None:
             return
         time.sleep(0.2)
     raise DeployError(
-        f"{url} was not ready within {args.resources.ready_timeout_s:g} s (serve.resources.ready_timeout_s); application "
-        f"{args.name}: {status.status} {status.message}. If Serve was started on this cluster with another port before, "
+        f"{url} was not ready within {args.resources.ready_timeout_s:g} s (serve.resources.ready_timeout_s); "
+        "application "
+        f"{args.name}: {status.status} {status.message}. If Serve was started on this cluster with another port "
+        "before, "
         "end it first (serve shutdown)"
     )
 

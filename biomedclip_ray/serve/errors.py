@@ -1,7 +1,7 @@
 """Errors as OpenAI's clients read them: `{"error": {"message", "type", "param", "code"}}`, with the right status.
 
-A client shows the server's words only where the body has this shape: a bare `{"detail": ...}` becomes "Error code: 422" and
-no more. So every error takes it, those of the framework and of middleware too.
+A client shows the server's words only where the body has this shape: a bare `{"detail": ...}` becomes "Error code: 422"
+and no more. So every error takes it, those of the framework and of middleware too.
 """
 
 from __future__ import annotations
@@ -112,7 +112,10 @@ def _explain(error: Any, body: type[BaseModel] | None, request: Request) -> Refu
     if not path or body is None:
         kind = request.headers.get("content-type", "")
         if body is not None and kind.partition(";")[0].strip().lower() != "application/json":
-            message = f"Content-Type is {kind or 'missing'}; send a JSON object with the header Content-Type: application/json"
+            message = (
+                f"Content-Type is {kind or 'missing'}; send a JSON object with the header Content-Type: "
+                "application/json"
+            )
             return Refusal(message, status=415, code="unknown_content_type")
         if body is None and path:
             return Refusal(f"{'.'.join(path)}: {error['msg']}", param=".".join(path), code="wrong_value")

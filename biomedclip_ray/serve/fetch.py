@@ -1,7 +1,9 @@
-"""Images that lie at an https address: fetched only from hosts that the operator names, and never from inside his network.
+"""Images that lie at an https address: fetched only from hosts that the operator names, and never from inside his
+network.
 
-A name is resolved once, every address it has must be a public one, and the connection goes to that address: whoever owns
-the name cannot answer "public" first and "169.254.169.254" after. Redirects are followed by hand, each checked anew.
+A name is resolved once, every address it has must be a public one, and the connection goes to that address: whoever
+owns the name cannot answer "public" first and "169.254.169.254" after. Redirects are followed by hand, each checked
+anew.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ class Fetcher:
         self._slots = asyncio.Semaphore(AT_ONCE)
 
     async def get(self, wanted: Fetch) -> bytes:
-        """The checked bytes. Raises Refusal that names the item and what went wrong, and never what the host answered."""
+        """The checked bytes. Raises Refusal that names the item and what went wrong, and never what the
+        host answered.
+        """
         seconds = self.settings.fetch_timeout_s
         try:
             async with asyncio.timeout(seconds), self._slots:

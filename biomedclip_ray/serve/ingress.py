@@ -351,13 +351,16 @@ def _lengths(whole: int, settings: Serve) -> list[int]:
 
 
 def _cut(values: np.ndarray, dimensions: int | None, settings: Serve) -> np.ndarray:
-    """The whole vector, or its first `dimensions` values at unit length where the operator allows it; raises Refusal."""
+    """The whole vector, or its first `dimensions` values at unit length where the operator allows it;
+    raises Refusal.
+    """
     if dimensions is None:
         return values
     lengths = _lengths(len(values), settings)
     if dimensions not in lengths:
         raise Refusal(
-            f"dimensions={dimensions}: this model gives {' or '.join(map(str, lengths))}; it was not trained to be cut to "
+            f"dimensions={dimensions}: this model gives {' or '.join(map(str, lengths))}; it was not trained to be "
+            "cut to "
             "another length",
             param="dimensions",
             code="unsupported_dimensions",

@@ -1,12 +1,12 @@
 """What a request may hold: texts and images, counted, measured and named before the model sees one.
 
-An image comes in the request itself; its format is what its bytes say, and its pixels are read from the header (some 0.1
-ms), so that a bomb of a few kilobytes is refused before it is decoded. That an image ends early is only seen when it is
-decoded: `replica.py` does that, image by image.
+An image comes in the request itself; its format is what its bytes say, and its pixels are read from the header (some
+0.1 ms), so that a bomb of a few kilobytes is refused before it is decoded. That an image ends early is only seen when
+it is decoded: `replica.py` does that, image by image.
 
-A string that means an image is never embedded as words. Clients send images in a dozen forms (raw base64, data URIs without
-a type, addresses, HTML tags), and the vector of the letters "iVBORw0KGgo" looks like any other: each form is read as the
-image that it holds, or refused with the form that is understood.
+A string that means an image is never embedded as words. Clients send images in a dozen forms (raw base64, data URIs
+without a type, addresses, HTML tags), and the vector of the letters "iVBORw0KGgo" looks like any other: each form is
+read as the image that it holds, or refused with the form that is understood.
 """
 
 from __future__ import annotations
@@ -138,7 +138,9 @@ def read_item(value: Any, param: str, limits: Serve) -> Wanted:
 
 
 def read_sought(value: Any, param: str, limits: Serve) -> list[Sought]:
-    """What a search asks for: a string, a part, {"figure": pair_id}, or a list of them, with weights; raises Refusal."""
+    """What a search asks for: a string, a part, {"figure": pair_id}, or a list of them, with weights;
+    raises Refusal.
+    """
     values = value if isinstance(value, list) else [value]
     if not values or len(values) > MOST_SOUGHT:
         raise Refusal(f"{param} needs 1 to {MOST_SOUGHT} parts, not {len(values)}", param=param, code="wrong_query")

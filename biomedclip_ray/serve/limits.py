@@ -1,6 +1,8 @@
-"""The limits that bound an ingress: bytes, depth and time of bodies before they are parsed, items that wait for the model.
+"""The limits that bound an ingress: bytes, depth and time of bodies before they are parsed, items that wait for the
+model.
 
-Beyond any of them the answer comes in a millisecond (413, 400, 408, 429), so that those already waiting keep their time.
+Beyond any of them the answer comes in a millisecond (413, 400, 408, 429), so that those already waiting keep their
+time.
 """
 
 from __future__ import annotations
@@ -56,9 +58,9 @@ class Room:
 class BodyLimit:
     """Reads each body whole, and ends a request as soon as it breaks a limit.
 
-    413 when it is longer than `max_bytes`, by its header or by what came; 408 when it has not come within `seconds`; 400
-    when a JSON body opens more than `max_depth` brackets; 429 when all bodies under way hold more than `BODIES_HELD` times
-    `max_bytes`.
+    413 when it is longer than `max_bytes`, by its header or by what came; 408 when it has not come within `seconds`;
+    400 when a JSON body opens more than `max_depth` brackets; 429 when all bodies under way hold more than
+    `BODIES_HELD` times `max_bytes`.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, seconds: float, max_depth: int) -> None:

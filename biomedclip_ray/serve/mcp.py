@@ -1,7 +1,8 @@
-"""The figure search as a tool for agents (Model Context Protocol): a question in; captions, licences, links, thumbnails out.
+"""The figure search as a tool for agents (Model Context Protocol): a question in; captions, licences, links, thumbnails
+out.
 
-The server has it at /mcp (streamable HTTP, without sessions, so that any ingress answers any request). An agent that starts
-its tools itself runs, with the server's address and, where it wants one, a key in BIOMEDCLIP_API_KEY:
+The server has it at /mcp (streamable HTTP, without sessions, so that any ingress answers any request). An agent that
+starts its tools itself runs, with the server's address and, where it wants one, a key in BIOMEDCLIP_API_KEY:
 
     python -m biomedclip_ray.serve.mcp http://127.0.0.1:8000
 """
@@ -58,7 +59,8 @@ def mcp_server(search: Search) -> MCPServer[Any]:
     server: MCPServer[Any] = MCPServer(
         "biomedclip_ray",
         instructions=(
-            "Searches the figures of open biomedical articles in PubMed Central. Each figure stays under its own licence: "
+            "Searches the figures of open biomedical articles in PubMed Central. Each figure stays under its own "
+            "licence: "
             "name it, and link the article, where you show or cite one. For research, not for diagnosis."
         ),
     )

@@ -1,7 +1,8 @@
-"""What is known about a request while it runs, and what is left of it: an id, a log line in JSON, numbers for Prometheus.
+"""What is known about a request while it runs, and what is left of it: an id, a log line in JSON, numbers for
+Prometheus.
 
-Numbers are those of one ingress process, labelled with its id: behind several, a scrape of /metrics meets one of them, and
-Ray's own metrics (which each node exports) count all.
+Numbers are those of one ingress process, labelled with its id: behind several, a scrape of /metrics meets one of them,
+and Ray's own metrics (which each node exports) count all.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """The model and its index in one process: embeds, searches and classifies.
 
 Both live together so that an answer never mixes two bundles while one replaces the other, and a search costs one hop.
-Items of all requests share batches (`batching.py`); one forward pass takes up to `max_batch`. Images are decoded one by one before they enter a batch, so a bad one is its own request's problem only. A
-vector that is not finite never leaves: its item gets an error.
+Items of all requests share batches (`batching.py`); one forward pass takes up to `max_batch`. Images are decoded one by
+one before they enter a batch, so a bad one is its own request's problem only. A vector that is not finite never leaves:
+its item gets an error.
 
-An engine that comes up has embedded a text and an image and searched its index. One that cannot raises, and Serve leaves the
-old one where it is.
+An engine that comes up has embedded a text and an image and searched its index. One that cannot raises, and Serve
+leaves the old one where it is.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ HEALTH_S = 60.0
 class Engine:
     """Loads a bundle and its index when made; every method may be called many times at once.
 
-    Raises (when made): BundleError, BadIndexError; ConfigError when the index holds another model's vectors, or when the
-    model gives vectors that are not finite.
+    Raises (when made): BundleError, BadIndexError; ConfigError when the index holds another model's vectors, or when
+    the model gives vectors that are not finite.
     """
 
     def __init__(self, bundle: str, index: str, settings: Serve, application: str = "") -> None:
@@ -94,7 +95,9 @@ class Engine:
             raise RuntimeError(f"a batch has been computing for more than {self._patience_s:g} s")
 
     def _answer_once(self, bundle: str, index: str) -> None:
-        """Embed a text and an image and search for them. Raises ConfigError. The first pass is slow: nobody waits for it."""
+        """Embed a text and an image and search for them. Raises ConfigError. The first pass is slow: nobody waits for
+        it.
+        """
         for what, vectors in (
             ("text", self.encoder.encode_text([PROBE_TEXT])),
             ("image", self.encoder.encode_images([probe_image()])),

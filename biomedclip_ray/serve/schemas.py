@@ -1,7 +1,8 @@
-"""Every request and every answer of the server, once: the routes, /openapi.json, the MCP tools and the tests read them here.
+"""Every request and every answer of the server, once: the routes, /openapi.json, the MCP tools and the tests read them
+here.
 
-Number fields refuse true, false and strings, which pydantic would take for numbers and JSON Schema does not. An `input` is
-checked by `inputs.py`, whose errors name the item and the way out; here stands only what it may look like.
+Number fields refuse true, false and strings, which pydantic would take for numbers and JSON Schema does not. An `input`
+is checked by `inputs.py`, whose errors name the item and the way out; here stands only what it may look like.
 """
 
 from __future__ import annotations
@@ -123,7 +124,8 @@ class SearchBody(Body):
     k: Whole | None = Field(default=None, ge=1, description="Figures wanted; 20 if not said.")
     by: Literal["image", "caption", "words", "all"] = Field(
         default="image",
-        description="Compare with the figures' images, their captions' meaning, their captions' words, or all three, fused.",
+        description="Compare with the figures' images, their captions' meaning, their captions' words, or all three, "
+        "fused.",
     )
     filters: Filters = Filters()
     group: Literal["article"] | None = Field(

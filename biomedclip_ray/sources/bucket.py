@@ -1,8 +1,8 @@
 """The source: PubMed Central's cloud-service layout, in an S3 bucket or in a local folder of the same shape.
 
-One object is fetched within a deadline and a number of tries, and is checked against its md5; whatever goes wrong becomes
-an `ObjectError` with a ledger reason, so that one bad object is one row and never the end of a run. A source that does not
-answer at all is a `SourceError`: an error of the configuration, never an empty product.
+One object is fetched within a deadline and a number of tries, and is checked against its md5; whatever goes wrong
+becomes an `ObjectError` with a ledger reason, so that one bad object is one row and never the end of a run. A source
+that does not answer at all is a `SourceError`: an error of the configuration, never an empty product.
 """
 
 from __future__ import annotations

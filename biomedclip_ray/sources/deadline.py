@@ -1,8 +1,8 @@
 """A deadline for a whole HTTP exchange of boto3. Its time-outs are for silence: a byte a second would go on for ever.
 
-A watchman shuts down the socket that the exchange waits on, whatever it waits for: status, headers, body. A thread that only
-stops waiting would leave the socket, and another thread with it, to the server's mercy. There is one watchman a process: a timer
-for each exchange would be a thread for each, and cost half of what a small object costs.
+A watchman shuts down the socket that the exchange waits on, whatever it waits for: status, headers, body. A thread that
+only stops waiting would leave the socket, and another thread with it, to the server's mercy. There is one watchman a
+process: a timer for each exchange would be a thread for each, and cost half of what a small object costs.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ class _Exchange:
 
 
 class _Watchman:
-    """A thread that cuts exchanges off when their time is up, within a tenth of a second; it sleeps where there are none."""
+    """A thread that cuts exchanges off when their time is up, within a tenth of a second; it sleeps where there are
+    none.
+    """
 
     def __init__(self) -> None:
         self._moments: dict[_Exchange, float] = {}
@@ -79,7 +81,8 @@ _watchman = _Watchman()
 
 @contextmanager
 def until(moment: float) -> Iterator[None]:
-    """What this thread asks of a client that is `watched`, ends at `moment` (of time.monotonic), give or take a tenth of a second.
+    """What this thread asks of a client that is `watched`, ends at `moment` (of time.monotonic), give or take a tenth
+    of a second.
 
     Raises:
         TimeoutError: it was cut there. An answer cut in its headers may look whole, and is none.

@@ -2,8 +2,8 @@
 
 Two passes over the gzip CSV: the first counts what the selection takes and hence the number of parts; the second deals
 the lines into shards on the local disk, which are sorted and stored with one row group a part. A worker then reads its
-own few hundred lines and nothing else. Eight million lines take 22 seconds and 342 MB at their peak, 99 of them imports; a sample
-of a thousand articles 12 seconds and 356 MB (benchmarks/inventory.py).
+own few hundred lines and nothing else. Eight million lines take 22 seconds and 342 MB at their peak, 99 of them
+imports; a sample of a thousand articles 12 seconds and 356 MB (benchmarks/inventory.py).
 """
 
 from __future__ import annotations
@@ -243,7 +243,9 @@ def read_entries(place: Place, part: int, parts: int) -> pa.Table:
 
 
 def _by_part(selection: Selection, parts: int) -> bytes:
-    """The listed ids with the parts that they belong to, whether or not there is such an article; one row group a part."""
+    """The listed ids with the parts that they belong to, whether or not there is such an article; one
+    row group a part.
+    """
     assert selection.listed is not None
     dealt: list[list[dict[str, Any]]] = [[] for _ in range(parts)]
     for pmcid, times in sorted(selection.listed.items()):

@@ -1,12 +1,15 @@
-"""Preprints: MECA packages of bioRxiv and medRxiv in a folder or bucket, seen as a bucket in the cloud service's layout.
+"""Preprints: MECA packages of bioRxiv and medRxiv in a folder or bucket, seen as a bucket in the cloud service's
+layout.
 
-A package is a zip: manifest.xml names the article's XML and the files of its figures, mostly TIFFs of 5 to 20 MB. Neither its name (a
-uuid) nor its folder (the month) says which preprint it is: DOI and version stand in the XML, so an inventory opens each package
-once, at its two ends. Afterwards a key says where its package lies, and nobody searches. A preprint's id is RX and the digits of its
-DOI; its versions are versions of one article, so the newest wins. In S3 the reader pays for requests and bytes (0.09 dollars a GB outside
-of us-east-1): a package is fetched in ranges, and what no figure needs is never read.
+A package is a zip: manifest.xml names the article's XML and the files of its figures, mostly TIFFs of 5 to 20 MB.
+Neither its name (a uuid) nor its folder (the month) says which preprint it is: DOI and version stand in the XML, so an
+inventory opens each package once, at its two ends. Afterwards a key says where its package lies, and nobody searches. A
+preprint's id is RX and the digits of its DOI; its versions are versions of one article, so the newest wins. In S3 the
+reader pays for requests and bytes (0.09 dollars a GB outside of us-east-1): a package is fetched in ranges, and what no
+figure needs is never read.
 
-As packages come from strangers: sizes are capped before memory is spent, and what a zip holds becomes an `ObjectError` for the ledger.
+As packages come from strangers: sizes are capped before memory is spent, and what a zip holds becomes an `ObjectError`
+for the ledger.
 """
 
 from __future__ import annotations
@@ -269,7 +272,9 @@ class MecaBucket:
         return "".join(lines[at] for at in sorted(lines)).encode()
 
     def _named(self, one: Found) -> tuple[str, int]:
-        """Id and version of a package's preprint; a package that cannot be read gets a name too, and is said in the catalog's ledger."""
+        """Id and version of a package's preprint; a package that cannot be read gets a name too, and is said in the
+        catalog's ledger.
+        """
         try:
             with self.shelf.open(one.name) as file:
                 package = Package(file, one.name)
@@ -317,7 +322,9 @@ def _metadata(article_id: str, package: Package) -> bytes:
 
 
 def _mended(xml: bytes) -> bytes:
-    """Mended XML: some packages have white space or the DOCTYPE before the XML declaration, or an ampersand that is no entity."""
+    """Mended XML: some packages have white space or the DOCTYPE before the XML declaration, or an ampersand that is no
+    entity.
+    """
     xml = _AMPERSAND.sub(b"&amp;", xml)
     at = xml.find(b"<?xml", 0, 2000)
     if at <= 0:

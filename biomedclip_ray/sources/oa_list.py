@@ -1,7 +1,7 @@
 """`oa_file_list.csv`, the list of the legacy packages: found by PMCID, and told as an inventory of the cloud service.
 
-The list had up to seven million lines. A process keeps 16 bytes of each, its number and where it stands in the file, and
-reads a line when it is asked for; the inventory is written to a temporary file and streamed from there.
+The list had up to seven million lines. A process keeps 16 bytes of each, its number and where it stands in the file,
+and reads a line when it is asked for; the inventory is written to a temporary file and streamed from there.
 """
 
 from __future__ import annotations

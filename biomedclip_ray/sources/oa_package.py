@@ -3,11 +3,11 @@
 PMC removed them in August 2026; who has kept some goes on using them: `oa_file_list.csv` is the inventory, a package is
 version 1 of its article, its .nxml the article's XML, and the metadata JSON is put together from the list and the XML.
 
-A package is decompressed once into memory and its members are slices of it: gzip has no random access, and a pass for each
-member took 403 ms instead of 61 for PMC2924383 with its 14. Packages stay open up to CACHE_BYTES and are read one at a
-time in a process, so that sixteen threads neither read one twice nor hold sixteen of them. Each stage thus reads a package
-once. Members come from strangers: names are taken flat, links, devices and sparse files are refused, sizes
-are capped before memory is spent, and whatever a tarball holds becomes an `ObjectError` for the ledger.
+A package is decompressed once into memory and its members are slices of it: gzip has no random access, and a pass for
+each member took 403 ms instead of 61 for PMC2924383 with its 14. Packages stay open up to CACHE_BYTES and are read one
+at a time in a process, so that sixteen threads neither read one twice nor hold sixteen of them. Each stage thus reads a
+package once. Members come from strangers: names are taken flat, links, devices and sparse files are refused, sizes are
+capped before memory is spent, and whatever a tarball holds becomes an `ObjectError` for the ledger.
 """
 
 from __future__ import annotations
@@ -73,8 +73,9 @@ class Package:
 def read_package(data: bytes, member_bytes: int = MEMBER_BYTES, package_bytes: int = PACKAGE_BYTES) -> Package:
     """Open a .tar.gz, whatever its bytes are.
 
-    Members are regular files directly in the package or in its one folder; those of other paths are left out, as nothing
-    in a package's XML can mean them. Links, devices, sparse files and members over `member_bytes` are refused by name.
+    Members are regular files directly in the package or in its one folder; those of other paths are left out, as
+    nothing in a package's XML can mean them. Links, devices, sparse files and members over `member_bytes` are refused
+    by name.
 
     Raises:
         PackageError: no gzip, no tar, cut or damaged, over `package_bytes` when decompressed, or over MEMBERS members.

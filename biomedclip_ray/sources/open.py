@@ -18,8 +18,8 @@ _PREPRINTS = frozenset({"meca", "Current_Content", "Back_Content"})
 def open_bucket(uri: str, resources: SourceResources) -> Bucket:
     """The bucket at a URI: `s3://NAME[/PREFIX]` or a folder. One per process, with its connections kept open.
 
-    A folder that holds oa_file_list.csv is one of legacy packages (`oa_package.py`); one that holds .meca files is one of preprints
-    (`meca.py`), and so are bioRxiv's and medRxiv's buckets and a copy below a prefix of the name meca.
+    A folder that holds oa_file_list.csv is one of legacy packages (`oa_package.py`); one that holds .meca files is one
+    of preprints (`meca.py`), and so are bioRxiv's and medRxiv's buckets and a copy below a prefix of the name meca.
 
     Raises:
         SourceError: no such folder, or a URI of another kind.

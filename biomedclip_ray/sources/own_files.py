@@ -7,9 +7,10 @@
 | `*.jsonl` | name of a file, or a list of names | keys |
 | `*.tar` (`.tar.gz`) | `KEY.jpg`, `KEY.0.png`, `KEY.left.tif`, ... | `KEY.txt` and/or `KEY.json` |
 
-`sources/own/record.py` lists the names of columns, `sources/own/images.py` says how a file is found by its name. A text in a list is
-a pair each, an image in a list too; `own.columns` names columns that no list knows. Files are told apart by name, size and time of
-change, as rsync does: reading a terabyte to know that nothing changed costs more than making a touched folder's pairs once again.
+`sources/own/record.py` lists the names of columns, `sources/own/images.py` says how a file is found by its name. A text
+in a list is a pair each, an image in a list too; `own.columns` names columns that no list knows. Files are told apart
+by name, size and time of change, as rsync does: reading a terabyte to know that nothing changed costs more than making
+a touched folder's pairs once again.
 """
 
 from __future__ import annotations
@@ -126,7 +127,8 @@ def _what_else(names: list[str]) -> str:
         folders = sorted({name.partition("/")[0] for name in images if "/" in name})
         where = f"in folders ({', '.join(folders[:4])})" if folders else "without a list"
         return (
-            f"holds images {where}, and a folder's name is no text: write metadata.csv with the columns file_name and text; "
+            f"holds images {where}, and a folder's name is no text: write metadata.csv with the columns file_name "
+            "and text; "
             "a labelled set is measured by evaluate.sets"
         )
     others = {ending: way for ending, way in _OTHERS.items() if any(name.lower().endswith(ending) for name in names)}

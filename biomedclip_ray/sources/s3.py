@@ -56,7 +56,8 @@ class S3Bucket:
             read_timeout=min(30.0, resources.deadline_s / 3),
             tcp_keepalive=True,
         )
-        # bodies break too, which botocore does not retry: `_again` retries all of it, and the patient client is for lists
+        # bodies break too, which botocore does not retry: `_again` retries all of it, and the patient client is for
+        # lists
         self.client, self.patient = (
             watched(
                 session.client(
@@ -79,7 +80,9 @@ class S3Bucket:
         return self._again(key, whole)
 
     def stream(self, key: str) -> BinaryIO:
-        """The object from the local disk, fetched in pieces: each has a deadline and tries of its own, all are of one ETag."""
+        """The object from the local disk, fetched in pieces: each has a deadline and tries of its own, all are of one
+        ETag.
+        """
         head = self._again(key, lambda deadline: self._ask("head_object", key, deadline))
         size, etag = head["ContentLength"], head["ETag"]
         with ExitStack() as undo:
@@ -104,7 +107,9 @@ class S3Bucket:
             raise SourceError(f"source.uri={self.uri} cannot be listed: {error}") from error
 
     def ranged(self, key: str) -> BinaryIO:
-        """An object to be read anywhere in it, in pieces as they are asked for; all are of one ETag. Raises ObjectError."""
+        """An object to be read anywhere in it, in pieces as they are asked for; all are of one ETag. Raises
+        ObjectError.
+        """
         head = self._again(key, lambda deadline: self._ask("head_object", key, deadline))
 
         def fetch(of: range) -> bytes:
@@ -230,5 +235,7 @@ def _retry_after(error: ClientError) -> float | None:
 
 
 def _pause(attempt: int, most: float = 20.0) -> float:
-    """Seconds before the next try: twice as long each time up to `most`, give or take half: tasks shall not come back at once."""
+    """Seconds before the next try: twice as long each time up to `most`, give or take half: tasks shall not come back
+    at once.
+    """
     return random.uniform(0.5, 1.5) * min(most, 0.2 * 2**attempt)

@@ -1,4 +1,6 @@
-"""The benchmarks of training still run: each in its smallest form, whose ratios say nothing, so that only a crash fails it."""
+"""The benchmarks of training still run: each in its smallest form, whose ratios say nothing, so that only a crash fails
+it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The benchmarks of the data side still run: each in a small form, whose ratios of speed say nothing, so that only a crash fails it."""
+"""The benchmarks of the data side still run: each in a small form, whose ratios of speed say nothing, so that only a
+crash fails it.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,7 @@ def test_panels_and_subcaptions_are_scored(corpus: Path, tmp_path: Path) -> None
         [*[(of, merit) for of in ("corpus", "sample") for merit in four], ("corpus", "subcaptions_f1")]
     )
     report = (tmp_path / "report.html").read_text()
-    assert "data:image/" in report  # what went wrong, as pictures
+    assert "data:image/" in report  # what went wrong, as images
     assert report.count("<tr>") > len(merits)
 
 

@@ -1,4 +1,6 @@
-"""The format of the published BiomedCLIP around small towers, and the tiny BERT in it; made here, for any test to start from."""
+"""The format of the published BiomedCLIP around small towers, and the tiny BERT in it; made here, for any test to start
+from.
+"""
 
 import json
 import shutil
@@ -39,7 +41,8 @@ def make_bert(folder: Path) -> Path:
 def make_published(folder: Path, bert: Path) -> tuple[Path, Any]:
     """A folder with the files, config keys and weight names of the published BiomedCLIP, small towers inside.
 
-    timm ViT + Hugging Face BERT whose config is not there, a pickled .bin, and BERT's old `position_ids` buffer. Returns folder and model.
+    timm ViT + Hugging Face BERT whose config is not there, a pickled .bin, and BERT's old `position_ids` buffer.
+    Returns folder and model.
 
     Args:
         bert: a folder of `make_bert`.

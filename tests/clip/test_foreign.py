@@ -1,4 +1,6 @@
-"""CLIPs that others made: the same tokens and vectors as plain open_clip or transformers, or a sentence with the way out."""
+"""CLIPs that others made: the same tokens and vectors as plain open_clip or transformers, or a sentence with the way
+out.
+"""
 
 from __future__ import annotations
 
@@ -201,7 +203,8 @@ def _edit(file: Path, key: str, inner: str | None, value: Any) -> None:
     file.write_text(json.dumps(loaded))
 
 
-# Names, tags and checkpoints --------------------------------------------------------------------------------------------
+# Names, tags and checkpoints
+# --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -256,7 +259,8 @@ def test_tags_that_agree_need_not_be_named_and_wrong_names_say_so(
         load_bundle(f"open_clip:ViT-B-32:{weights}:openai")
 
 
-# transformers -----------------------------------------------------------------------------------------------------------
+# transformers
+# -----------------------------------------------------------------------------------------------------------
 
 
 def _transformers_clip(folder: Path, act: str, eos: int, dtype: torch.dtype = torch.float32) -> Any:

@@ -121,7 +121,8 @@ def test_a_name_that_cannot_be_reached_names_the_fix() -> None:
         load_tokenizer("nobody/nothing", 16)
 
 
-# What open_clip's wrappers do beside the vocabulary --------------------------------------------------------------------
+# What open_clip's wrappers do beside the vocabulary
+# --------------------------------------------------------------------
 
 STRANGE = [
     *ODD,
@@ -169,7 +170,10 @@ def test_openais_bpe_gives_open_clips_ids_for_any_text(openais: tuple[Tokenizer,
 
 
 def test_openais_bpe_needs_no_torch() -> None:
-    code = "import sys; from biomedclip_ray.clip.tokenizer import openai_tokenizer as t; t(77); assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from biomedclip_ray.clip.tokenizer import openai_tokenizer as t; t(77); assert 'torch' not "
+        "in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

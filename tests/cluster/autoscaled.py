@@ -2,9 +2,9 @@
 
     python tests/cluster/autoscaled.py JOB.json
 
-Ray's fake node provider makes each node a raylet of this machine. It is named as an external one, since under its own name
-autoscaler v2 wants an example file that the wheel lacks. What ran when goes to JOB's `timeline`: one line a look, with every
-node's kind and how long it has been idle.
+Ray's fake node provider makes each node a raylet of this machine. It is named as an external one, since under its own
+name autoscaler v2 wants an example file that the wheel lacks. What ran when goes to JOB's `timeline`: one line a look,
+with every node's kind and how long it has been idle.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The workflow as its user starts it: a process of its own with a Ray of its own, which tests kill, interrupt and repeat."""
+"""The workflow as its user starts it: a process of its own with a Ray of its own, which tests kill, interrupt and
+repeat.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,8 @@ class Driver:
     def kill(self) -> set[int]:
         """kill -9; returns its processes, which should end by themselves.
 
-        Ray's two agents are not among them: they hold no CPU, and go after 61 s of telling a store that died with the driver.
+        Ray's two agents are not among them: they hold no CPU, and go after 61 s of telling a store that died with the
+        driver.
         """
         family = {pid for pid in descendants(self.pid) if not command(pid).startswith("ray::") or is_worker(pid)}
         os.kill(self.pid, signal.SIGKILL)
@@ -137,7 +140,9 @@ def survivors(pids: set[int], seconds: float = 30.0) -> set[int]:
 
 
 def command(pid: int) -> str:
-    """The command line of a process, empty where it is gone. Ray calls a worker by what it runs: ray::IDLE, ray::Map..."""
+    """The command line of a process, empty where it is gone. Ray calls a worker by what it runs:
+    ray::IDLE, ray::Map...
+    """
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except (FileNotFoundError, ProcessLookupError):

@@ -1,5 +1,6 @@
-"""From a head alone, on both of Ray's autoscalers: nodes of the right kind come for each stage, leave after it, and the rows are those
-of one machine."""
+"""From a head alone, on both of Ray's autoscalers: nodes of the right kind come for each stage, leave after it, and the
+rows are those of one machine.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +51,9 @@ evaluate: {{resources: {{num_cpus: 1, num_gpus: 1}}}}
 embed: {{resources: {{num_cpus: 1, num_gpus: 1}}}}
 serve: {{resources: {{cpus_per_replica: 0.5, gpus_per_replica: 1}}}}
 """
-"""Training stays on CPUs, where a pretended GPU cannot compute; whoever encodes asks for one and computes on CPUs too."""
+"""Training stays on CPUs, where a pretended GPU cannot compute; whoever encodes asks for one and
+computes on CPUs too.
+"""
 
 
 @dataclass

@@ -1,4 +1,6 @@
-"""kill -9 of the driver in ingest and in preprocess, a rival, workers killed: the rows are those of a run nobody disturbed."""
+"""kill -9 of the driver in ingest and in preprocess, a rival, workers killed: the rows are those of a run nobody
+disturbed.
+"""
 
 from __future__ import annotations
 

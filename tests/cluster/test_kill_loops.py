@@ -1,6 +1,7 @@
 """kill -9 at random moments of ingest and of preprocess, ten times each: drivers, workers, nodes.
 
-The rows are those of a run that nobody disturbed, finished parts stay as they are, and only parts in flight are done again.
+The rows are those of a run that nobody disturbed, finished parts stay as they are, and only parts in flight are done
+again.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ FETCHED = {"ingest": is_xml, "preprocess": is_picture}
 
 
 class Disturbed:
-    """Runs of the workflow, from an empty root and from another once that one is finished, until there were ten kills."""
+    """Runs of the workflow, from an empty root and from another once that one is finished, until there
+    were ten kills.
+    """
 
     def __init__(self, stage: str, source: str, s3: S3, folder: Path, undisturbed: dict[str, pa.Table]) -> None:
         self.stage, self.source, self.s3, self.folder, self.undisturbed = stage, source, s3, folder, undisturbed

@@ -1,4 +1,6 @@
-"""The command line on own pairs: alone, beside PubMed Central's, exported for others; and what it removes when told to."""
+"""The command line on own pairs: alone, beside PubMed Central's, exported for others; and what it
+removes when told to.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,7 @@ def test_own_pairs_beside_pmc_are_exported_and_what_they_replace_is_pruned(folde
     exported = pd.concat(pd.read_parquet(path) for path in (out / "data").glob("*.parquet"))
     own = exported["pair_id"].str.startswith("own-")
     assert own.sum() == 40
-    assert (~own).sum() == 18  # of the 19 whole pictures in the bucket one is there twice
+    assert (~own).sum() == 18  # of the 19 whole images in the bucket one is there twice
     assert f"train {(exported['split'] == 'train').sum()}" in done.stdout
     assert "own data (own)" in (out / "README.md").read_text()
 

@@ -138,7 +138,8 @@ def test_a_cut_connection_a_second_submission_and_wrong_tokens_cost_the_job_noth
         )
         assert nobody.wait() == 2, nobody.output
         assert nobody.output.splitlines() == [
-            f"error: {line.address}: the cluster asks for a token and none was sent; put the head's ~/.ray/auth_token into the "
+            f"error: {line.address}: the cluster asks for a token and none was sent; put the head's "
+            "~/.ray/auth_token into the "
             "same place here, or set RAY_AUTH_TOKEN"
         ]
         wrong = Submitter(

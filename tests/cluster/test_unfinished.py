@@ -1,4 +1,6 @@
-"""Too much lost to the network: the command says so with exit code 3, and the same command fetches exactly what is missing."""
+"""Too much lost to the network: the command says so with exit code 3, and the same command fetches exactly what is
+missing.
+"""
 
 from __future__ import annotations
 

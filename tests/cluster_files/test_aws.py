@@ -1,4 +1,6 @@
-"""cluster/aws.yaml as Ray's launcher makes it real, on moto: the network of aws_network.yaml, then the launcher's own bootstrap."""
+"""cluster/aws.yaml as Ray's launcher makes it real, on moto: the network of aws_network.yaml, then the launcher's own
+bootstrap.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any
 
 
 def outputs() -> dict[str, str]:
-    """What the guide's `aws cloudformation deploy` leaves to fill in. moto knows no Instance Connect Endpoint and warns of it."""
+    """What the guide's `aws cloudformation deploy` leaves to fill in. moto knows no Instance Connect Endpoint and warns
+    of it.
+    """
     client = boto3.client("cloudformation", REGION)
     with pytest.warns(UserWarning, match="InstanceConnectEndpoint"):
         client.create_stack(

@@ -1,4 +1,6 @@
-"""The cluster files against the schemas of those who read them: Ray's launcher, KubeRay's CRDs, Serve. No cluster needed."""
+"""The cluster files against the schemas of those who read them: Ray's launcher, KubeRay's CRDs, Serve. No cluster
+needed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What the KubeRay files promise beyond being valid: restricted pods, who may talk to whom, what may be evicted, and the weekly run."""
+"""What the KubeRay files promise beyond being valid: restricted pods, who may talk to whom, what may be evicted, and
+the weekly run.
+"""
 
 from __future__ import annotations
 

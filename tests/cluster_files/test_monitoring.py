@@ -1,4 +1,6 @@
-"""Alert rules and dashboard: every alert fires in promtool's own test, and every series is one that the program tells."""
+"""Alert rules and dashboard: every alert fires in promtool's own test, and every series is one that the
+program tells.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The Slurm script and the SkyPilot task: what their own readers make of them, and what they promise about being stopped."""
+"""The Slurm script and the SkyPilot task: what their own readers make of them, and what they promise about being
+stopped.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def test_no_option_comes_after_the_first_command_where_slurm_reads_none() -> Non
 
 
 def test_the_signal_before_the_limit_reaches_the_driver_which_then_is_queued_again(tmp_path: Path) -> None:
-    """The script itself, with Slurm's commands and Ray's replaced by what they do here: run the command, name the node."""
+    """The script itself, with Slurm's commands and Ray's replaced by what they do here: run the command,
+    name the node.
+    """
     bin_ = tmp_path / "bin"
     bin_.mkdir()
     for name, script in {

@@ -28,7 +28,9 @@ TRAIN, VALIDATION, TEST = 0, 1, 2
 def _facts(
     rows: list[tuple[int, int, int, int]], articles: list[int] | None = None, kinds: list[int] | None = None
 ) -> PairFacts:
-    """Rows of (figure, picture, text, split); pair n has hash 2n. Each figure is an article, unless `articles` says else."""
+    """Rows of (figure, image, text, split); pair n has hash 2n. Each figure is an article, unless
+    `articles` says else.
+    """
     figure, picture, text, split = (np.array(column, np.uint64) for column in zip(*rows, strict=True))
     n = len(rows)
     return PairFacts(

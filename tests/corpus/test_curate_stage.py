@@ -1,4 +1,4 @@
-"""The stage over pairs on disk: copies in other bytes are found by their pictures, wherever they lie."""
+"""The stage over pairs on disk: copies in other bytes are found by their images, wherever they lie."""
 
 from __future__ import annotations
 

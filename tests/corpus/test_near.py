@@ -1,4 +1,4 @@
-"""The banded search against brute force, and the second look on pictures that are and are not the same."""
+"""The banded search against brute force, and the second look on images that are and are not the same."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _plot(seed: int) -> NDArray[np.uint8]:
 
 
 def _again(picture: NDArray[np.uint8], scale: float, quality: int) -> NDArray[np.uint8]:
-    """The picture shrunk and compressed by another program."""
+    """The image shrunk and compressed by another program."""
     image = Image.fromarray(picture)
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
     out = io.BytesIO()
@@ -178,7 +178,9 @@ def _figures(corpus: Path) -> list[Image.Image]:
 
 
 def _marked(image: Image.Image, place: float, colour: tuple[int, int, int]) -> Image.Image:
-    """A square of 0.2% of the area, at this part of the way from the upper left to the lower right; its contrast is sure."""
+    """A square of 0.2% of the area, at this part of the way from the upper left to the lower right; its contrast is
+    sure.
+    """
     pixels = np.array(image)
     side = round((0.002 * pixels.shape[0] * pixels.shape[1]) ** 0.5)
     y, x = (int(place * (size - side)) for size in pixels.shape[:2])

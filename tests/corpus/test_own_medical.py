@@ -32,7 +32,9 @@ def _rows(product: Product) -> pd.DataFrame:
 
 
 def test_dicom_goes_in_by_patient_and_no_word_of_a_patient_comes_out(tmp_path: Path) -> None:
-    """pydicom's own files through the whole stage: counts add up, frames are pairs, and PatientID is only a keyed hash."""
+    """pydicom's own files through the whole stage: counts add up, frames are pairs, and PatientID is
+    only a keyed hash.
+    """
     folder = tmp_path / "in"
     folder.mkdir()
     names = []

@@ -1,4 +1,6 @@
-"""Intervals against a simulation and against what must never happen: no width, an end outside, other draws for one seed."""
+"""Intervals against a simulation and against what must never happen: no width, an end outside, other draws for one
+seed.
+"""
 
 import numpy as np
 import pytest

@@ -1,4 +1,6 @@
-"""Ranks against the whole score matrix in float64, on data that trip float32; figures, chance and control against theory."""
+"""Ranks against the whole score matrix in float64, on data that trip float32; figures, chance and control against
+theory.
+"""
 
 from math import comb
 

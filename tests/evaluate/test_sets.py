@@ -1,4 +1,6 @@
-"""Reading labelled sets: every layout gives the same rows, and every mistake is one line with set, file, row and fix."""
+"""Reading labelled sets: every layout gives the same rows, and every mistake is one line with set, file,
+row and fix.
+"""
 
 import csv
 import io

@@ -1,4 +1,6 @@
-"""Tasks give one row a sample; figures, comparisons and what is left out come from the rows. Vectors whose right answer is known."""
+"""Tasks give one row a sample; figures, comparisons and what is left out come from the rows. Vectors whose right answer
+is known.
+"""
 
 import numpy as np
 import pyarrow as pa
@@ -188,7 +190,9 @@ def test_holm_leaves_undefined_values_out():
 
 
 def questions(number: int, seed: int):
-    """Closed questions whose answer is in the image alone, evenly spread, and open ones whose answer is in the question."""
+    """Closed questions whose answer is in the image alone, evenly spread, and open ones whose answer is in the
+    question.
+    """
     random = np.random.default_rng(seed)
     yes, closed, thing = random.random(number) < 0.5, random.random(number) < 0.6, random.integers(4, size=number)
     rows = pa.table(

@@ -1,4 +1,6 @@
-"""Kinds by a CLIP's zero-shot answer: what plain open_clip says, under the bundle's id, and torch only where it is asked for."""
+"""Kinds by a CLIP's zero-shot answer: what plain open_clip says, under the bundle's id, and torch only where it is
+asked for.
+"""
 
 from __future__ import annotations
 
@@ -132,9 +134,11 @@ def test_no_bundle_loads_no_torch_and_changes_no_row() -> None:
 @pytest.mark.parametrize(
     "raw, words",
     [
-        ({"select": {"kinds": ["gel", "charts"]}}, "curate.select.kinds=['gel', 'charts']: 'charts' is no figure kind; did you mean chart?"),
+        ({"select": {"kinds": ["gel", "charts"]}}, "curate.select.kinds=['gel', 'charts']: 'charts' is no figure "
+                                                   "kind; did you mean chart?"),
         ({"balance": {"micrographs": 0.5}}, "'micrographs' is no figure kind; did you mean micrograph?"),
-        ({"balance": {"xy": 0.5}}, "curate.balance={'xy': 0.5}: 'xy' is no figure kind; known: micrograph, fluorescence"),
+        ({"balance": {"xy": 0.5}}, "curate.balance={'xy': 0.5}: 'xy' is no figure kind; known: micrograph, "
+                                   "fluorescence"),
         ({"balance": {"gel": -1}}, "curate.balance.gel=-1"),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Which file of a figure becomes its picture: alternatives in order, several graphics each on their own."""
+"""Which file of a figure becomes its image: alternatives in order, several graphics each on their own."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_where_none_decodes_the_first_ones_reason_is_told() -> None:
 
 def test_an_outage_of_any_alternative_is_worth_another_run() -> None:
     assert _taken({"a.svg": b"<svg/>", "b.jpg": Reason.FETCH_FAILED})[:2] == (None, ["fetch_failed"])
-    # the thumbnail that could be had is not taken: the next run would not ask for the picture again
+    # the thumbnail that could be had is not taken: the next run would not ask for the image again
     assert _taken({"a.jpg": Reason.DEADLINE, "a.gif": _picture(0)}) == (None, ["deadline"], ["a.jpg"])
 
 

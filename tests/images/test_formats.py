@@ -57,7 +57,9 @@ def test_each_format_is_told_by_its_bytes_measured_and_decoded(name: str) -> Non
 
 
 def test_bitmaps_whose_fourth_byte_is_nothing_are_no_white_images() -> None:
-    """BI_RGB of 32 bits, and a V5 header with an alpha mask whose alpha is 0 everywhere: ultrasound machines write both."""
+    """BI_RGB of 32 bits, and a V5 header with an alpha mask whose alpha is 0 everywhere: ultrasound machines write
+    both.
+    """
     rows = np.dstack([scene()[::-1, :, ::-1], np.zeros((80, 120), np.uint8)]).tobytes()
     plain = struct.pack("<IiiHHIIiiII", 40, 120, 80, 1, 32, 0, len(rows), 0, 0, 0, 0)
     masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)

@@ -1,4 +1,4 @@
-"""Damaged bytes: whatever comes, `prepare` gives a picture or an ImageError, quickly and without eating memory."""
+"""Damaged bytes: whatever comes, `prepare` gives an image or an ImageError, quickly and without eating memory."""
 
 import io
 import os

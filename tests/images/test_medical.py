@@ -74,7 +74,7 @@ def spread(values: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.rint(np.clip((values - low) / (high - low), 0, 1) * 255)
 
 
-# -- DICOM --------------------------------------------------------------------------------------------------------------
+# -- DICOM ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_ct_is_shown_through_its_rescaling_and_first_window() -> None:
@@ -269,7 +269,7 @@ def test_pydicoms_own_files_are_its_pixels_or_name_the_cause() -> None:
     assert {"liver_1frame.dcm", "liver_expb_1frame.dcm", "hotiron.dcm"} <= set(reasons[Reason.NO_IMAGE])
 
 
-# -- NIfTI --------------------------------------------------------------------------------------------------------------
+# -- NIfTI ------------------------------------------------------------------------------------------------------------
 
 
 def nifti(values: np.ndarray, affine: np.ndarray, kind: Any = nibabel.Nifti1Image) -> bytes:
@@ -364,7 +364,7 @@ def _by_window(values: np.ndarray) -> np.ndarray:
     return np.nan_to_num(spread(values, low, high)) if high > low else np.zeros(values.shape)
 
 
-# -- whole slides -------------------------------------------------------------------------------------------------------
+# -- whole slides -----------------------------------------------------------------------------------------------------
 
 
 def slide() -> bytes:

@@ -6,7 +6,7 @@ from biomedclip_ray.images.resample import shrink
 
 
 def _line_art(seed: int, width: int, height: int) -> np.ndarray:
-    """Thin black lines and coloured blocks on white: the hardest pictures to shrink."""
+    """Thin black lines and coloured blocks on white: the hardest images to shrink."""
     rng = np.random.default_rng(seed)
     picture = np.full((height, width, 3), 255, np.uint8)
     for _ in range(60):

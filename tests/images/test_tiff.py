@@ -1,4 +1,6 @@
-"""TIFFs of every layout: the pixels are tifffile's, with white-is-zero, alpha, palette, page and orientation applied once."""
+"""TIFFs of every layout: the pixels are tifffile's, with white-is-zero, alpha, palette, page and orientation applied
+once.
+"""
 
 import io
 import itertools
@@ -37,7 +39,9 @@ def shown(data: bytes) -> Read:
 
 
 def colour(dtype: Any = np.uint16, samples: int = 3, width: int = 70, height: int = 50) -> np.ndarray:
-    """Smooth, other in each channel and corner, over a sixteenth of the type's range; alpha falls from left to right."""
+    """Smooth, other in each channel and corner, over a sixteenth of the type's range; alpha falls from
+    left to right.
+    """
     top = np.iinfo(dtype).max
     x, y = np.linspace(0, 1, width)[None, :], np.linspace(0, 1, height)[:, None]
     planes = [x + 0 * y, y + 0 * x, (1 - x) * y][: min(samples, 3)]
@@ -330,7 +334,8 @@ def test_a_pyramid_with_too_many_pixels_gives_its_largest_level_that_has_not() -
 def test_a_file_of_a_set_is_an_image_of_its_own_and_not_zeros(tmp_path: Any) -> None:
     xml = (
         '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0">'
-        '<Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint16" SizeX="80" SizeY="60" SizeC="2" SizeZ="1" SizeT="1">'
+        '<Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint16" SizeX="80" SizeY="60" SizeC="2" SizeZ="1" '
+        'SizeT="1">'
         '<Channel ID="Channel:0:0" SamplesPerPixel="1"/><Channel ID="Channel:0:1" SamplesPerPixel="1"/>'
         '<TiffData FirstC="0" IFD="0"><UUID FileName="a.ome.tif">urn:uuid:1</UUID></TiffData>'
         '<TiffData FirstC="1" IFD="0"><UUID FileName="b.ome.tif">urn:uuid:2</UUID></TiffData></Pixels></Image></OME>'

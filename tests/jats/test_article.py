@@ -391,7 +391,10 @@ def test_alternatives_are_ranked_by_what_they_are(forms, order):
 
 
 def test_pictures_as_media_count_and_films_do_not():
-    media = '<media xlink:href="a.mp4" mimetype="video"/><media xlink:href="b" mimetype="image"/><media xlink:href="c.png"/>'
+    media = (
+        '<media xlink:href="a.mp4" mimetype="video"/><media xlink:href="b" mimetype="image"/><media '
+        'xlink:href="c.png"/>'
+    )
     assert graphics(media) == (("b",), ("c.png",))
 
 
@@ -556,26 +559,30 @@ def with_permissions(permissions: str) -> Article:
         ("<copyright-statement>© 2020 Elsevier</copyright-statement>", None, None),
         ("<license><license-p>Open access.</license-p></license>", None, None),
         (
-            '<license xlink:href="http://creativecommons.org/licenses/by/4.0"><license-p>Licensed under a Creative Commons'
+            '<license xlink:href="http://creativecommons.org/licenses/by/4.0"><license-p>Licensed under a Creative '
+            "Commons"
             " Attribution-NonCommercial-NoDerivatives 4.0 International License</license-p></license>",
             "CC BY-NC-ND",
             "license-p",
         ),
         (
-            '<license xlink:href="http://creativecommons.org/licenses/by/4.0/"><license-p>Creative Commons Attribution. The'
+            '<license xlink:href="http://creativecommons.org/licenses/by/4.0/"><license-p>Creative Commons '
+            "Attribution. The"
             " Creative Commons Public Domain Dedication waiver applies to the data.</license-p></license>",
             "CC BY",
             "license/@xlink:href",
         ),
         # Neither is narrower: nobody can tell.
         (
-            '<license xlink:href="http://creativecommons.org/licenses/by-sa/4.0/"><license-p>Under CC BY-NC.</license-p>'
+            '<license xlink:href="http://creativecommons.org/licenses/by-sa/4.0/"><license-p>Under CC '
+            "BY-NC.</license-p>"
             "</license>",
             "unknown",
             "license-p",
         ),
         (
-            '<license xlink:href="http://creativecommons.org/licenses/by-nd/4.0/"><license-p>Creative Commons Attribution'
+            '<license xlink:href="http://creativecommons.org/licenses/by-nd/4.0/"><license-p>Creative Commons '
+            "Attribution"
             "-NonCommercial license.</license-p></license>",
             "unknown",
             "license-p",
@@ -586,13 +593,15 @@ def with_permissions(permissions: str) -> Article:
             "license-p",
         ),
         (
-            '<license xlink:href="http://creativecommons.org/licenses/by-nc-sa/4.0/"><license-p>Under CC BY-SA.</license-p>'
+            '<license xlink:href="http://creativecommons.org/licenses/by-nc-sa/4.0/"><license-p>Under CC '
+            "BY-SA.</license-p>"
             "</license>",
             "CC BY-NC-SA",
             "license/@xlink:href",
         ),
         (
-            '<license xlink:href="http://creativecommons.org/publicdomain/zero/1.0/"><license-p>Under CC BY-NC.</license-p>'
+            '<license xlink:href="http://creativecommons.org/publicdomain/zero/1.0/"><license-p>Under CC '
+            "BY-NC.</license-p>"
             "</license>",
             "CC BY-NC",
             "license-p",
@@ -600,7 +609,8 @@ def with_permissions(permissions: str) -> Article:
         # Both uses are allowed.
         *(
             (
-                f"<license><license-p>The Creative Commons Attribution License permits {uses} use.</license-p></license>",
+                f"<license><license-p>The Creative Commons Attribution License permits {uses} "
+                "use.</license-p></license>",
                 "CC BY",
                 "license-p",
             )

@@ -1,4 +1,6 @@
-"""Where a figure's label, caption and image stand elsewhere than in the fig: at graphics, in groups, in two languages."""
+"""Where a figure's label, caption and image stand elsewhere than in the fig: at graphics, in groups, in
+two languages.
+"""
 
 from __future__ import annotations
 
@@ -136,7 +138,8 @@ def test_another_fig_of_the_group_takes_no_image(other):
     [
         '<caption xml:lang="pt"><p>Um fígado.</p></caption><caption xml:lang="en-GB"><p>A liver.</p></caption>',
         '<caption><title xml:lang="en">A liver.</title><title xml:lang="pt">Um fígado.</title></caption>',
-        '<caption><p xml:lang="es">Un hígado.</p><p xml:lang="pt">Um fígado.</p><p xml:lang="en">A liver.</p></caption>',
+        '<caption><p xml:lang="es">Un hígado.</p><p xml:lang="pt">Um fígado.</p><p xml:lang="en">A '
+        "liver.</p></caption>",
     ],
 )
 def test_of_several_languages_the_plain_caption_is_the_english_and_the_caption_is_all(captions):

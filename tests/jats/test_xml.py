@@ -1,4 +1,6 @@
-"""Bytes from outside: whatever they hold, they give an article or a JatsError, and cutting references changes nothing."""
+"""Bytes from outside: whatever they hold, they give an article or a JatsError, and cutting references
+changes nothing.
+"""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def trained_on(root: str, pairs: Product, corpus: Product, folder) -> Product:
 
 
 def labelled_set(folder: Path) -> str:
-    """Two classes; of its six test pictures one is in the train split of the corpus, one in its test split."""
+    """Two classes; of its six test images one is in the train split of the corpus, one in its test split."""
     about = {"name": "tiny", "task": "classification", "classes": ["gel", "chart"]}
     about["prompts"] = {"templates": ["a {}"], "class_names": {"gel": ["gel"], "chart": ["chart"]}}
     (folder / "dataset.json").write_text(json.dumps(about))
@@ -303,7 +303,7 @@ def test_a_bundle_trained_on_a_copy_of_a_test_picture_is_refused(made, ray_clust
     for table in made.pairs.scan():
         rows = table.to_pylist()
         for row in rows:
-            # yesterday article 20, in train, showed the picture of test article 3
+            # yesterday article 20, in train, showed the image of test article 3
             row["sha256"] = "sha33" if row["pair_id"] == "PMC20.1/F1#0" else row["sha256"]
         tables.append(pa.Table.from_pylist(rows, schema=PAIRS))
     pairs = finished(made.config.root, "preprocess", [], tables, "yesterday")

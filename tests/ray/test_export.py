@@ -1,4 +1,4 @@
-"""Exports opened with the libraries they are for: every kept pair once, pictures as pictures, ids with dots unharmed."""
+"""Exports opened with the libraries they are for: every kept pair once, images as images, ids with dots unharmed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 @pytest.fixture(scope="module")
 def made(corpus: Path, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> tuple[Config, Product, Product]:
-    """Real articles, those of PLOS among them, whose figure ids hold a dot ("pone-0012255-g001", "pone.0012255.g001")."""
+    """Real articles, those of PLOS among them, whose figure ids hold a dot ("pone-0012255-g001",
+    "pone.0012255.g001").
+    """
     raw = {
         "root": str(tmp_path_factory.mktemp("root")),
         "source": {"uri": str(corpus / "bucket"), "articles_per_part": 12, "select": {"licenses": "all"}},

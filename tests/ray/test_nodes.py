@@ -1,4 +1,6 @@
-"""A shortage of nodes is waited out, with a line that says for what, and ends the run when the operator has had enough."""
+"""A shortage of nodes is waited out, with a line that says for what, and ends the run when the operator
+has had enough.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,9 @@ def _part(part: int) -> PartResult:
 def test_a_stage_over_parts_waits_for_its_kind_of_node_and_not_for_its_stall(
     grows: Capacity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The head has CPUs, but the parts go to data nodes: that nothing moves is a shortage, whatever no_progress_timeout_s says."""
+    """The head has CPUs, but the parts go to data nodes: that nothing moves is a shortage, whatever
+    no_progress_timeout_s says.
+    """
     monkeypatch.setattr(nodes, "PATIENCE_S", 0.5)
     current = Attempt(Product.plan(str(tmp_path), "preprocess", 1, {}, []), "ran", 2)
     resources = PartResources(num_cpus=1, no_progress_timeout_s=1, wait_for_nodes_s=6)

@@ -1,4 +1,6 @@
-"""One's own pairs, alone and beside PubMed Central's: the same checks, splits by patient, one ledger, nothing copied."""
+"""One's own pairs, alone and beside PubMed Central's: the same checks, splits by patient, one ledger,
+nothing copied.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,7 @@ def _png(seed: int, side: int = 64) -> bytes:
 
 
 def _table(n: int) -> dict[str, list[object]]:
-    """`n` good rows of n/2 patients with two pictures each."""
+    """`n` good rows of n/2 patients with two images each."""
     return {
         "image": [_png(row) for row in range(n)],
         "caption": [f"Radiograph of patient {row // 2}, view {row % 2}" for row in range(n)],

@@ -199,7 +199,7 @@ def test_one_bad_picture_among_eight_callers_is_its_own_callers_problem_only(ser
     bodies = [{"input": uri(picture)} for picture in served.pictures[:8]]
     quiet = [embed(served, body["input"]) for body in bodies]
     whole = served.pictures[3]
-    bodies[3] = {"input": uri(whole[: len(whole) // 2])}  # the header is fine, the picture ends early
+    bodies[3] = {"input": uri(whole[: len(whole) // 2])}  # the header is fine, the image ends early
     with ThreadPoolExecutor(8) as callers:
         for _ in range(3):
             answers = list(callers.map(lambda body: post(served, "/v1/embeddings", body), bodies))
@@ -311,7 +311,7 @@ def test_the_ingress_keeps_no_memory_of_pictures(served):
         assert set(callers.map(ask, range(100))) == {200}
         before = ingress_bytes()
         assert set(callers.map(ask, range(500))) == {200}
-    assert ingress_bytes() < before * 1.05  # 500 pictures are 90 MB, a third of the process
+    assert ingress_bytes() < before * 1.05  # 500 images are 90 MB, a third of the process
 
 
 def test_what_the_workflow_asks_is_answered_by_the_very_figures(served):

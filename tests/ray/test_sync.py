@@ -127,7 +127,8 @@ def test_the_same_command_stays_with_its_inventory_until_it_is_told_to_sync(corp
     assert resolve_inventory(config, sync=True).date == NEW
     slash = parse({"root": str(tmp_path / "root"), "source": {"uri": f"{bucket}/"}}, "test")
     assert resolve_inventory(slash) == first
-    # a date that is asked for by name changes nothing for who asks for none, and is known when the source has forgotten it
+    # a date that is asked for by name changes nothing for who asks for none, and is known when the source has forgotten
+    # it
     named = parse({"root": str(tmp_path / "root"), "source": {"uri": str(bucket), "inventory": NEW}}, "test")
     later = resolve_inventory(named)
     Run(named, later, "catalog", "catalog").note("catalog", "ran", None, 0.0)

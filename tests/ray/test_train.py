@@ -1,4 +1,6 @@
-"""Training on Ray: two workers on two cores get their data, a killed worker costs nothing but time, the bundle loads."""
+"""Training on Ray: two workers on two cores get their data, a killed worker costs nothing but time, the
+bundle loads.
+"""
 
 from __future__ import annotations
 
@@ -188,8 +190,9 @@ def test_a_task_that_asked_for_no_gpu_takes_none():
 
 @pytest.mark.slow
 def test_the_best_checkpoint_by_validation_becomes_the_bundle_and_no_other_is_kept_but_the_last(tmp_path):
-    """Captions of the train and test splits name other colours and shapes than are drawn: what is learned from them costs
-    recall on the validation split, and only there."""
+    """Captions of the train and test splits name other colours and shapes than are drawn: what is learned from them
+    costs recall on the validation split, and only there.
+    """
     pairs, corpus = tiny.products(tmp_path, articles=40, figures=13, misleading=("train", "test"))
     changes = {"epochs": (24 - 0.5) * 32 / 360, "checkpoint_steps": 6, "validation_pairs": 60, "keep_checkpoints": 1}
     product = train.run(tiny.config(tmp_path, **changes), pairs, corpus).product
@@ -238,7 +241,9 @@ def test_each_line_of_the_metrics_says_all_that_it_should(killed):
 
 
 def scalars(folder: Path) -> dict[int, dict[str, float]]:
-    """Step -> tag -> value of TensorBoard's files; a file that was begun later takes the place of the steps it begins at."""
+    """Step -> tag -> value of TensorBoard's files; a file that was begun later takes the place of the steps it begins
+    at.
+    """
     found: dict[int, dict[str, float]] = {}
     for path in sorted(folder.iterdir(), key=lambda path: int(path.suffix.removeprefix(".from-"))):
         data = path.read_bytes()

@@ -1,5 +1,6 @@
-"""What training goes on through: a store that takes its time, a step without a number, a validation that cannot be done; and
-what it starts from: a CLIP in the published format."""
+"""What training goes on through: a store that takes its time, a step without a number, a validation that cannot be
+done; and what it starts from: a CLIP in the published format.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +67,7 @@ def with_faults(train_loop: Callable[[dict[str, Any]], Any]) -> Callable[[dict[s
 
 
 def run(root: Path, monkeypatch: pytest.MonkeyPatch, **changes: object) -> Product:
-    """Twelve steps with those faults, checkpoints each four, and validation pairs that are no pictures."""
+    """Twelve steps with those faults, checkpoints each four, and validation pairs that are no images."""
     monkeypatch.setattr(loop, "train_loop", with_faults(loop.train_loop))
     pairs, corpus = tiny.products(root, unreadable=("validation",))
     changes = {"epochs": (STEPS - 0.5) * 32 / 72, "validation_pairs": 7, "keep_checkpoints": 3, **changes}

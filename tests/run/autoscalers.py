@@ -1,4 +1,6 @@
-"""The decisions of Ray's two autoscalers, asked directly: which nodes they would start for what is wanted. No cluster."""
+"""The decisions of Ray's two autoscalers, asked directly: which nodes they would start for what is
+wanted. No cluster.
+"""
 
 from __future__ import annotations
 

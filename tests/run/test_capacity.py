@@ -1,4 +1,6 @@
-"""What nodes may come, read from the file that a cluster is made from and from its autoscaler: never from the nodes that are up."""
+"""What nodes may come, read from the file that a cluster is made from and from its autoscaler: never from the nodes
+that are up.
+"""
 
 from __future__ import annotations
 

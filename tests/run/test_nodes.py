@@ -1,4 +1,6 @@
-"""What a stage asks of a cluster that grows: as many actors as may come, as many tasks as are left, nodes for each part of training."""
+"""What a stage asks of a cluster that grows: as many actors as may come, as many tasks as are left, nodes for each part
+of training.
+"""
 
 from __future__ import annotations
 
@@ -133,7 +135,7 @@ def test_deploying_is_refused_for_what_can_never_come_not_for_what_is_not_up() -
         check_deploy(arguments(cpus_per_replica=20, gpus_per_replica=1), here)
 
 
-# -- nodes that are up --------------------------------------------------------------------------------------------------
+# -- nodes that are up ------------------------------------------------------------------------------------------------
 
 
 def test_a_node_is_one_that_a_task_may_run_on_by_label_or_by_resource() -> None:

@@ -1,4 +1,6 @@
-"""Work on CPUs starts no node with GPUs, on either autoscaler, however much of it there is: their own schedulers are asked."""
+"""Work on CPUs starts no node with GPUs, on either autoscaler, however much of it there is: their own schedulers are
+asked.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What may be removed from a root: only what neither the last run, nor this configuration, nor their making refers to."""
+"""What may be removed from a root: only what neither the last run, nor this configuration, nor their
+making refers to.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def _name(product: Product) -> str:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """run.json names the newest corpus; its pairs have a parent, which has one too; another configuration is planned."""
+    """run.json names the newest corpus; its pairs have a parent, which has one too; another
+    configuration is planned.
+    """
     oldest = _finished(tmp_path, "preprocess", "oldest")
     parent = _finished(tmp_path, "preprocess", "parent", parent=oldest)
     pairs = _finished(tmp_path, "preprocess", "pairs", parent=parent)

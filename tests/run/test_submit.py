@@ -66,7 +66,10 @@ def test_a_root_that_somebody_works_on_is_refused_naming_the_holder(tmp_path: Pa
 
 def test_the_lease_of_a_driver_that_was_killed_holds_nobody_up(tmp_path: Path) -> None:
     place = Place(str(tmp_path)).at("ingest/0123")
-    code = f"from biomedclip_ray.store.lease import Lease; from biomedclip_ray.store.place import Place; import os; Lease(Place({place.uri!r}), 'x').__enter__(); os._exit(9)"
+    code = (
+        "from biomedclip_ray.store.lease import Lease; from biomedclip_ray.store.place import Place; import os; "
+        f"Lease(Place({place.uri!r}), 'x').__enter__(); os._exit(9)"
+    )
     subprocess.run([sys.executable, "-c", code], check=False)
     assert place.exists("_LEASE.json")
     assert prepare([SAMPLE, f"root={tmp_path}"], REPO).root == str(tmp_path)

@@ -253,7 +253,9 @@ def test_the_first_of_more_hits_are_those_of_fewer_and_equal_ones_come_by_pair_i
 
 
 def test_neighbours_of_a_filter_are_found_wherever_they_lie(tmp_path, monkeypatch):
-    """A tenth of the rows passes, all of them far from the query: where probing stops at k rows, none of the true ten is found."""
+    """A tenth of the rows passes, all of them far from the query: where probing stops at k rows, none of the true ten
+    is found.
+    """
     monkeypatch.setattr(calibrate, "EXACT_ROWS", 10)
     random = np.random.default_rng(7)
     centres = random.normal(size=(100, D))

@@ -1,4 +1,6 @@
-"""The builder that serve.run, `serve deploy` and KubeRay share: what its arguments mean, before any cluster is there."""
+"""The builder that serve.run, `serve deploy` and KubeRay share: what its arguments mean, before any
+cluster is there.
+"""
 
 from pathlib import Path
 

@@ -34,7 +34,9 @@ FIGURE = Figure(
 
 
 class Table:
-    """Vector i of a request points along axis i; "bad" is a picture that cannot be decoded; `gate` holds answers back."""
+    """Vector i of a request points along axis i; "bad" is an image that cannot be decoded; `gate` holds
+    answers back.
+    """
 
     def __init__(self) -> None:
         self.gate = asyncio.Event()

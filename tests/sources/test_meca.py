@@ -1,4 +1,6 @@
-"""Preprints in MECA packages of bioRxiv's layout: every figure, the newest version, the licence of the XML; from a folder and from S3."""
+"""Preprints in MECA packages of bioRxiv's layout: every figure, the newest version, the licence of the XML; from a
+folder and from S3.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def _tif(seed: int) -> bytes:
 
 
 def _package(doi: str, version: int, figures: int = 2, license: str = BY, **odd: Any) -> bytes:
-    """A package as biorxiv-src-monthly has them: manifest.xml, directives, transfer, and content/ with XML, PDF and TIFFs."""
+    """A package as biorxiv-src-monthly has them: manifest.xml, directives, transfer, and content/ with XML, PDF and
+    TIFFs.
+    """
     stem, base = doi.rpartition("/")[2], odd.get("base", "")
     told = "".join(FIGURE.format(n=n, version=version, stem=stem) for n in range(1, figures + 1))
     xml = XML.format(doi=doi, version=version, license=license, figures=told, before=odd.get("before", ""))

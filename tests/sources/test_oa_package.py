@@ -1,4 +1,6 @@
-"""Legacy packages: real ones give what the cloud service's folder gives; hostile and damaged ones are refused with a reason."""
+"""Legacy packages: real ones give what the cloud service's folder gives; hostile and damaged ones are refused with a
+reason.
+"""
 
 from __future__ import annotations
 
@@ -64,11 +66,11 @@ def _reason(get: Callable[[], bytes]) -> tuple[Reason, str]:
     return caught.value.reason, caught.value.detail
 
 
-# -- real packages -------------------------------------------------------------------------------------------------------
+# -- real packages ----------------------------------------------------------------------------------------------------
 
 
 def _figures(bucket: Bucket) -> dict[str, list[tuple[str, str, list[tuple[str, str]]]]]:
-    """Label, caption, and name and pixels' md5 of each picture, of every figure that the inventory leads to."""
+    """Label, caption, and name and pixels' md5 of each image, of every figure that the inventory leads to."""
     found = {}
     for table in entries(bucket, find_inventory(bucket, "newest")):
         for entry in table.to_pylist():
@@ -131,7 +133,7 @@ def test_a_package_is_read_once_however_many_of_its_members_are_asked_for(
     assert read == ["PMC2924383"]
 
 
-# -- the list ------------------------------------------------------------------------------------------------------------
+# -- the list ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_checksum_changes_with_a_line_and_with_a_package(tmp_path: Path) -> None:
@@ -198,7 +200,7 @@ def test_a_list_cannot_name_files_outside_its_folder(tmp_path: Path, path: str) 
     assert (reason, detail) == (Reason.BAD_PACKAGE, f"{path!r} is outside the folder")
 
 
-# -- hostile packages ----------------------------------------------------------------------------------------------------
+# -- hostile packages -------------------------------------------------------------------------------------------------
 
 
 def test_members_elsewhere_are_no_part_of_the_package() -> None:

@@ -1,14 +1,14 @@
 """A contrastive loss over the gathered batch, block by block, in pure torch.
 
 Every worker computes the rows of its own pairs against all pairs. The logits are made and used in blocks of rows, with
-their gradient, and thrown away: a worker holds `block x N x 4` bytes of logits (block 256 and N = 4,096: 4 MB)
-instead of `N x N x 4` and what autograd keeps of it, at no extra multiplication (`benchmarks/loss_memory.py`). The price is
+their gradient, and thrown away: a worker holds `block x N x 4` bytes of logits (block 256 and N = 4,096: 4 MB) instead
+of `N x N x 4` and what autograd keeps of it, at no extra multiplication (`benchmarks/loss_memory.py`). The price is
 that the loss cannot be differentiated twice.
 
 **Group mask.** Pairs of one group (the same image) are not each other's negatives; a negative group is nobody's.
 
-Sources: the gradient in the forward pass as in fused cross entropies; feature caching, for which `loss_from_features` is
-made: Gao et al. 2021 (arXiv 2101.06983).
+Sources: the gradient in the forward pass as in fused cross entropies; feature caching, for which `loss_from_features`
+is made: Gao et al. 2021 (arXiv 2101.06983).
 """
 
 from __future__ import annotations
@@ -134,8 +134,9 @@ def same_group(group: Tensor, rows: slice, own: Tensor) -> Tensor:
 
 
 def gather(rows: Tensor, sizes: Sequence[int]) -> Tensor:
-    """(n, ...) of each worker to (sum of sizes, ...), by rank; shorter workers are padded on the way, as the backends ask. No
-    gradient."""
+    """(n, ...) of each worker to (sum of sizes, ...), by rank; shorter workers are padded on the way, as the backends
+    ask. No gradient.
+    """
     if len(sizes) == 1:
         return rows
     longest = max(sizes)

@@ -37,7 +37,9 @@ def _block(sums: Sums, image: Tensor, text: Tensor, rows: slice, group: Tensor |
 
 
 def _chance(batch: int) -> float:
-    """Every logit the same, best where it says yes to one pair in a batch: ln N for the one, nearly 1 for the others."""
+    """Every logit the same, best where it says yes to one pair in a batch: ln N for the one, nearly 1
+    for the others.
+    """
     return math.log(batch) + ((batch - 1) * math.log(batch / (batch - 1)) if batch > 1 else 0.0)
 
 

@@ -1,8 +1,9 @@
 """DICOM by pydicom: stored values -> modality -> window -> 8 bits, as a viewer shows them; overlays are not drawn.
 
-**Privacy.** Of a file's tags only those that decide its pixels are read, and only the kind of device (Modality), the frame and the
-window are told. The patient's id leaves as `Decoded.patient`, for a keyed hash. What pydicom says of a broken file may quote
-its values, so the ledger gets the kind of error and no word of its message.
+**Privacy.** Of a file's tags only those that decide its pixels are read, and only the kind of device (Modality), the
+    frame and the
+window are told. The patient's id leaves as `Decoded.patient`, for a keyed hash. What pydicom says of a broken file may
+quote its values, so the ledger gets the kind of error and no word of its message.
 """
 
 from __future__ import annotations
@@ -81,7 +82,9 @@ def size(data: bytes, name: str) -> tuple[int, int]:
 
 @contextmanager
 def _each_fault_a_row() -> Iterator[None]:
-    """pydicom reads lazily, and its decoders and tables raise a dozen types on broken bytes, in words that may quote the file."""
+    """pydicom reads lazily, and its decoders and tables raise a dozen types on broken bytes, in words that may quote
+    the file.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -209,7 +212,9 @@ def _rgb(dataset: Dataset, values: Values, frame: int) -> Decoded:
 
 
 def _windowed(dataset: Dataset, values: Values, frame: int) -> tuple[Values, str]:
-    """Grey values as the file's first window shows them; by their own range where it has none, or one that shows nothing."""
+    """Grey values as the file's first window shows them; by their own range where it has none, or one that shows
+    nothing.
+    """
     from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
     padding = values == int(dataset.PixelPaddingValue) if isinstance(dataset.get("PixelPaddingValue"), int) else None
@@ -249,7 +254,9 @@ def _through(numbers: Values, centre: float, width: float, function: str) -> Val
 
 
 def _group(dataset: Dataset, frame: int, sequence: str) -> Any:
-    """Where a frame's own values stand: enhanced files have them for each frame, or shared by all, and not at the top."""
+    """Where a frame's own values stand: enhanced files have them for each frame, or shared by all, and
+    not at the top.
+    """
     for groups, n in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
         items = dataset.get(groups)
         if items and n < len(items) and items[n].get(sequence):

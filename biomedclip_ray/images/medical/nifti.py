@@ -1,7 +1,8 @@
 """NIfTI by nibabel: one slice of the volume, as radiologists look at it.
 
-The middle axial slice, the patient's right at the viewer's left, front up. A volume of thick slices is cut in the plane it was taken
-in: across the axis whose voxels are 1.5 times as long as the others. Of several volumes (time, directions) the first.
+The middle axial slice, the patient's right at the viewer's left, front up. A volume of thick slices is cut in the plane
+it was taken in: across the axis whose voxels are 1.5 times as long as the others. Of several volumes (time, directions)
+the first.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Whole slides by OpenSlide: a thumbnail, and tiles of tissue.
 
-OpenSlide wants a file, so the bytes go into a temporary one. Tiles are squares of `TILE` pixels at the level nearest to `MICRONS` a
-pixel; where there is more tissue than tiles are asked for, they are spread evenly over it.
+OpenSlide wants a file, so the bytes go into a temporary one. Tiles are squares of `TILE` pixels at the level nearest to
+`MICRONS` a pixel; where there is more tissue than tiles are asked for, they are spread evenly over it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The bytes of a record's image: by its name as it stands, or by what people leave out of names.
 
-A list made elsewhere names images by absolute paths, with backslashes, without folder (ROCOv2: train/ and valid/ beside the lists) or
-without ending, in other capitals, or with letters composed otherwise (a Mac's umlauts). Where the name as it stands leads to
-nothing, the folder is listed, once per process, and the one file that fits is taken; where two fit, none is.
+A list made elsewhere names images by absolute paths, with backslashes, without folder (ROCOv2: train/ and valid/ beside
+the lists) or without ending, in other capitals, or with letters composed otherwise (a Mac's umlauts). Where the name as
+it stands leads to nothing, the folder is listed, once per process, and the one file that fits is taken; where two fit,
+none is.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ def without_ending(name: str) -> str:
 
 
 def _below(place: Place, name: str, named: str) -> str:
-    """The name relative to the place. Raises ImageError for a file outside it: a list must not fetch what is not the pairs'."""
+    """The name relative to the place. Raises ImageError for a file outside it: a list must not fetch what is not the
+    pairs'.
+    """
     for base in (place.uri, str(place.local.resolve()) if place.local is not None else place.uri):
         if named.startswith(f"{base}/") and "/../" not in named:
             return named.removeprefix(f"{base}/")

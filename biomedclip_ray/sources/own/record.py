@@ -1,7 +1,7 @@
 """What a record of own pairs is, and which column, or key of a JSON, holds which of its facts.
 
-People name columns as the sets do that they learnt from: `Image Path`, `file_name`, `ID`, `Patient-ID`. Names are compared without
-case, spaces and signs, in an order of preference; `own.columns` names what this list does not know.
+People name columns as the sets do that they learnt from: `Image Path`, `file_name`, `ID`, `Patient-ID`. Names are
+compared without case, spaces and signs, in an order of preference; `own.columns` names what this list does not know.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _NAMES = {
     "image": """image images jpg jpeg png tif tiff webp bmp img imgs picture pictures filename filenames imagefilename
         imagefilenames filepath filepaths imagepath imagepaths imgpath figurepath path file imagefile imagename imgname
         imagebytes imagedata dicom scan""".split(),
-    "text": """text caption captions texts txt title description captiontext rawcaption alttext report findings impression
-        sentence sentences""".split(),
+    "text": """text caption captions texts txt title description captiontext rawcaption alttext report findings
+    impression sentence sentences""".split(),
     "id": "id key imageid uid pairid sampleid figureid".split(),
     "group": """group groupid patient patientid patientname subjectid caseid studyid articleid pmcid pmid""".split(),
     "split": "split datasetsplit".split(),
@@ -93,7 +93,8 @@ def columns_of(there: Iterable[str], file: str, given: Mapping[str, str]) -> dic
     for key in ("image", "text"):
         if key not in found:
             raise ConfigError(
-                f"own.uri: {file} has no column of {'images (image, file_name, filepath)' if key == 'image' else 'texts (text, caption, title)'}; "
+                f"own.uri: {file} has no column of "
+                f"{'images (image, file_name, filepath)' if key == 'image' else 'texts (text, caption, title)'}; "
                 f"it has {', '.join(names)}; name one by own.columns.{key}"
             )
     return found
@@ -137,7 +138,9 @@ def pairs_of(where: str, file: str, values: dict[str, Any]) -> Iterator[Record]:
 
 
 def said(value: Any) -> str | None:
-    """A value as text that UTF-8 can hold; None where it says nothing: no value, a word for none, or a list of things."""
+    """A value as text that UTF-8 can hold; None where it says nothing: no value, a word for none, or a
+    list of things.
+    """
     if isinstance(value, bytes):  # Parquet by Hive and Impala, which do not mark their strings
         value = value.decode("utf-8", errors="replace")
     if value is None or isinstance(value, list | dict):
@@ -149,7 +152,9 @@ def said(value: Any) -> str | None:
 
 
 def group_name(value: Any) -> str | None:
-    """One name for a patient, whether a file holds it as 7, 7.0, "007" or " 7": one too many would stand in two splits."""
+    """One name for a patient, whether a file holds it as 7, 7.0, "007" or " 7": one too many would stand
+    in two splits.
+    """
     text = said(value)
     if text is None:
         return None

@@ -1,8 +1,8 @@
 """WebDataset shards: members that stand together and share the name up to its first dot are one sample.
 
-A sample may have several images: `KEY.0.png`, `KEY.left.jpg`, `x.jpg` beside `x.JPG`. Each is a pair with the sample's text. And a
-key may itself have dots (`PMC1.1.jpg` with `PMC1.1.txt`), which WebDataset takes for one sample too: an image whose own name has
-a text gets that one. A mask beside its image is no pair, and says so in the ledger.
+A sample may have several images: `KEY.0.png`, `KEY.left.jpg`, `x.jpg` beside `x.JPG`. Each is a pair with the sample's
+text. And a key may itself have dots (`PMC1.1.jpg` with `PMC1.1.txt`), which WebDataset takes for one sample too: an
+image whose own name has a text gets that one. A mask beside its image is no pair, and says so in the ledger.
 """
 
 from __future__ import annotations
@@ -172,7 +172,9 @@ def _id(where: str) -> str:
 
 
 class _Strict(tarfile.TarInfo):
-    """A header that cannot be read is an error: tarfile itself takes it for the end, and what follows is lost quietly."""
+    """A header that cannot be read is an error: tarfile itself takes it for the end, and what follows is
+    lost quietly.
+    """
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _Strict:
@@ -185,7 +187,9 @@ class _Strict(tarfile.TarInfo):
 
 
 class _Ends(io.RawIOBase):
-    """A file that ends: tarfile skips a member by reading as far as its header claims, and a claim of terabytes takes hours."""
+    """A file that ends: tarfile skips a member by reading as far as its header claims, and a claim of terabytes takes
+    hours.
+    """
 
     def __init__(self, file: pa.NativeFile) -> None:
         self._file = file

@@ -1,7 +1,7 @@
 """Lists of pairs: CSV and its kin, JSON lines, Parquet. Each is cut into pieces by rows, and a piece is read by itself.
 
-A piece of a text file begins at a byte, which planning finds as it counts the rows: with a row's number alone each of n parts
-would read the file from its start.
+A piece of a text file begins at a byte, which planning finds as it counts the rows: with a row's number alone each of n
+parts would read the file from its start.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ def plan_csv(place: Place, name: str, size: int, given: Mapping[str, str]) -> li
             quoted = _cut(place, name, size, delimiter)
         except csv.Error as error:
             fault = error
-        # A title that begins with a quote, written by a program that quotes nothing, would take the rows behind it for its own.
+        # A title that begins with a quote, written by a program that quotes nothing, would take the rows behind it for
+        # its own.
         plain = _cut_plain(place, name, size, len(header)) if delimiter == "\t" else []
         if plain and (fault is not None or plain[-1].last > quoted[-1].last):
             return plain
