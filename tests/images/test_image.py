@@ -423,7 +423,7 @@ def test_a_crop_is_stored_as_a_picture_of_its_own() -> None:
 
 def test_the_error_travels_between_processes() -> None:
     error = pickle.loads(pickle.dumps(ImageError(Reason.BLANK, "why")))
-    assert (error.reason, error.detail, str(error)) == (Reason.BLANK, "why", "the picture is one colour: why")
+    assert (error.reason, error.detail, str(error)) == (Reason.BLANK, "why", "the image is one colour: why")
 
 
 def test_a_stored_picture_that_is_no_jpeg_is_an_image_error() -> None:

@@ -222,8 +222,9 @@ def test_tries_wait_longer_each_time(s3: S3, uri: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(time, "sleep", lambda s: waited.append(s) if threading.get_ident() == here else sleep(s))
     s3.faults[KEY] = ["500"] * 5
     assert open_bucket(uri, SourceResources(retries=5, deadline_s=60)).get(KEY, MD5) == DATA
-    assert len(waited) == len(set(waited)) == 5
-    assert all(0.5 <= pause / (0.2 * 2**attempt) <= 1.5 for attempt, pause in enumerate(waited))
+    pauses = [pause for pause in waited if pause >= 0.1]  # waiting for a turn of the budget is shorter
+    assert len(pauses) == len(set(pauses)) == 5
+    assert all(0.5 <= pause / (0.2 * 2**attempt) <= 1.5 for attempt, pause in enumerate(pauses))
 
 
 @pytest.mark.parametrize("signed", [True, False])
