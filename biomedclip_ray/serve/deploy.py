@@ -26,6 +26,7 @@ from ray.serve.exceptions import RayServeException
 
 from biomedclip_ray.config import Config, ConfigError, ServeResources
 from biomedclip_ray.run.capacity import Capacity, known
+from biomedclip_ray.run.interrupt import in_thread
 from biomedclip_ray.run.nodes import wait_for_nodes
 from biomedclip_ray.run.placement import Placement, place
 from biomedclip_ray.search.index import TABLE, Index
@@ -95,10 +96,9 @@ def _serving(name: str) -> Arguments | None:
     """What the application of this name was started with, as its engine says; None where none answers."""
     if name not in serve.status().applications:
         return None
-    try:
-        answer: Arguments = (
-            serve.get_deployment_handle("Engine", app_name=name).arguments.remote().result(timeout_s=PROBE_S)
-        )
+    handle = serve.get_deployment_handle("Engine", app_name=name)
+    try:  # in a thread: Ray refuses to wait where a loop runs, as in a notebook
+        answer: Arguments = in_thread(lambda: handle.arguments.remote().result(timeout_s=PROBE_S))
     except (RayError, RayServeException, TimeoutError) as error:
         log.debug("no application %s answers: %s", name, error)
         return None

@@ -387,14 +387,20 @@ def test_weights_that_give_no_finite_vector_are_never_deployed(served, tmp_path)
 
 
 def engine_process() -> int:
-    """The process of the one live Engine replica."""
-    (pid,) = [
-        int(entry.name)
-        for entry in Path("/proc").iterdir()
-        if entry.name.isdigit() and command_line(entry).startswith(b"ray::ServeReplica:biomedclip:Engine")
-        if os.getppid() and int(entry.name) in my_descendants()
-    ]
-    return pid
+    """The process of the one live Engine replica, when those of an earlier deployment have ended."""
+    deadline = time.monotonic() + 120
+    while True:
+        family = my_descendants()
+        found = [
+            int(entry.name)
+            for entry in Path("/proc").iterdir()
+            if entry.name.isdigit() and command_line(entry).startswith(b"ray::ServeReplica:biomedclip:Engine")
+            if int(entry.name) in family
+        ]
+        if len(found) == 1:
+            return found[0]
+        assert time.monotonic() < deadline, f"engines: {found}"
+        time.sleep(0.2)
 
 
 def command_line(entry: Path) -> bytes:
@@ -446,7 +452,8 @@ def test_an_engine_that_is_stopped_is_not_ready_and_answers_503_at_once_until_it
 def test_an_engine_that_is_killed_gives_503_and_never_a_wait_until_it_is_back(served):
     os.kill(engine_process(), signal.SIGKILL)
     seen: list[tuple[int, float]] = []
-    for _ in range(300):
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
         began = time.monotonic()
         answer = post(served, "/v1/embeddings", {"input": "cells"})
         seen.append((answer.status_code, time.monotonic() - began))

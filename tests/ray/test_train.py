@@ -326,7 +326,7 @@ def test_without_epochs_the_given_clip_becomes_the_product_with_nothing_trained(
 
 def test_a_sigmoid_loss_on_a_model_without_a_bias_is_refused_by_its_key(two, tmp_path):
     with pytest.raises(ConfigError) as caught:
-        train(tiny.config(tmp_path, loss="sigmoid"), *two)
+        train.run(tiny.config(tmp_path, loss="sigmoid"), *two)
     assert str(caught.value).startswith("train.loss=sigmoid needs a model with a logit_bias; model.config=")
     assert "Traceback" not in str(caught.value)
 

@@ -164,7 +164,7 @@ def test_a_clip_in_the_published_format_is_trained_on(tmp_path):
     make_published(folder, make_bert(bert))
     base = tiny.config(tmp_path, batch=8, micro_batches=2, epochs=2.5 * 8 / 72, lr=1e-4, warmup_steps=1)
     raw = base.model_dump(mode="json") | {"model": {"bundle": f"local-dir:{folder}"}}
-    product = train(parse(raw, "test"), pairs, corpus)
+    product = train.run(parse(raw, "test"), pairs, corpus).product
     assert product.manifest["steps"] == 3 == len(read(product.place))
     assert all(str(folder) in start for start in product.manifest["starts"].values())
     before, after = (Encoder.load(uri, device="cpu") for uri in (folder, product.place.at("bundle").uri))
