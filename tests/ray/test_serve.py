@@ -476,8 +476,11 @@ def test_every_answer_carries_the_requests_id(served):
 
 def test_the_numbers_tell_what_was_asked(served):
     embed(served, ["cells"] * 3)
-    text = httpx.get(f"{served.url}/metrics").text
-    assert re.search(r'biomedclip_requests_total\{key="none",route="/v1/embeddings",status="200"\} [1-9]', text)
+    counted = re.compile(r'biomedclip_requests_total\{key="none",route="/v1/embeddings",status="200"\} [1-9]')
+    deadline = time.monotonic() + 20  # an answer is counted when it has been sent, which its reader may be ahead of
+    while not counted.search(text := httpx.get(f"{served.url}/metrics").text):
+        assert time.monotonic() < deadline, text
+        time.sleep(0.1)
     assert f'bundle="{served.encoder.bundle_id}"' in text or "biomedclip_model_info" in text
 
 
