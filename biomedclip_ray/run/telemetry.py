@@ -12,7 +12,9 @@ import logging
 import threading
 import time
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
+
+from biomedclip_ray.run.background import Background
 
 log = logging.getLogger(__name__)
 
@@ -52,28 +54,22 @@ def forget(**labels: str) -> None:
             del _told[key]
 
 
-class Telemetry:
+class Telemetry(Background):
     """Sets the gauges for as long as the run lives: `with Telemetry(run_id): ...`, connected to Ray."""
 
     def __init__(self, run: str, set_s: float = SET_S) -> None:
         self.run, self.set_s = run, set_s
         self._gauges: dict[str, Any] = {}
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="telemetry", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
+        super().__init__("telemetry", patience_s=set_s)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop.set()
-        self._thread.join(self.set_s)
+        super().__exit__(kind, error, trace)
         with _lock:
             _told.clear()
 
-    def _loop(self) -> None:
+    def watch(self) -> None:
         while True:
             try:
                 self._round()
@@ -81,7 +77,7 @@ class Telemetry:
                 Exception
             ) as error:  # Ray's errors of a head that does not answer are many; telling is not worth a run
                 log.debug("telemetry: %r", error)
-            if self._stop.wait(self.set_s):
+            if self.stopped.wait(self.set_s):
                 return
 
     def _round(self) -> None:

@@ -18,11 +18,11 @@ import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from ray.util.metrics import Gauge
 
+from biomedclip_ray.run.background import Background
 from biomedclip_ray.run.progress import rate_and_eta
 from biomedclip_ray.run.telemetry import SET_S, tell
 from biomedclip_ray.store.place import Place
@@ -122,28 +122,17 @@ def is_stuck(lines: list[dict[str, Any]]) -> bool:
     return bool(late) and min(late) > _STUCK_SHARE * lines[-1]["chance_loss"]
 
 
-class Watch:
+class Watch(Background):
     """Prints a line of progress now and then while a run writes its metrics: `with Watch(place, steps, done): ...`."""
 
     def __init__(self, product: Place, steps: int, done: int, line_s: float = _LINE_S) -> None:
         self.product, self.steps, self.done, self.line_s = product, steps, done, line_s
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="progress train", daemon=True)
+        super().__init__("progress train")
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
+    def watch(self) -> None:
         warned, saved = 0, 0
         last = self.done
-        while not self._stop.wait(self.line_s):
+        while not self.stopped.wait(self.line_s):
             lines = [line for line in read(self.product) if line["step"] > self.done]
             if not lines or lines[-1]["step"] == last:
                 continue
