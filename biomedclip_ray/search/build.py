@@ -25,13 +25,13 @@ from biomedclip_ray.schema import index_schema
 from biomedclip_ray.search import folding, outputs
 from biomedclip_ray.search.calibrate import Tasks, calibrate, fragment_groups
 from biomedclip_ray.search.filters import quoted
-from biomedclip_ray.search.index import (
+from biomedclip_ray.search.index import Index
+from biomedclip_ray.search.table import (
     METRIC,
     SETTINGS,
     TABLE,
     VECTORS,
     BadIndexError,
-    Index,
     Settings,
     open_table,
     storage_options,

@@ -19,7 +19,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from biomedclip_ray.search.filters import quoted
-from biomedclip_ray.search.index import TIERS, VECTORS, Index, Settings, nearest_rows, open_table
+from biomedclip_ray.search.index import TIERS, Index
+from biomedclip_ray.search.table import VECTORS, Settings, nearest_rows, open_table
 from biomedclip_ray.store.place import Place
 
 WANTED_RECALL = 0.95

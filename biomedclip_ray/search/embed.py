@@ -30,7 +30,8 @@ from biomedclip_ray.run.nodes import wait_for_nodes
 from biomedclip_ray.run.placement import place
 from biomedclip_ray.run.stage import Made, RunParts, Stage
 from biomedclip_ray.schema import Reason, index_schema
-from biomedclip_ray.search import build, folding, index
+from biomedclip_ray.search import build, folding
+from biomedclip_ray.search.table import TABLE, Settings
 from biomedclip_ray.store.attempt import Attempt
 from biomedclip_ray.store.ledger import Ledger, PartResult
 from biomedclip_ray.store.parquet import conform
@@ -248,9 +249,9 @@ def _call(function: Any, arguments: tuple[Any, ...]) -> Any:
     return function(*arguments)
 
 
-def _build(attempt: Attempt, expected: int, resources: PartResources, ann_rows: int) -> index.Settings:
+def _build(attempt: Attempt, expected: int, resources: PartResources, ann_rows: int) -> Settings:
     """Write the table from data/ and index it, by tasks. What an interrupted run left of it is removed first."""
-    attempt.place.at(index.TABLE).delete_all()
+    attempt.place.at(TABLE).delete_all()
     tasks = ray_tasks(resources)
     (axes,) = tasks([(_map_axes, (attempt,))])
     schema = index_schema(axes.shape[1])

@@ -10,11 +10,10 @@ in a thousand passed). Ids and scores are found first, rows are read only for wh
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import lance
 import numpy as np
@@ -24,13 +23,18 @@ from numpy.typing import NDArray
 
 from biomedclip_ray.search import folding, words
 from biomedclip_ray.search.filters import Filters, quoted
+from biomedclip_ray.search.table import (
+    SETTINGS,
+    TABLE,
+    VECTORS,
+    BadIndexError,
+    Column,
+    Found,
+    Settings,
+    nearest_rows,
+    open_table,
+)
 from biomedclip_ray.store.place import Place
-from biomedclip_ray.store.product import StageError
-
-TABLE = "index.lance"
-SETTINGS = "search.json"
-METRIC = "cosine"
-VECTORS = ("image_vector", "text_vector")
 
 TIERS = (28, 160, 2048)
 """Rows that an approximate search finds, whatever k, and of which the better three quarters are given: so the first k
@@ -41,12 +45,6 @@ _TIES = 8
 """Rows found beyond k by an exact search, to see whether equal ones follow; more where they do."""
 _TAKEN = 10_000  # rows read at once
 _NOT_SHOWN = frozenset({*VECTORS, "thumbnail", folding.COLUMN})
-
-Column = Literal["image_vector", "text_vector"]
-
-
-class BadIndexError(StageError):
-    """An index that is not there, is empty, or does not hold the rows that it should."""
 
 
 @dataclass(frozen=True)
@@ -59,45 +57,6 @@ class Hit:
     @property
     def pair_id(self) -> str:
         return str(self.row["pair_id"])
-
-
-class Found(NamedTuple):
-    """Row ids (n,) uint64 and scores (n,) float32, best first, equal ones by pair_id."""
-
-    ids: NDArray[np.uint64]
-    scores: NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How the table is searched, and the recall@10 that this gave when it was built."""
-
-    kind: str = "exact"
-    """exact, IVF_RQ or IVF_PQ."""
-    refine_factor: int = 0
-    """So many times the wanted rows are ranked again by their whole vectors."""
-    exact_rows: int = 0
-    """A filter that so few rows pass is searched exactly."""
-    probes: dict[str, int] = field(default_factory=dict)
-    """Share of the rows that pass -> partitions probed; between two shares the smaller one's hold."""
-    partitions: int = 0
-    recall: dict[str, float] = field(default_factory=dict)
-    """What was searched -> recall@10 against exact search."""
-    output_recall: dict[str, float] = field(default_factory=dict)
-    """Type of a vector's numbers (`outputs.py`) -> recall@10 among vectors of that type, against float32."""
-    int8_scale: float = 0.0
-    """What a float is multiplied by to become int8."""
-
-    @property
-    def exact(self) -> bool:
-        return self.kind == "exact"
-
-    def nprobes(self, share: float) -> int:
-        """Partitions to probe where this share of the rows passes; all where it is below every share
-        that was measured.
-        """
-        measured = [float(key) for key in self.probes if float(key) <= share]
-        return self.probes[f"{max(measured):g}"] if measured else self.partitions
 
 
 class Index:
@@ -347,41 +306,6 @@ class Index:
             order = np.array(sorted(range(len(ids)), key=lambda n: (-scores[n], names[n])))
             ids, scores = ids[order], scores[order]
         return Found(ids[:k], scores[:k])
-
-
-def nearest_rows(
-    dataset: lance.LanceDataset,
-    query: NDArray[np.float32],
-    depth: int,
-    column: str,
-    where: str | None,
-    probes: int,
-    refine_factor: int,
-) -> Found:
-    """The `depth` nearest rows among those that pass; exact where no partition is to be probed. Scores are cosines of
-    whole vectors.
-    """
-    nearest: dict[str, Any] = {"column": column, "q": query, "k": depth, "metric": METRIC, "use_index": probes > 0}
-    if probes:
-        # Without a refine_factor Lance gives twice the distance where the index covers every row, and once where it
-        # does not.
-        nearest |= {"nprobes": probes, "refine_factor": max(1, refine_factor)}
-    scanner = dataset.scanner(columns=["_distance"], with_row_id=True, nearest=nearest, filter=where, prefilter=True)
-    table = scanner.to_table()
-    return Found(table["_rowid"].to_numpy(), 1 - table["_distance"].to_numpy())
-
-
-def open_table(place: Place) -> lance.LanceDataset:
-    """The Lance table below a place."""
-    return lance.dataset(place.at(TABLE).plain, storage_options=storage_options(place))
-
-
-def storage_options(place: Place) -> dict[str, str] | None:
-    """What Lance's own S3 client must be told that pyarrow reads from the URI or the environment."""
-    endpoint = place.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if not place.uri.startswith("s3://") or not endpoint:
-        return None
-    return {"aws_endpoint": endpoint, "allow_http": str(endpoint.startswith("http://")).lower()}
 
 
 def _after(found: Found, added: Found) -> Found:

@@ -37,10 +37,10 @@ def convert(vectors: NDArray[np.float32], output: Output, int8_scale: float) -> 
 
 
 def measure(place: Place, seed: int) -> dict[str, Any]:
-    """`int8_scale` and `output_recall` of `index.Settings`, over a sample of the table's rows and queries of both
+    """`int8_scale` and `output_recall` of `table.Settings`, over a sample of the table's rows and queries of both
     columns.
     """
-    from biomedclip_ray.search.index import VECTORS, open_table  # the server's ingress converts, and needs no Lance
+    from biomedclip_ray.search.table import VECTORS, open_table  # the server's ingress converts, and needs no Lance
 
     dataset = open_table(place)
     rows = dataset.count_rows()

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from biomedclip_ray.search import words
 from biomedclip_ray.search.filters import Filters
-from biomedclip_ray.search.index import Column, Found, Hit, Index
+from biomedclip_ray.search.index import Hit, Index
+from biomedclip_ray.search.table import Column, Found
 
 RECIPROCAL_K = 60
 FUSED_DEPTH = 120

@@ -83,7 +83,7 @@ class Classified(Answers[np.ndarray]):
 
 
 @dataclass(frozen=True)
-class Figure:
+class FoundFigure:
     """One search result; spans of `highlights` are of the caption, `more` is of the same article."""
 
     pair_id: str
@@ -99,7 +99,7 @@ class Figure:
     thumbnail: bytes | None
 
     highlights: tuple[tuple[int, int], ...] = ()
-    more: tuple[Figure, ...] = ()
+    more: tuple[FoundFigure, ...] = ()
 
     def body(self) -> dict[str, Any]:
         """As JSON (`schemas.Hit`): links lead to the article, never to an image host, whose addresses change."""
@@ -150,9 +150,9 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Found:
+class Searched:
     bundle: str
-    hits: list[Figure]
+    hits: list[FoundFigure]
     tokens: int = 0
     truncated: bool = False
     engine: Address | None = None
@@ -162,7 +162,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Facts:
+class ModelFacts:
     """What is loaded: the bundle, its index, and what its figures can be filtered by, as the engine says of itself."""
 
     bundle: str

@@ -30,7 +30,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 
 from biomedclip_ray.config import Serve, ServedModel
-from biomedclip_ray.serve.answers import Classified, Embedded, Facts, Found, Problem, Question
+from biomedclip_ray.serve.answers import Classified, Embedded, ModelFacts, Problem, Question, Searched
 from biomedclip_ray.serve.errors import RETRY_AFTER_S, Refusal, busy, unavailable
 from biomedclip_ray.serve.ingress import create_app
 from biomedclip_ray.serve.inputs import Item
@@ -181,13 +181,13 @@ class RemoteEngine:
                     return
             await asyncio.sleep(ASK_AGAIN_S)
 
-    async def facts(self) -> Facts:
+    async def facts(self) -> ModelFacts:
         return await self._heard(self._handle.facts.remote())
 
     async def embed(self, items: list[Item]) -> Embedded:
         return await self._heard(self._handle.embed.remote(items))
 
-    async def search(self, question: Question) -> Found | Problem:
+    async def search(self, question: Question) -> Searched | Problem:
         return await self._heard(self._handle.search.remote(question))
 
     async def classify(self, items: list[Item], labels: list[str], templates: list[str]) -> Classified:
@@ -195,12 +195,12 @@ class RemoteEngine:
 
     async def _heard(self, response: Awaitable[T]) -> T:
         answer = await self._pulse.guard(_answered(response))
-        if isinstance(answer, Facts | Embedded | Found | Classified):
+        if isinstance(answer, ModelFacts | Embedded | Searched | Classified):
             self._pulse.heard(answer.engine)
         return answer
 
     async def _beats_at(self) -> Address | None:
-        facts: Facts = await _answered(self._handle.facts.remote())
+        facts: ModelFacts = await _answered(self._handle.facts.remote())
         return facts.engine
 
 

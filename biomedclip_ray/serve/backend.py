@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from PIL import Image
 
-from biomedclip_ray.serve.answers import Answers, Classified, Embedded, Facts, Found, Problem, Question
+from biomedclip_ray.serve.answers import Answers, Classified, Embedded, ModelFacts, Problem, Question, Searched
 from biomedclip_ray.serve.errors import Refusal, unavailable
 from biomedclip_ray.serve.inputs import Item
 from biomedclip_ray.serve.limits import Room
@@ -24,9 +24,9 @@ _NEVER = float("-inf")
 class Engine(Protocol):
     """What answers: a model and an index somewhere. Raises Refusal when it cannot be reached or is full."""
 
-    async def facts(self) -> Facts: ...
+    async def facts(self) -> ModelFacts: ...
     async def embed(self, items: list[Item]) -> Embedded: ...
-    async def search(self, question: Question) -> Found | Problem: ...
+    async def search(self, question: Question) -> Searched | Problem: ...
     async def classify(self, items: list[Item], labels: list[str], templates: list[str]) -> Classified: ...
 
 
@@ -38,7 +38,7 @@ class Backend:
         self._probe: list[Item] = [PROBE_TEXT, probe_image()]
         self._proved: dict[type, float] = {str: _NEVER, bytes: _NEVER}
 
-    async def facts(self) -> Facts:
+    async def facts(self) -> ModelFacts:
         return await self._room.answer(self.engine.facts())
 
     async def embed(self, items: list[Item]) -> Embedded:
@@ -47,7 +47,7 @@ class Backend:
         self._note(items, answer)
         return answer
 
-    async def search(self, question: Question) -> Found:
+    async def search(self, question: Question) -> Searched:
         found = await self._room.answer(self.engine.search(question))
         if isinstance(found, Problem):
             raise found.refusal()

@@ -29,7 +29,8 @@ from biomedclip_ray.run.capacity import Capacity, known
 from biomedclip_ray.run.interrupt import in_thread
 from biomedclip_ray.run.nodes import wait_for_nodes
 from biomedclip_ray.run.placement import Placement, place
-from biomedclip_ray.search.index import TABLE, Index
+from biomedclip_ray.search.index import Index
+from biomedclip_ray.search.table import TABLE
 from biomedclip_ray.serve.access import is_loopback
 from biomedclip_ray.serve.app import INGRESS_CPUS, Arguments, application
 from biomedclip_ray.store.product import Product, StageError

@@ -83,7 +83,7 @@ Wanted = Item | Fetch
 
 
 @dataclass(frozen=True)
-class Figure:
+class FigureId:
     """A figure of the index."""
 
     pair_id: str
@@ -93,7 +93,7 @@ class Figure:
 class Sought:
     """A part of a search, and how much it counts."""
 
-    what: Wanted | Figure
+    what: Wanted | FigureId
     weight: float = 1.0
 
 
@@ -154,7 +154,7 @@ def read_sought(value: Any, param: str, limits: Serve) -> list[Sought]:
             if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= 1e6:
                 raise Refusal(f"{name}.weight must be a number above 0", param=f"{name}.weight", code="wrong_value")
         if isinstance(part, dict) and set(part) == {"figure"}:
-            found.append(Sought(Figure(_text(part["figure"], f"{name}.figure", limits)), float(weight)))
+            found.append(Sought(FigureId(_text(part["figure"], f"{name}.figure", limits)), float(weight)))
         else:
             found.append(Sought(read_item(part, name, limits), float(weight)))
     return found

@@ -25,7 +25,16 @@ import numpy as np
 import ray
 
 from biomedclip_ray.config import ConfigError, Serve
-from biomedclip_ray.serve.answers import Classified, Embedded, Facts, Figure, Found, Problem, Question, Vector
+from biomedclip_ray.serve.answers import (
+    Classified,
+    Embedded,
+    FoundFigure,
+    ModelFacts,
+    Problem,
+    Question,
+    Searched,
+    Vector,
+)
 from biomedclip_ray.serve.backend import PROBE_TEXT, probe_image
 from biomedclip_ray.serve.batching import Batcher
 from biomedclip_ray.serve.inputs import PICTURE_ERRORS, TEXT_CHARS, Item
@@ -113,7 +122,7 @@ class Engine:
         """What the application was started with."""
         return self._settings
 
-    async def facts(self) -> Facts:
+    async def facts(self) -> ModelFacts:
         """What is loaded; an answer means that everything is."""
         return self._facts
 
@@ -123,7 +132,7 @@ class Engine:
         scale = self.index.settings.int8_scale
         return Embedded(self.encoder.bundle_id, list(vectors), self._beacon.address, scale)
 
-    async def search(self, question: Question) -> Found | Problem:
+    async def search(self, question: Question) -> Searched | Problem:
         """The next figures, best first, by what `question.by` says they are compared with."""
         filters = question.filters
         for name, values, known in (
@@ -149,13 +158,13 @@ class Engine:
         except ValueError as error:  # of a cursor, a pair_id or an index that do not go together
             return Problem(str(error), "wrong_query")
 
-    def _found(self, question: Question, reading: Reading) -> Found:
+    def _found(self, question: Question, reading: Reading) -> Searched:
         from biomedclip_ray.search.query import Query, facets, find
 
         query = Query(tuple(reading.asked), tuple(reading.without), question.filters, question.group)
         page = find(self.index, query, question.k, question.cursor, thumbnails=True)
         counts = facets(self.index, query) if question.facets else None
-        return Found(
+        return Searched(
             self.encoder.bundle_id,
             [_figure(result.hit, result.highlights, result.more) for result in page.results],
             reading.tokens,
@@ -228,7 +237,7 @@ class Engine:
     async def _run(self, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(pool, work)
 
-    def _gather_facts(self, application: str) -> Facts:
+    def _gather_facts(self, application: str) -> ModelFacts:
         import torch
 
         kinds: Counter[str] = Counter()
@@ -242,7 +251,7 @@ class Engine:
             known = batch["year"].drop_null().to_numpy()
             if len(known):
                 years = [int(np.min([*years, known.min()])), int(np.max([*years, known.max()]))]
-        return Facts(
+        return ModelFacts(
             bundle=self.encoder.bundle_id,
             name=self.encoder.name,
             dimensions=self.encoder.dimensions,
@@ -269,9 +278,9 @@ def _finite(vector: Vector) -> Vector | Problem:
     return Problem("the model gave a vector that is not finite for this item", "non_finite", status=422)
 
 
-def _figure(hit: Any, highlights: list[tuple[int, int]], more: list[Any]) -> Figure:
-    names = [name for name in Figure.__dataclass_fields__ if name not in ("score", "highlights", "more")]
+def _figure(hit: Any, highlights: list[tuple[int, int]], more: list[Any]) -> FoundFigure:
+    names = [name for name in FoundFigure.__dataclass_fields__ if name not in ("score", "highlights", "more")]
     others = tuple(_figure(other, [], []) for other in more)
-    return Figure(
+    return FoundFigure(
         score=hit.score, highlights=tuple(highlights), more=others, **{name: hit.row.get(name) for name in names}
     )

@@ -9,8 +9,9 @@ import pytest
 from biomedclip_ray.schema import index_schema
 from biomedclip_ray.search import build as building
 from biomedclip_ray.search import calibrate, folding
-from biomedclip_ray.search import index as ix
 from biomedclip_ray.search.filters import Filters
+from biomedclip_ray.search.index import Index
+from biomedclip_ray.search.table import BadIndexError
 from biomedclip_ray.store.place import Place
 
 ROWS, D = 4000, 32
@@ -62,12 +63,12 @@ def rows() -> pa.Table:
     )
 
 
-def build(folder: Path, ann_rows: int) -> ix.Index:
+def build(folder: Path, ann_rows: int) -> Index:
     place, table, schema = Place(str(folder)), rows(), index_schema(D)
     fragments = [f for start in (0, 1000, 2500) for f in building.write_rows(place, [_slice(table, start)], schema)]
     building.commit(place, fragments, schema, ROWS)
     building.finish(place, ann_rows)
-    return ix.Index.open(str(folder))
+    return Index.open(str(folder))
 
 
 def _slice(table: pa.Table, start: int) -> pa.Table:
@@ -80,17 +81,17 @@ def place_of_exact(tmp_path_factory) -> Place:
 
 
 @pytest.fixture(scope="module")
-def exact(place_of_exact) -> ix.Index:
+def exact(place_of_exact) -> Index:
     return build(Path(place_of_exact.uri), ann_rows=ROWS + 1)
 
 
 @pytest.fixture(scope="module")
-def approximate(tmp_path_factory) -> ix.Index:
+def approximate(tmp_path_factory) -> Index:
     return build(tmp_path_factory.mktemp("approximate"), ann_rows=ROWS)
 
 
 @pytest.fixture(params=["exact", "approximate"])
-def index(request) -> ix.Index:
+def index(request) -> Index:
     return request.getfixturevalue(request.param)
 
 
@@ -208,22 +209,22 @@ def test_a_query_that_has_no_place_is_refused(exact, query, message):
 def test_a_count_that_differs_from_what_was_expected_is_an_error(tmp_path):
     place, schema = Place(str(tmp_path)), index_schema(D)
     fragments = building.write_rows(place, [rows().slice(0, 10)], schema)
-    with pytest.raises(ix.BadIndexError, match="holds 10 rows after its commit, expected 11"):
+    with pytest.raises(BadIndexError, match="holds 10 rows after its commit, expected 11"):
         building.commit(place, fragments, schema, 11)
 
 
 def test_no_rows_is_an_error(tmp_path):
-    with pytest.raises(ix.BadIndexError, match="no rows"):
+    with pytest.raises(BadIndexError, match="no rows"):
         building.commit(Place(str(tmp_path)), [], index_schema(D), 0)
 
 
 def test_a_folder_without_a_finished_index_is_named(tmp_path):
-    with pytest.raises(ix.BadIndexError, match=f"{tmp_path} holds no finished index"):
-        ix.Index.open(str(tmp_path))
+    with pytest.raises(BadIndexError, match=f"{tmp_path} holds no finished index"):
+        Index.open(str(tmp_path))
 
 
 @pytest.fixture(scope="module", params=["exact", "approximate"])
-def equal(request, tmp_path_factory) -> ix.Index:
+def equal(request, tmp_path_factory) -> Index:
     """Every row is there ten times, under ids in no order."""
     ids = np.random.default_rng(5).permutation(3000)
     rows = [

@@ -10,8 +10,9 @@ from moto.server import ThreadedMotoServer
 
 from biomedclip_ray.schema import index_schema
 from biomedclip_ray.search import build, folding
-from biomedclip_ray.search import index as ix
 from biomedclip_ray.search.filters import Filters
+from biomedclip_ray.search.index import Index
+from biomedclip_ray.search.table import TABLE
 from biomedclip_ray.store.place import Place
 
 D = 8
@@ -52,11 +53,11 @@ def test_an_index_on_s3_is_built_searched_and_removed(place):
     build.commit(place, fragments, schema, 40)
     build.finish(place, ann_rows=1000)
 
-    index = ix.Index.open(place.at(ix.TABLE).uri)
+    index = Index.open(place.at(TABLE).uri)
     assert index.count() == 40
     hits = index.search(vectors[3], 10, filters=Filters(year_from=2010))
     assert [hit.pair_id for hit in hits[:4]] == ["p11", "p19", "p27", "p35"]
     assert [hit.pair_id for hit in index.text_search("number17", 3)] == ["p17"]
 
-    place.at(ix.TABLE).delete_all()
-    assert not any(name.startswith(ix.TABLE) for name in place.list())
+    place.at(TABLE).delete_all()
+    assert not any(name.startswith(TABLE) for name in place.list())

@@ -16,7 +16,16 @@ import pytest
 from biomedclip_ray.config import Serve, ServeResources
 from biomedclip_ray.images.formats import PICKER
 from biomedclip_ray.search.filters import Filters
-from biomedclip_ray.serve.answers import Classified, Embedded, Facts, Figure, Found, Problem, Question, Vector
+from biomedclip_ray.serve.answers import (
+    Classified,
+    Embedded,
+    FoundFigure,
+    ModelFacts,
+    Problem,
+    Question,
+    Searched,
+    Vector,
+)
 from biomedclip_ray.serve.ingress import create_app
 from biomedclip_ray.serve.inputs import Item
 from biomedclip_ray.serve.page import PAGE
@@ -28,7 +37,7 @@ SETTINGS = Serve(
     max_results=5,
     resources=ServeResources(max_queued=8, timeout_s=5),
 )
-FIGURE = Figure(
+FIGURE = FoundFigure(
     "PMC123.4/F2#0", "PMC123.4", 0.5, "A gel", "T", "J", 2020, "CC BY", "10.1/x", "gel", b"\xff\xd8\xff thumbnail"
 )
 
@@ -43,9 +52,11 @@ class Table:
         self.gate.set()
         self.asked: list[Any] = []
 
-    async def facts(self) -> Facts:
+    async def facts(self) -> ModelFacts:
         await self.gate.wait()
-        return Facts("b1", "small", 8, 32, 1, {"gel": 1}, {"CC BY": 1}, (2020, 2020), {}, {"int8": 1.0}, 300.0, "f1")
+        return ModelFacts(
+            "b1", "small", 8, 32, 1, {"gel": 1}, {"CC BY": 1}, (2020, 2020), {}, {"int8": 1.0}, 300.0, "f1"
+        )
 
     async def embed(self, items: list[Item]) -> Embedded:
         await self.gate.wait()
@@ -57,10 +68,12 @@ class Table:
         values = np.arange(1, 9, dtype=np.float32)
         return Vector(values / np.linalg.norm(values), len(item), len(item) > 10)
 
-    async def search(self, question: Question) -> Found | Problem:
+    async def search(self, question: Question) -> Searched | Problem:
         (part,), filters = question.asked, question.filters
         self.asked.append((part.item, question.k, question.by, filters))
-        return Problem("no such kind", "unknown_filter", "filters.kinds") if filters.kinds else Found("b1", [FIGURE], 3)
+        return (
+            Problem("no such kind", "unknown_filter", "filters.kinds") if filters.kinds else Searched("b1", [FIGURE], 3)
+        )
 
     async def classify(self, items: list[Item], labels: list[str], templates: list[str]) -> Classified:
         return Classified("b1", [np.full(len(labels), 1 / len(labels), np.float32) for _ in items])
