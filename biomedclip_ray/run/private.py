@@ -1,9 +1,9 @@
-"""Every private name of Ray that this program leans on about nodes and scheduling, each with why: one file to read when
-Ray changes.
+"""Every private name of Ray, botocore and torch that this program leans on, each with why: one file to read when one of
+them changes.
 
 Public Ray says which nodes are up, not which may come, and lets nobody say what a dataset will still need. A test asks
-for each name in NAMES, so that another version of Ray tells in one line what is gone; pyproject.toml holds Ray to the
-version they were read in.
+for each name in NAMES, so that another version tells in one line what is gone; pyproject.toml holds Ray to the version
+they were read in.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ import os
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NAMES = {
     "ray.autoscaler.v2.sdk:get_cluster_status": "v2: nodes that are on their way, and why others failed",
@@ -39,6 +42,11 @@ NAMES = {
     ),
     "ray._private.runtime_env.packaging:_dir_travel": "a working directory without what .gitignore and .rayignore name",
     "ray._private.ray_constants:DASHBOARD_CLIENT_MAX_SIZE": "the most that a cluster takes of it: HTTP 413 beyond",
+    "botocore.httpsession:URLLib3Session()._pool_classes_by_scheme": (
+        "which connections a client makes: ours can be cut at a deadline, and botocore has no switch for it"
+    ),
+    "torch:_foreach_mul_": "clipped gradients in one kernel: what torch's own optimisers and clipping call",
+    "torch:_foreach_lerp_": "the weights' running average in one kernel",
 }
 
 Autoscaler = Literal["v1", "v2"]
@@ -53,14 +61,15 @@ _QUIET.setLevel(logging.ERROR)
 
 
 def missing_names() -> list[str]:
-    """Those of NAMES that this Ray does not have, each with what it was needed for."""
+    """Those of NAMES that are not there, each with what it was needed for; `()` makes an object, to look into it."""
     gone = []
     for name, why in NAMES.items():
         module, _, path = name.partition(":")
         try:
             found = import_module(module)
             for step in path.split("."):
-                found = getattr(found, step)
+                found = getattr(found, step.removesuffix("()"))
+                found = found() if step.endswith("()") else found
         except (ImportError, AttributeError):
             gone.append(f"{name}: {why}")
     return gone
@@ -234,3 +243,22 @@ def weigh_folder(folder: Path) -> tuple[dict[str, int], int]:
 
     _dir_travel(folder, [], weigh, include_gitignore=True, logger=_QUIET)
     return sizes, int(DASHBOARD_CLIENT_MAX_SIZE)
+
+
+def connect_with(client: Any, http: type, https: type) -> None:
+    """Have a boto3 client connect by these pools of connections (subclasses of botocore's own)."""
+    client._endpoint.http_session._pool_classes_by_scheme.update(http=http, https=https)
+
+
+def scale_(tensors: list[Tensor], factor: Tensor) -> None:
+    """Multiply tensors in place by a scalar."""
+    import torch
+
+    torch._foreach_mul_(tensors, factor)
+
+
+def lerp_(tensors: list[Tensor], ends: list[Tensor], weight: Tensor) -> None:
+    """Move tensors in place by `weight` (a scalar tensor) of the way to `ends`."""
+    import torch
+
+    torch._foreach_lerp_(tensors, ends, [weight] * len(tensors))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import threading
 import time
 from types import TracebackType
 from typing import Self
@@ -17,6 +16,7 @@ from rich.progress import Progress as RichProgress
 
 from biomedclip_ray.run.telemetry import tell
 from biomedclip_ray.store.attempt import Attempt
+from biomedclip_ray.store.background import Background
 
 log = logging.getLogger(__name__)
 
@@ -35,16 +35,15 @@ def rate_and_eta(done: int, total: int, seconds: float, unit: str) -> str:
     return f"{shown}, {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
 
 
-class Progress:
+class Progress(Background):
     """Watches the parts of an attempt from a thread: `with Progress(attempt, missing): ...`."""
 
     def __init__(self, attempt: Attempt, missing: int) -> None:
+        super().__init__(f"progress {attempt.product.stage}")
         self.product = attempt.product
         self.parts = attempt.parts or 0
         self.missing = missing
         self.before = self.parts - missing
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name=f"progress {self.product.stage}", daemon=True)
         self._bar: RichProgress | None = None
 
     def __enter__(self) -> Self:
@@ -60,22 +59,20 @@ class Progress:
             )
             self._bar.start()
             self._task = self._bar.add_task(self.product.stage, total=self.parts, completed=self.before, rate="")
-        self._thread.start()
-        return self
+        return super().__enter__()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop.set()
-        self._thread.join()
+        super().__exit__(kind, error, trace)
         if self._bar is not None:
             self._bar.update(self._task, completed=len(self.product.done_parts()))
             self._bar.stop()
 
-    def _watch(self) -> None:
+    def watch(self) -> None:
         next_line = self.started + LINE_S
         pause = POLL_S
-        while not self._stop.wait(pause):
+        while not self.stopped.wait(pause):
             asked = time.monotonic()
             done = len(self.product.done_parts()) - self.before
             tell("parts_done", self.before + done, stage=self.product.stage)

@@ -14,7 +14,7 @@ import time
 from types import TracebackType
 from typing import Any
 
-from biomedclip_ray.run.background import Background
+from biomedclip_ray.store.background import Background
 
 log = logging.getLogger(__name__)
 

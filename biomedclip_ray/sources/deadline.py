@@ -16,6 +16,8 @@ from typing import Any
 
 from botocore.awsrequest import AWSHTTPConnection, AWSHTTPConnectionPool, AWSHTTPSConnection, AWSHTTPSConnectionPool
 
+from biomedclip_ray.run.private import connect_with
+
 _waiting = threading.local()
 
 
@@ -104,8 +106,8 @@ def until(moment: float) -> Iterator[None]:
 
 
 def watched(client: Any) -> Any:
-    """A boto3 client, made to obey `until`; botocore has no switch for it."""
-    client._endpoint.http_session._pool_classes_by_scheme.update(http=_Pool, https=_SecurePool)
+    """A boto3 client, made to obey `until`."""
+    connect_with(client, http=_Pool, https=_SecurePool)
     return client
 
 

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Iterable
@@ -18,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from biomedclip_ray.store.background import Background
 from biomedclip_ray.store.place import Place
 
 log = logging.getLogger(__name__)
@@ -30,10 +30,11 @@ class HeldError(RuntimeError):
     """Another driver holds the lease; the message names its host, process and start (exit code 2)."""
 
 
-class Lease:
+class Lease(Background):
     """`with Lease(place, what): ...`; raises HeldError where another driver is alive, takes over from a dead one."""
 
     def __init__(self, place: Place, what: str, heartbeat_s: float = HEARTBEAT_S) -> None:
+        super().__init__(f"lease {what}")
         self.place = place
         self.what = what
         self.heartbeat_s = heartbeat_s
@@ -42,22 +43,18 @@ class Lease:
         self.beat = 0
         self.before = "another driver"
         """Who held it before, as far as this driver has seen."""
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._keep_alive, name=f"lease {what}", daemon=True)
 
     def __enter__(self) -> Self:
         took_over = False
         while not (self._create() and (not took_over or self._still_mine())):
             self._wait_for_the_dead()
             took_over = True
-        self._thread.start()
-        return self
+        return super().__enter__()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop.set()
-        self._thread.join()
+        super().__exit__(kind, error, trace)
         if not self._lost():
             self.place.delete(_NAME)
         elif error is None:
@@ -103,8 +100,8 @@ class Lease:
             return None
         return holder
 
-    def _keep_alive(self) -> None:
-        while not self._stop.wait(self.heartbeat_s):
+    def watch(self) -> None:
+        while not self.stopped.wait(self.heartbeat_s):
             self.beat += 1
             try:
                 if self._lost():

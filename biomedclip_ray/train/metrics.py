@@ -22,9 +22,9 @@ from typing import Any
 
 from ray.util.metrics import Gauge
 
-from biomedclip_ray.run.background import Background
 from biomedclip_ray.run.progress import rate_and_eta
 from biomedclip_ray.run.telemetry import SET_S, tell
+from biomedclip_ray.store.background import Background
 from biomedclip_ray.store.place import Place
 from biomedclip_ray.train.checkpoint import RUN, step_of
 from biomedclip_ray.train.trackers import Tracker, close, send

@@ -20,6 +20,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from biomedclip_ray.run import private
 from biomedclip_ray.train.towers import Towers, repeated_blocks
 
 
@@ -82,12 +83,12 @@ def total_norm(tensors: Sequence[Tensor]) -> Tensor:
 
 def scale_(tensors: Sequence[Tensor], factor: Tensor) -> None:
     """Multiply tensors in place, by their own part where they are sharded."""
-    torch._foreach_mul_(_local(tensors), factor)
+    private.scale_(_local(tensors), factor)
 
 
 def lerp_(tensors: Sequence[Tensor], ends: Sequence[Tensor], weight: Tensor) -> None:
     """Move tensors in place by `weight` (scalar, on the device) of the way to `ends`; each worker its own part."""
-    torch._foreach_lerp_(_local(tensors), _local(ends), [weight] * len(tensors))
+    private.lerp_(_local(tensors), _local(ends), weight)
 
 
 def _local(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -65,7 +65,7 @@ def test_a_run_killed_at_nine_tenths_does_only_the_last_tenth_again(tmp_path: Pa
 
 
 def _stalled(part: int) -> PartResult:
-    time.sleep(15)
+    time.sleep(60)
     return _result(pa.table({"id": [part]}))
 
 
@@ -73,4 +73,4 @@ def test_a_stage_that_stands_still_stops_and_names_the_operator(tmp_path: Path) 
     started = time.monotonic()
     with pytest.raises(ray.data.exceptions.ExecutionTimeoutError, match="_part_task"):
         on_ray(_attempt(tmp_path, 2), _stalled, PartResources(num_cpus=0.5, no_progress_timeout_s=3))
-    assert time.monotonic() - started < 14
+    assert time.monotonic() - started < 55

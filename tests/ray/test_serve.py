@@ -149,7 +149,7 @@ def embed(served: Served, items: Any) -> np.ndarray:
 def test_deploying_the_same_bundle_and_index_again_is_skipped(served):
     began = time.monotonic()
     assert stage.deploy(served.config, served.bundle, served.index).state == "skipped"
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20
 
 
 def test_it_is_alive_ready_and_says_what_it_serves(served):

@@ -290,7 +290,7 @@ def test_a_finished_product_is_skipped(killed, two):
     config, _ = killed
     started = time.monotonic()
     assert train.run(config, *two).state == "skipped"
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 10
 
 
 @pytest.mark.slow

@@ -21,6 +21,8 @@ from biomedclip_ray.sources.s3 import S3Bucket, _pause
 from tests.conftest import S3
 
 QUICK = SourceResources(retries=3, deadline_s=20)
+AT_ONCE = 15.0
+"""Seconds: what drips or stalls here would take minutes; the deadlines are one second."""
 KEY, DATA = "PMC1.1/a b.jpg", bytes(range(256)) * 400
 MD5 = hashlib.md5(DATA, usedforsecurity=False).hexdigest()
 
@@ -110,7 +112,7 @@ def test_a_stream_that_drips_stops_at_the_deadline(s3: S3, uri: str) -> None:
     with pytest.raises(ObjectError, match="a b.jpg: still arriving at the deadline") as caught:
         open_bucket(uri, SourceResources(retries=3, deadline_s=1.0)).stream(KEY)
     assert caught.value.reason is Reason.DEADLINE
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < AT_ONCE
 
 
 def test_a_stream_of_an_object_that_is_replaced_meanwhile_is_no_mixture(
@@ -144,12 +146,12 @@ def test_a_wrong_md5_is_tried_twice_and_says_what_came(s3: S3, uri: str) -> None
 
 
 def test_a_read_that_never_ends_stops_at_the_deadline(s3: S3, uri: str) -> None:
-    s3.faults[KEY], s3.stall_s = ["stall"] * 99, 30.0
+    s3.faults[KEY], s3.stall_s = ["stall"] * 99, 60.0
     started = time.monotonic()
     with pytest.raises(ObjectError, match="a b.jpg") as caught:
         open_bucket(uri, SourceResources(retries=3, deadline_s=1.5)).get(KEY)
     assert caught.value.reason.transient
-    assert time.monotonic() - started < 6
+    assert time.monotonic() - started < AT_ONCE
 
 
 def test_a_body_that_drips_stops_at_the_deadline(s3: S3, uri: str) -> None:
@@ -159,7 +161,7 @@ def test_a_body_that_drips_stops_at_the_deadline(s3: S3, uri: str) -> None:
     with pytest.raises(ObjectError, match="a b.jpg: still arriving at the deadline") as caught:
         bucket.get(KEY)
     assert caught.value.reason is Reason.DEADLINE
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < AT_ONCE
     assert s3.gets.count(KEY) == 1
     s3.faults.clear()
     assert bucket.get(KEY, MD5) == DATA  # the same bucket's next object, over a connection that works
@@ -175,7 +177,7 @@ def test_headers_that_drip_stop_at_the_deadline(head: bytes, monkeypatch: pytest
             with connection, suppress(OSError):
                 connection.recv(65536)
                 connection.sendall(head)
-                for _ in range(100):
+                for _ in range(600):
                     connection.sendall(b"X-A: 1\r\n" if head else b" ")
                     time.sleep(0.1)
 
@@ -186,16 +188,16 @@ def test_headers_that_drip_stop_at_the_deadline(head: bytes, monkeypatch: pytest
         with pytest.raises(ObjectError, match="a b.jpg") as caught:
             bucket.get(KEY)
         assert caught.value.reason is Reason.DEADLINE
-        assert time.monotonic() - started < 2
-        ended.result(timeout=3)  # our end of the connection is closed: the server has noticed
+        assert time.monotonic() - started < AT_ONCE
+        ended.result(timeout=30)  # our end of the connection is closed: the server has noticed
 
 
 def test_a_read_that_stalls_once_is_tried_again_within_the_deadline(s3: S3, uri: str) -> None:
     s3.faults[KEY] = ["stall"]
-    bucket = open_bucket(uri, SourceResources(retries=3, deadline_s=4.5))
+    bucket = open_bucket(uri, SourceResources(retries=3, deadline_s=9))
     started = time.monotonic()
     assert bucket.get(KEY, MD5) == DATA
-    assert 1.5 <= time.monotonic() - started < 4.5
+    assert 3 <= time.monotonic() - started < 9
     assert s3.gets.count(KEY) == 2
 
 
@@ -205,7 +207,7 @@ def test_a_list_that_drips_stops_at_the_deadline(s3: S3, uri: str) -> None:
     started = time.monotonic()
     with pytest.raises(SourceError, match="cannot be reached: still arriving at the deadline"):
         bucket.folders("")
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < AT_ONCE
 
 
 def test_pauses_between_tries_grow_are_bounded_and_differ() -> None:

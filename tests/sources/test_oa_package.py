@@ -252,11 +252,11 @@ def test_a_member_over_its_cap_is_refused_and_the_others_stay(tmp_path: Path) ->
 
 def test_a_bomb_stops_at_the_packages_cap_and_not_later(tmp_path: Path) -> None:
     bomb = gzip.compress(_tar(("p/a.nxml", XML)) + bytes(300_000_000), 1)
-    started = time.monotonic()
+    started = time.process_time()
     bucket = PackageBucket(_folder(tmp_path, bomb), package_bytes=10_000_000)
     reason, detail = _reason(lambda: bucket.get("metadata/PMC7.1.json"))
     assert (reason, detail) == (Reason.BAD_PACKAGE, "a/PMC7.tar.gz: more than 10,000,000 bytes when decompressed")
-    assert time.monotonic() - started < 3
+    assert time.process_time() - started < 3
 
 
 def test_a_claimed_size_and_a_million_members_are_refused() -> None:
