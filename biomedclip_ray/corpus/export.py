@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from biomedclip_ray.config import Config, ConfigError
+from biomedclip_ray.corpus.aligned import check_aligned
 from biomedclip_ray.corpus.card import FACTS, croissant, readme, sources
 from biomedclip_ray.corpus.curate import SPLITS
 from biomedclip_ray.schema import hash64
@@ -182,8 +183,7 @@ def _rows(pairs: Product, corpus: Product, part: int, split: str) -> pa.Table:
     """The kept rows of a split in one part, with the image as Hugging Face has it: {bytes, path}."""
     judged = corpus.read(part, ["pair_id", "split", "group", "kept"])
     table = pairs.read(part, [*FACTS, "image"])
-    if table["pair_id"] != judged["pair_id"]:
-        raise RuntimeError(f"part {part}: {corpus.uri} and {pairs.uri} are not aligned: curate ran over other pairs")
+    check_aligned(corpus, pairs, part, judged, table)
     wanted = pc.and_(judged["kept"], pc.equal(judged["split"], split))
     table, judged = table.filter(wanted), judged.filter(wanted)
     paths = pa.array([f"{sample_key(name)}.jpg" for name in table["pair_id"].to_pylist()], pa.string())

@@ -18,6 +18,7 @@ import ray
 
 from biomedclip_ray.clip.vectors import encode_pairs, to_column
 from biomedclip_ray.config import Config, ConfigError, Evaluate
+from biomedclip_ray.corpus.aligned import check_aligned
 from biomedclip_ray.evaluate import plots, retrieval
 from biomedclip_ray.evaluate.bundles import Written, gather, measure_bundle, write_rows
 from biomedclip_ray.evaluate.compare import comparison, table
@@ -94,12 +95,7 @@ def held_out(corpus: pa.Table, pairs: pa.Table, split: str) -> tuple[np.ndarray,
 
     Returns:
         Ascending row numbers (int64): kept, in `split`, a whole figure, the first image of its figure.
-
-    Raises:
-        RuntimeError: the two tables are not aligned.
     """
-    if corpus["pair_id"].to_pylist() != pairs["pair_id"].to_pylist():
-        raise RuntimeError("corpus and pairs are not aligned row by row: curate ran over other pairs")
     ledger, rows, seen = Ledger("evaluate"), [], set()
     kept = pc.and_(corpus["kept"], pc.equal(corpus["split"], split)).to_numpy()
     candidates = np.flatnonzero(kept)
@@ -248,6 +244,7 @@ class _HeldOut:
     def __call__(self, part: int) -> PartResult:
         judged = self.corpus.read(part, ["pair_id", "split", "group", "kept"])
         facts = self.pairs.read(part, [*_FACTS, "figure_id", "panel", "text_sha256", "year"])
+        check_aligned(self.corpus, self.pairs, part, judged, facts)
         rows, ledger = held_out(judged, facts, self.section.split)
         schema = _schema(self.encoder.dimensions)
         if not len(rows):

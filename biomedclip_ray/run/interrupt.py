@@ -22,9 +22,12 @@ AGAIN_S = 20.0
 """Far above the three seconds that stopping takes."""
 
 
-def in_thread(run: Callable[[], Result]) -> Result:
+def in_thread(run: Callable[[], Result], within_s: float | None = None) -> Result:
     """What `run` returns or raises, run in a thread that ends with the process; the caller can be interrupted
     meanwhile.
+
+    Raises:
+        TimeoutError: it took longer than `within_s`; it goes on in its thread.
     """
     future: Future[Result] = Future()
 
@@ -35,7 +38,7 @@ def in_thread(run: Callable[[], Result]) -> Result:
             future.set_exception(error)
 
     threading.Thread(target=work, daemon=True).start()
-    return future.result()
+    return future.result(within_s)
 
 
 def listen(again_s: float = AGAIN_S) -> None:

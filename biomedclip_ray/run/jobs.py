@@ -17,8 +17,9 @@ from concurrent.futures import TimeoutError as NotInTime
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from biomedclip_ray.run.interrupt import in_thread
 from biomedclip_ray.run.private import weigh_folder
-from biomedclip_ray.run.submit import Submission, SubmitError, verdict, within
+from biomedclip_ray.run.submit import Submission, SubmitError, verdict
 from biomedclip_ray.store.lease import HeldError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def connect(address: str) -> JobSubmissionClient:
     from ray.job_submission import JobSubmissionClient
 
     try:
-        return within(ANSWER_S, lambda: JobSubmissionClient(address))
+        return in_thread(lambda: JobSubmissionClient(address), ANSWER_S)
     except AuthenticationError as error:
         raise SubmitError(f"{address}: {_token_fix(str(error))}") from None
     except (ConnectionError, NotInTime, requests.RequestException) as error:
@@ -115,7 +116,7 @@ def follow(client: JobSubmissionClient, submission: Submission, out: TextIO = sy
     told = 0.0
     while True:
         try:
-            info = within(ANSWER_S, lambda: client.get_job_info(submission.id))
+            info = in_thread(lambda: client.get_job_info(submission.id), ANSWER_S)
         except Exception as error:  # requests, aiohttp and Ray each have their own for a cluster that does not answer
             silent_since = silent_since or time.monotonic()
             if _has_ended(submission):
@@ -187,7 +188,7 @@ class _Tail:
             self._thread.join(_LAST_LINES_S)
         self._newest += 1
         try:
-            whole = within(ANSWER_S, lambda: self.client.get_job_logs(self.job))
+            whole = in_thread(lambda: self.client.get_job_logs(self.job), ANSWER_S)
         except Exception as error:  # as above: what the record says is told all the same
             log.warning("the end of the log is missing: %r", error)
             return

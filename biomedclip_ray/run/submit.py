@@ -7,14 +7,12 @@ only where the root cannot be read from here: each of them calls runs done that 
 from __future__ import annotations
 
 import shlex
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 from biomedclip_ray.config import STAGES, Config, ConfigError, load
+from biomedclip_ray.run.interrupt import in_thread
 from biomedclip_ray.run.options import parse
 from biomedclip_ray.run.runs import RUN_ID, find, new_id
 from biomedclip_ray.store.lease import HeldError, alive, leases
@@ -25,8 +23,6 @@ STOP_WAIT_S = 120
 
 LOOK_S = 6.0
 """A store that cannot be reached from here is tried for longer than anybody waits."""
-
-Result = TypeVar("Result")
 
 
 class SubmitError(RuntimeError):
@@ -93,7 +89,7 @@ def check_free(config: Config) -> None:
     It takes a heartbeat or two, about four seconds, and only where there is a lease at all.
     """
     try:
-        held = within(LOOK_S, lambda: alive(leases(Place(config.root), STAGES)))
+        held = in_thread(lambda: alive(leases(Place(config.root), STAGES)), LOOK_S)
     except (OSError, TimeoutError):  # a store that is not reached from here: the job itself will look again
         return
     if held:
@@ -118,19 +114,3 @@ def verdict(submission: Submission, otherwise: int, who: str) -> tuple[int, list
             f"{where} says that the run goes on, but {who} says that it has ended: it was killed; submit it again"
         ]
     return int(record["exit_code"]), [f"{record['state']}: {where}"]
-
-
-def within(seconds: float, call: Callable[[], Result]) -> Result:
-    """What a call returns or raises, or TimeoutError: clients of clusters and stores wait for ever for one that says
-    nothing.
-    """
-    future: Future[Result] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(call())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    return future.result(seconds)

@@ -25,6 +25,7 @@ from PIL import Image
 
 from biomedclip_ray.clip.vectors import check_unit, encode_pairs, to_column, to_matrix
 from biomedclip_ray.config import Config, ConfigError, Embed, PartResources
+from biomedclip_ray.corpus.aligned import check_aligned
 from biomedclip_ray.run.capacity import Capacity, known
 from biomedclip_ray.run.nodes import wait_for_nodes
 from biomedclip_ray.run.placement import place
@@ -149,8 +150,7 @@ class _Embedder:
         if not len(rows):
             return PartResult(schema.empty_table(), ledger)
         facts = self.pairs.read(part, [*_SHOWN, "text", "image"])
-        if facts["pair_id"] != judged["pair_id"]:
-            raise RuntimeError("corpus and pairs are not aligned row by row: curate ran over other pairs")
+        check_aligned(self.corpus, self.pairs, part, judged, facts)
         facts = facts.take(rows)
         images = facts["image"].to_pylist()
         threads = math.ceil(self.section.resources.num_cpus)
