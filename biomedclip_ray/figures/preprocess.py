@@ -31,7 +31,7 @@ from biomedclip_ray.store.delta import Previous, finished_before
 from biomedclip_ray.store.ledger import Ledger, PartResult
 from biomedclip_ray.store.product import Product
 
-VERSION = 7
+VERSION = 8
 UNIT, PANEL = "picture", "panel"
 _THUMBNAIL_SIDE = 200
 """Pixels of a short side below which the image of an alternative may be a thumbnail."""

@@ -25,6 +25,7 @@ range.
 _GAPS = (-9999, -99999, -999, -32768, -32767, -(2**31))
 """What stands where there is no value (GDAL, ESRI, NetCDF and the types' own least numbers)."""
 _NO_MEASUREMENT = 1e20
+_TOPS = (255, 1023, 4095, 16383)
 _SAMPLED = 4_000_000
 
 
@@ -177,4 +178,9 @@ def _without_gaps(values: Values) -> tuple[Values, float | None]:
 
 
 def _top(alpha: Values) -> float:
-    return float(np.iinfo(alpha.dtype).max) if alpha.dtype.kind in "ui" else 1.0
+    """What is opaque: the type's largest number; in 16 bits also that of 8, 10, 12 or 14, where none is above it."""
+    if alpha.dtype.kind not in "ui":
+        return 1.0
+    most = float(np.iinfo(alpha.dtype).max)
+    used = int(alpha.max()) if alpha.dtype == np.uint16 and alpha.size else 0
+    return float(used) if used in _TOPS else most

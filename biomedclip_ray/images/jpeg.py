@@ -59,6 +59,8 @@ def shrunken(data: bytes, head: Header, short_side: int | None) -> tuple[Pixels,
             "remature end" in message or "found marker 0xd9 instead of RST" in message
         ):  # of the file, or of its data before an end marker that somebody added
             raise ImageError(Reason.TRUNCATED_IMAGE, message) from error
+        if "before marker 0xd9" in message and _lacks_restarts(data, head):
+            raise ImageError(Reason.TRUNCATED_IMAGE, f"{message}, and restart markers are missing") from error
         if "Huffman" in message or "instead of RST" in message:
             raise ImageError(Reason.BROKEN_IMAGE, message) from error
         return None  # extra bytes between markers and the like
@@ -66,6 +68,25 @@ def shrunken(data: bytes, head: Header, short_side: int | None) -> tuple[Pixels,
         return None  # CMYK and YCCK: whole, and inverted or not by the Adobe marker, as Pillow sees it
     pixels = upright(shrink(pixels, *small, source=(width, height) if halve else None), orientation)
     return (pixels, height, width) if orientation >= 5 else (pixels, width, height)
+
+
+def _lacks_restarts(data: bytes, head: Header) -> bool:
+    """Whether the last scan has fewer restart markers than it says: a cut file that was filled up before its end."""
+    scan = data.rfind(b"\xff\xda")
+    interval = data.rfind(b"\xff\xdd\0\4", 0, scan)
+    frame = data.find(bytes((0xFF, head.process)))
+    if min(scan, interval, frame) < 0:
+        return False
+    every = int.from_bytes(data[interval + 4 : interval + 6], "big")
+    sampling = {
+        data[at]: (data[at + 1] >> 4, data[at + 1] & 15)
+        for at in range(frame + 10, frame + 10 + 3 * head.components, 3)
+    }
+    in_scan = [sampling.get(data[scan + 5 + 2 * n], (1, 1)) for n in range(data[scan + 4])]
+    widest, highest = (max(factor[k] for factor in sampling.values()) for k in (0, 1))
+    across, down = in_scan[0] if len(in_scan) == 1 else (1, 1)  # a scan of one component counts its own blocks
+    blocks = -(-head.width * across // (8 * widest)) * -(-head.height * down // (8 * highest))
+    return every > 0 and len(re.findall(rb"\xff[\xd0-\xd7]", data[scan:])) < -(-blocks // every) - 1
 
 
 def header(data: bytes) -> Header:

@@ -6,8 +6,8 @@ here, each once. Which page counts, and the note says so:
 
 - channels (axis C of OME, ImageJ, LSM, ... or samples that no tag calls colour) become one composite;
 - of a stack in depth the middle, of a time series and of other pages the first;
-- of a page and its thumbnails (NewSubfileType 1) the largest full page; where that has too many pixels, the largest
-  thumbnail or pyramid level that has not.
+- of a page and its thumbnails (NewSubfileType 1) or its mask the largest full page; where that has too many pixels, the
+  largest thumbnail or pyramid level that has not.
 """
 
 from __future__ import annotations
@@ -145,7 +145,8 @@ def _of_pages(file: tifffile.TiffFile, limits: Limits | None) -> _Choice:
     first = file.pages.first
     count = len(file.pages)
     too_large = limits is not None and first.imagewidth * first.imagelength > limits.max_pixels
-    if not first.is_reduced and not too_large:
+    masked = first.photometric == _MASK and count > 1
+    if not first.is_reduced and not masked and not too_large:
         return _Choice([(first, 0)], f"page 1 of {count}" if count > 1 else "")
     every = [(page, number) for number, page in enumerate(file.pages) if isinstance(page, TiffPage)]
     every += [(sub, number) for page, number in every[:1] for sub in page.pages or () if isinstance(sub, TiffPage)]
@@ -159,8 +160,9 @@ def _of_pages(file: tifffile.TiffFile, limits: Limits | None) -> _Choice:
         page, number = max(alike, key=_area)
         told = f"level of {page.imagewidth} x {page.imagelength} for {first.imagewidth} x {first.imagelength}"
         return _Choice([(page, number)], told)
-    page, number = max(full or every, key=_area)
-    return _Choice([(page, number)], f"page {number + 1} of {count}, the others are thumbnails" if count > 1 else "")
+    page, number = max(full or every or [(first, 0)], key=_area)
+    others = "masks" if masked else "thumbnails"
+    return _Choice([(page, number)], f"page {number + 1} of {count}, the others are {others}" if count > 1 else "")
 
 
 def _area(item: tuple[TiffPage, int]) -> int:

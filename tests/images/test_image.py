@@ -356,6 +356,17 @@ def test_a_cut_jpeg_with_restart_markers_is_truncated(mode: str, progressive: bo
     assert prepared(data).width == 400
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_cut_jpeg_that_was_filled_up_before_its_end_is_truncated(mode: str, progressive: bool) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3)).astype(np.uint8)).resize((400, 300))
+    data = saved(noise.convert(mode), "JPEG", progressive=progressive, restart_marker_blocks=7)
+    for share in (0.3, 0.7):
+        cut = data[: int(len(data) * share)] + bytes(5000) + b"\xff\xd9"
+        assert refused(cut).reason is Reason.TRUNCATED_IMAGE
+    assert prepared(data[:-2] + b"\0\0\0" + data[-2:]).width == 400
+
+
 def _named_as_transparent(values: np.ndarray, colour: tuple[int, ...]) -> bytes:
     """A PNG of 16 bits with a tRNS chunk."""
     import imagecodecs

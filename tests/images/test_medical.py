@@ -93,6 +93,8 @@ def test_signed_values_padding_and_no_window_are_shown_by_their_range() -> None:
     data = dicom(stored, PixelPaddingValue=-2000, Modality="MR")
     assert np.abs(grey(data)[20] - spread(stored[20], -900, 1100)).max() <= 1
     assert grey(data)[:10].max() == 0 and read(data, ANY).note.startswith("MR, -900 to 1100")
+    stored[5:10] = -1990
+    assert np.array_equal(grey(dicom(stored, PixelPaddingValue=-2000, PixelPaddingRangeLimit=-1900)), grey(data))
 
 
 def test_monochrome1_is_inverted_behind_the_window() -> None:

@@ -217,7 +217,7 @@ def _windowed(dataset: Dataset, values: Values, frame: int) -> tuple[Values, str
     """
     from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
-    padding = values == int(dataset.PixelPaddingValue) if isinstance(dataset.get("PixelPaddingValue"), int) else None
+    padding = _padding(dataset, values)
     modality = _group(dataset, frame, "PixelValueTransformationSequence")
     voi = _group(dataset, frame, "FrameVOILUTSequence")
     numbers = apply_modality_lut(values, modality)
@@ -239,6 +239,16 @@ def _windowed(dataset: Dataset, values: Values, frame: int) -> tuple[Values, str
     if padding is not None and seen is not None:
         grey[padding] = 0
     return grey, window.note
+
+
+def _padding(dataset: Dataset, values: Values) -> Values | None:
+    """Where stored values stand for none: one value, or all from it to the limit."""
+    ends = [dataset.get("PixelPaddingValue"), dataset.get("PixelPaddingRangeLimit")]
+    if not isinstance(ends[0], int):
+        return None
+    if not isinstance(ends[1], int):
+        return values == ends[0]
+    return (values >= min(ends)) & (values <= max(ends))
 
 
 def _through(numbers: Values, centre: float, width: float, function: str) -> Values:
