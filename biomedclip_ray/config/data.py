@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from biomedclip_ray.config.section import (
     KnownKinds,
+    Later,
     PartResources,
     Percent,
     Positive,
@@ -217,11 +218,11 @@ class Own(StageSection):
     """Licence of pairs that name none; curate.select.licenses judges it like any other."""
     pairs_per_part: Positive = 2000
     """Rows in one part, the unit of work, retry and resume (a WebDataset shard is a part of its own)."""
-    frames: Literal["middle", "all"] = "middle"
+    frames: Annotated[Literal["middle", "all"], Later()] = "middle"
     """Of a DICOM file of many frames: the middle one, or a pair for each."""
-    tiles: Annotated[int, Field(ge=0)] = 0
+    tiles: Annotated[int, Field(ge=0), Later()] = 0
     """Tiles of tissue beside the thumbnail of a whole slide, a pair for each."""
-    burned_in: bool = False
+    burned_in: Annotated[bool, Later()] = False
     """Take DICOM files that say that a name may stand in their pixels (BurnedInAnnotation)."""
     patient_key: str | None = None
     """URI of a file whose bytes key the hash of DICOM's PatientID, the group; null: made once, and kept as

@@ -6,7 +6,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from biomedclip_ray.config.section import KnownKinds, PartResources, Positive, Precision, Section, Share, StageSection
+from biomedclip_ray.config.section import (
+    KnownKinds,
+    Later,
+    PartResources,
+    Positive,
+    Precision,
+    Section,
+    Share,
+    StageSection,
+)
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Area = Annotated[float, Field(gt=0, le=1)]
@@ -124,7 +133,9 @@ class Train(Section):
     """Figure kind -> how often an epoch shows a pair of it (1.5: half of them twice); kinds not named are shown once.
     What is too frequent is thinned by curate.balance.
     """
-    texts: dict[Literal["caption", "mentions", "panels"], Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    texts: Annotated[dict[Literal["caption", "mentions", "panels"], Annotated[float, Field(gt=0)]], Later()] = Field(
+        default_factory=dict
+    )
     """Which text of a whole figure a visit trains on, drawn with these weights: its caption, a sentence that cites it,
     or one panel's part of the caption; {caption: 2, mentions: 1}. Where there is none of a kind, the caption. {}:
     always the caption. Validation keeps the caption.

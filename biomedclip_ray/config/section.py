@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from typing import Annotated, Literal
+from collections.abc import Container, Iterable
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -25,8 +25,29 @@ class ConfigError(ValueError):
     """A configuration that cannot be run; the message names the key and the fix (exit code 2)."""
 
 
+class Later:
+    """Marks a key that was added after products were made: at its default it is left out of what a stage hashes, so
+    that they keep their names.
+    """
+
+
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True)
+
+    def content(self, exclude: Container[str] = ()) -> dict[str, Any]:
+        """What a stage hashes of this section: JSON values by key, without those in `exclude` and without every
+        `Later` one at its default.
+        """
+        told: dict[str, Any] = {}
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            later = any(isinstance(mark, Later) for mark in field.metadata)
+            if name in exclude or (later and value == field.get_default(call_default_factory=True)):
+                continue
+            told |= (
+                {name: value.content()} if isinstance(value, Section) else self.model_dump(mode="json", include={name})
+            )
+        return told
 
 
 class PartResources(Section):

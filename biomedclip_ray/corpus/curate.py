@@ -51,7 +51,7 @@ _PAIRS_AT_ONCE = 1 << 11  # in the second look: 0.3 GB at its peak
 
 
 def _content(config: Config, pairs: Product) -> dict[str, Any]:
-    return config.curate.model_dump(mode="json")
+    return config.curate.content()
 
 
 def _work(attempt: Attempt, run_parts: RunParts, config: Config, pairs: Product) -> Made:

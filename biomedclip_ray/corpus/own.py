@@ -53,13 +53,14 @@ _SPLITS |= dict.fromkeys(("validation", "val", "valid", "dev"), "validation")
 _PLAIN_ID = re.compile(r"[A-Za-z0-9._-]{1,80}")
 _AHEAD = 32  # images in memory at once
 _KEY = "own_patient.key"
+_NOT_ITS_ROWS = ("uri", "alone", "patient_key", "transient_limit", "resources")
+"""Keys of the section; what the files and the key say is hashed in their place."""
 
 
 def _content(config: Config, files: OwnFiles) -> dict[str, Any]:
     """Raises ConfigError where preprocess.kinds.bundle cannot be read."""
-    content = config.own.model_dump(mode="json", include={"name", "license", "pairs_per_part", "columns"})
+    content = config.own.content(exclude=_NOT_ITS_ROWS)
     content |= {"files": files.checksum, "pictures": _checks(config.preprocess)}
-    content |= config.own.model_dump(include={"frames", "tiles", "burned_in"}, exclude_defaults=True)
     if config.own.patient_key is not None:
         content["patient_key"] = hashlib.sha256(_patient_key(config)).hexdigest()[:16]
     return {"own": content | {"kinds": bundle_id(config.preprocess.kinds)}}

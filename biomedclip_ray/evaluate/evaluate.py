@@ -49,7 +49,7 @@ _WORDS = (10, 25, 50, 100, 200)
 
 
 def _content(config: Config, bundle: Product, pairs: Product, corpus: Product) -> dict[str, Any]:
-    return config.evaluate.model_dump(mode="json")
+    return config.evaluate.content()
 
 
 def _work(

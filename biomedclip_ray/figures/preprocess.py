@@ -39,7 +39,7 @@ _THUMBNAIL_SIDE = 200
 
 def _content(config: Config, articles: Product) -> dict[str, Any]:
     """Raises ConfigError where a configured classifier or bundle cannot be read."""
-    content = config.preprocess.model_dump(mode="json")
+    content = config.preprocess.content()
     if classifier := content["select"]["classifier"]:
         classifier["sha256"] = classifier_sha256(classifier.pop("uri"))
     content["kinds"]["bundle"] = bundle_id(config.preprocess.kinds)

@@ -42,7 +42,7 @@ def _content(config: Config, inventory: Inventory) -> dict[str, Any]:
     Raises:
         SourceError: the list cannot be read.
     """
-    content = config.source.model_dump(mode="json", exclude={"uri", "inventory"})
+    content = config.source.content(exclude={"uri", "inventory"})
     if config.source.select.pmcids is not None:
         ids = json.dumps(sorted(read_list(config.source.select.pmcids).items()))
         content["select"]["pmcids"] = hashlib.sha256(ids.encode()).hexdigest()[:16]

@@ -30,7 +30,7 @@ ARTICLE, FIGURE = "article", "figure"
 
 
 def _content(config: Config, catalog: Product) -> dict[str, Any]:
-    return config.ingest.model_dump(mode="json")
+    return config.ingest.content()
 
 
 def _work(attempt: Attempt, run_parts: RunParts, config: Config, catalog: Product) -> Made:

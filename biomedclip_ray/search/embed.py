@@ -59,7 +59,7 @@ class NonFiniteError(StageError):
 
 
 def _content(config: Config, bundle: Product, pairs: Product, corpus: Product) -> dict[str, Any]:
-    return config.embed.model_dump(mode="json")
+    return config.embed.content()
 
 
 def _work(

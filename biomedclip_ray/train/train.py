@@ -59,10 +59,8 @@ class DivergedError(StageError):
 
 def _content(config: Config, pairs: Product, corpus: Product) -> dict[str, Any]:
     # what only watches or stops a run is no part of what it makes: a run that diverged goes on with other limits
-    recipe = config.train.model_dump(mode="json", exclude={"trackers", "divergence_steps", "on_nan"})
-    if not config.train.texts:  # a key that came later: as it was, so is the fingerprint
-        recipe.pop("texts")
-    return {"model": config.model.model_dump(mode="json"), "train": recipe}
+    recipe = config.train.content(exclude={"trackers", "divergence_steps", "on_nan"})
+    return {"model": config.model.content(), "train": recipe}
 
 
 def _inputs(config: Config, pairs: Product, corpus: Product) -> list[Product]:

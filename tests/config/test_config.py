@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from biomedclip_ray.config import COMMERCIAL, LICENSES, Config, ConfigError, SourceSelect, load, parse
+from biomedclip_ray.config.section import Later, Section
 
 CONFIGS = sorted((Path(__file__).parents[2] / "workflows" / "configs").glob("*.yaml"))
 
@@ -263,3 +264,21 @@ def test_a_base_that_cannot_be_had_is_named(tmp_path: Path, text: str, told: str
     (tmp_path / "run.yaml").write_text(text)
     with pytest.raises(ConfigError, match=told):
         load(tmp_path / "run.yaml")
+
+
+class _Grown(Section):
+    old: int = 1
+    new: Annotated[dict[str, int], Later()] = Field(default_factory=dict)
+
+
+class _Outer(Section):
+    inner: _Grown = _Grown()
+
+
+def test_a_key_added_later_enters_what_is_hashed_only_when_it_is_set() -> None:
+    assert _Outer().content() == {"inner": {"old": 1}}
+    assert _Outer(inner=_Grown(new={"a": 2})).content() == {"inner": {"old": 1, "new": {"a": 2}}}
+    assert _Outer(inner=_Grown(old=3)).content(exclude={"inner"}) == {}
+    plain, mixed = Config(root="r").train, parse({"root": "r", "train": {"texts": {"caption": 1}}}, "run.yaml").train
+    assert "texts" not in plain.content()
+    assert mixed.content() == plain.content() | {"texts": {"caption": 1.0}}
