@@ -31,7 +31,9 @@ from biomedclip_ray.clip.loss import LOSSES
 from biomedclip_ray.clip.vectors import to_matrix
 from biomedclip_ray.corpus.groups import SPLITS
 from biomedclip_ray.report import svg
+from biomedclip_ray.report.nodes import nodes_section
 from biomedclip_ray.report.sets import sets_section
+from biomedclip_ray.report.words import bytes_text, count_text, duration_text, share_text
 from biomedclip_ray.schema import ACKNOWLEDGEMENT, Reason
 from biomedclip_ray.store.place import Place
 from biomedclip_ray.store.product import Product
@@ -106,6 +108,7 @@ def render(root: str, run: dict[str, Any]) -> str:
         training=_training(products.get("train")),
         evaluation=evaluation,
         interval=svg.interval,
+        nodes=nodes_section(root, run),
         sets=sets_section(evaluation) if evaluation else "",
         pairs=list(_grid(products["preprocess"])) if "preprocess" in products else [],
         queries=_queries(products["embed"], evaluation["split"] if evaluation else "test")
@@ -275,28 +278,3 @@ def picture_uri(data: bytes | None) -> str | None:
         small = io.BytesIO()
         picture.convert("RGB").save(small, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(small.getvalue()).decode()
-
-
-def count_text(value: int) -> str:
-    """1234567 -> "1,234,567"."""
-    return f"{value:,}"
-
-
-def share_text(value: float) -> str:
-    """A share as a percentage with three figures: 0.9876 -> "98.8%", 0.025 -> "2.50%", 0.00012 -> "0.0120%"."""
-    percent = 100 * value
-    digits = 1 if percent >= 10 else 2 if percent >= 1 or percent == 0 else 2 - math.floor(math.log10(percent))
-    return f"{percent:.{digits}f}%"
-
-
-def duration_text(seconds: float) -> str:
-    """3.21 -> "3.2 s", 75 -> "1 min 15 s", 7260 -> "2 h 1 min"."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def bytes_text(size: int) -> str:
-    """123456789 -> "118 MiB"."""
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

@@ -5,13 +5,15 @@ light, dark and print without a script; matplotlib's SVG would bring its own fon
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 from markupsafe import Markup, escape
 
 _LARGE, _SMALL = (720, 250), (340, 150)
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 12, 30
+_BAND, _KINDS = 24, 5
 _MAX_POINTS = 600  # more than the plot has pixels is only bytes
 
 
@@ -73,6 +75,80 @@ def curve(
             f'<text class="label" x="{across(x):.1f}" y="{up(y) - 8:.1f}" text-anchor="end">{escape(label)}</text>'
         )
     return Markup("".join([*parts, "</svg>"]))
+
+
+@dataclass(frozen=True)
+class Step:
+    """From `at` on, until the next: what is going on, and how many of each kind there are."""
+
+    at: float
+    label: str
+    counts: Mapping[str, float]
+
+
+def steps(series: Sequence[Step], end: float, kinds: Sequence[str], title: str, unit: str) -> Markup:
+    """Counts over time, one area of steps for each kind on top of the other, below a band that says what went on.
+
+    Args:
+        series: ascending in `at`, the first at 0 or later; the last holds until `end` (> 0).
+        kinds: of `counts`, the lowest area first; drawn in the classes kind0, kind1, ...
+        unit: of `at`, at the axis.
+    """
+    width, height = _LARGE
+    top = _TOP + _BAND
+    edges = [step.at for step in series] + [end]
+    spans = list(zip(series, pairwise(edges), strict=True))
+    y_max = 1.06 * max([sum(step.counts.values()) for step in series] + [0]) or 1.0
+
+    def across(x: float) -> float:
+        return _LEFT + (width - _LEFT - _RIGHT) * x / end
+
+    def up(y: float) -> float:
+        return height - _BOTTOM - (height - top - _BOTTOM) * y / y_max
+
+    parts = [
+        f'<svg class="plot" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">',
+        f"<title>{escape(title)}</title>",
+    ]
+    for value in ticks(y_max):
+        y = up(value)
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        if value == int(value):
+            parts.append(f'<text class="tick" x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
+    for value in ticks(end):
+        anchor = "end" if across(value) > width - 40 else "middle"
+        words = f"{value:g} {unit}"
+        parts.append(
+            f'<text class="tick" x="{across(value):.1f}" y="{height - 8}" text-anchor="{anchor}">{words}</text>'
+        )
+    floor = [0.0] * len(spans)
+    for number, kind in enumerate(kinds):
+        ceiling = [low + step.counts.get(kind, 0.0) for low, (step, _) in zip(floor, spans, strict=True)]
+        forth = [point for high, (_, ends) in zip(ceiling, spans, strict=True) for point in ((x, high) for x in ends)]
+        back = [point for low, (_, ends) in zip(floor, spans, strict=True) for point in ((x, low) for x in ends)]
+        outline = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in [*forth, *reversed(back)])
+        parts.append(f'<polygon class="kind{number % _KINDS}" points="{outline}"/>')
+        floor = ceiling
+    for number, (label, ends) in enumerate(_merged(spans)):
+        x, length = across(ends[0]), across(ends[1]) - across(ends[0])
+        parts.append(
+            f'<rect class="stage{number % 2}" x="{x:.1f}" y="{_TOP}" width="{max(length, 1):.1f}" height="{_BAND - 6}">'
+            f"<title>{escape(label)}</title></rect>"
+        )
+        if length > 7 * len(label):
+            parts.append(f'<text x="{x + length / 2:.1f}" y="{_TOP + 12}" text-anchor="middle">{escape(label)}</text>')
+    return Markup("".join([*parts, "</svg>"]))
+
+
+def _merged(spans: Sequence[tuple[Step, tuple[float, float]]]) -> list[tuple[str, tuple[float, float]]]:
+    """Neighbours that say the same as one; those that say nothing are left out."""
+    found: list[tuple[str, tuple[float, float]]] = []
+    for step, (begin, end) in spans:
+        if found and found[-1][0] == step.label and found[-1][1][1] == begin:
+            found[-1] = (step.label, (found[-1][1][0], end))
+        elif step.label:
+            found.append((step.label, (begin, end)))
+    return found
 
 
 def interval(value: float, low: float, high: float, chance: float | None) -> Markup:
