@@ -38,6 +38,7 @@ _MEMBERS_A_SECOND = 1000
 _FORGET_S = 10.0
 _IDLE_S = 600.0
 _BURST_S = 0.05
+_NAMESPACE = "biomedclip-ray"
 
 log = logging.getLogger(__name__)
 
@@ -55,11 +56,14 @@ class Budget:
 
     Attributes:
         rate: requests a second of all.
+        sent, refused: since the beginning.
         climbing: no refusal yet: the rate doubles.
     """
 
     now: float
     rate: float = START
+    sent: int = 0
+    refused: int = 0
     climbing: bool = True
     members: dict[str, _Member] = field(default_factory=dict)
     _sent: int = 0
@@ -80,6 +84,7 @@ class Budget:
         """
         self.now = now
         member = self.members.setdefault(name, _Member(now))
+        self.sent, self.refused = self.sent + sent, self.refused + refused
         member.seen, member.used, member.waiting = now, sent / max(lasted, 0.01), waiting
         if now >= self._begun:
             self._sent, self._refused = self._sent + sent, self._refused + refused
@@ -225,7 +230,7 @@ def _actor(source: str) -> Any:
     name = f"pace-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
     keeper = ray.remote(_Keeper).options(
         name=name,
-        namespace="biomedclip-ray",
+        namespace=_NAMESPACE,
         get_if_exists=True,
         lifetime="detached",
         num_cpus=0,
@@ -233,13 +238,27 @@ def _actor(source: str) -> Any:
         max_restarts=-1,
         resources={"node:__internal_head__": 0.001},
     )
-    return keeper.remote()
+    return keeper.remote(source)
+
+
+def state() -> list[tuple[str, int, int, float]]:
+    """Of each source of the connected cluster that is asked: its name, requests sent and refused so far, and how many a
+    second may be sent now. Raises RayError where an actor does not answer.
+    """
+    import ray
+
+    named = ray.util.list_named_actors(all_namespaces=True)
+    names = [each["name"] for each in named if each["namespace"] == _NAMESPACE and each["name"].startswith("pace-")]
+    keepers = [ray.get_actor(name, _NAMESPACE) for name in sorted(names)]
+    found: list[tuple[str, int, int, float]] = ray.get([each.state.remote() for each in keepers], timeout=5.0)
+    return found
 
 
 class _Keeper:
     """The actor."""
 
-    def __init__(self) -> None:
+    def __init__(self, source: str) -> None:
+        self.source = source
         self.local = _Local()
         self.heard = time.monotonic()
         threading.Thread(target=self._end, name="idle", daemon=True).start()
@@ -247,6 +266,10 @@ class _Keeper:
     def report(self, name: str, sent: int, refused: int, waiting: bool, lasted: float) -> tuple[float, float]:
         self.heard = time.monotonic()
         return self.local.report(name, sent, refused, waiting, lasted)
+
+    def state(self) -> tuple[str, int, int, float]:
+        budget = self.local.budget
+        return self.source, budget.sent, budget.refused, budget.rate
 
     def _end(self) -> None:
         import ray

@@ -30,6 +30,14 @@ class HeldError(RuntimeError):
     """Another driver holds the lease; the message names its host, process and start (exit code 2)."""
 
 
+_beats: dict[str, float] = {}
+
+
+def beats() -> dict[str, float]:
+    """When this process last wrote the heartbeat of each lease that it holds: what it is on -> seconds since 1970."""
+    return dict(_beats)
+
+
 class Lease(Background):
     """`with Lease(place, what): ...`; raises HeldError where another driver is alive, takes over from a dead one."""
 
@@ -49,12 +57,14 @@ class Lease(Background):
         while not (self._create() and (not took_over or self._still_mine())):
             self._wait_for_the_dead()
             took_over = True
+        _beats[self.what] = time.time()
         return super().__enter__()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         super().__exit__(kind, error, trace)
+        _beats.pop(self.what, None)
         if not self._lost():
             self.place.delete(_NAME)
         elif error is None:
@@ -108,6 +118,7 @@ class Lease(Background):
                     log.error("%s: another driver took over while this one stood still; stop this one", self.what)
                     return
                 self.place.write(_NAME, self._content())
+                _beats[self.what] = time.time()
             except OSError as error:  # a full disk or a slow store for a while: the holder lives, so the heart goes on
                 log.warning("%s: heartbeat not written: %s", self.what, error)
 
