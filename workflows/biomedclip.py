@@ -5,7 +5,7 @@
 
 Killed at any moment, the same command carries on where storage says it stopped: finished stages are skipped, finished
 parts are kept. Exit codes: 0 done; 1 a stage failed; 2 the configuration or its surroundings are wrong, and nothing was
-started; 3 too much was lost to network or disk, and the same command tries that again.
+started; 3 too much was lost to network or disk, or the budget is spent, and the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import argparse
 import json
 import logging
 import os
-import secrets
 import sys
 import time
+import traceback
 import warnings
 from pathlib import Path
 
@@ -27,12 +27,15 @@ from rich.console import Console
 
 from biomedclip_ray.config import STAGES, Config, ConfigError, load
 from biomedclip_ray.evaluate.tables import tables
-from biomedclip_ray.run.interrupt import listen
+from biomedclip_ray.run.compare import compare
+from biomedclip_ray.run.connect import connect
+from biomedclip_ray.run.logs import DriverLog, Logs
+from biomedclip_ray.run.meter import Meter, unpriced
+from biomedclip_ray.run.notice import address, ended
 from biomedclip_ray.run.options import MIRROR, parse
 from biomedclip_ray.run.preflight import (
     PreflightError,
     Step,
-    check_address,
     check_capacity,
     check_cluster,
     check_out,
@@ -140,10 +143,11 @@ def go_live(run: Run, config: Config, bundle: Product, index: Product) -> None:
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # it sets its level when it is imported
     started = time.monotonic()
-    deployed = deploy(config, bundle, index)
-    console.print(f"\nServing at [bold]{deployed.url}[/] ({deployed.state}). It was asked:")
-    for line in ask(deployed.url, index):
-        console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+    with run.at_work("deploy"):
+        deployed = deploy(config, bundle, index)
+        console.print(f"\nServing at [bold]{deployed.url}[/] ({deployed.state}). It was asked:")
+        for line in ask(deployed.url, index):
+            console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
     run.note("deploy", deployed.state, None, time.monotonic() - started)
 
 
@@ -153,6 +157,7 @@ def main(arguments: list[str]) -> int:
     for chatty in ("botocore", "boto3", "urllib3", "httpx", "matplotlib"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "lance is not fork-safe")  # Ray forks to start other programs, which is safe
+    logging.getLogger().addHandler(driver := DriverLog())
     record: RunRecord | None = None
     code, said = 1, list[str]()
     try:
@@ -161,10 +166,18 @@ def main(arguments: list[str]) -> int:
         if options.list:
             list_products(config.root, console)
             return 0
+        if options.compare:
+            first, second = options.compare
+            compare(config.root, first, second, console)
+            return 0
         record = RunRecord(config.root, arguments)
-        code = _run(config, options, record)
+        if not (options.dry_run or options.prune or options.erase):
+            address(config.notice, run=record.id, root=config.root)
+        code = _run(config, options, record, driver)
     except KeyboardInterrupt:
         code, said = 130, ["interrupted: what is done is kept; the same command goes on from there"]
+        if record is not None and record.over:
+            code, said = 3, [f"unfinished: {record.over}"]
     except (ConfigError, SourceError, StorageError, PreflightError, HeldError) as error:
         code, said = 2, [f"error: {line}" for line in str(error).splitlines()]
     except StageError as error:
@@ -173,13 +186,19 @@ def main(arguments: list[str]) -> int:
         code, said = 3, [f"unfinished: {error}"]
     except Exception as error:
         said = [f"error: {error!r}"]
+        driver.add(traceback.format_exc())
         raise
     finally:
         if record is not None:
             record.end(code, said)
+            if record.begun:
+                driver.add("\n".join([f"{record.content['state']}: exit code {code}", *said]))
+                driver.keep(config.root, record.id)
+            ended(code, record.content["state"], said)
     for line in said:
         print(line, file=sys.stderr)
-    return 0 if code == 2 and options.refusal_is_final else code
+    final = code == 2 or (record is not None and bool(record.over))
+    return 0 if final and options.refusal_is_final else code
 
 
 def _erase(config: Config, name: str) -> None:
@@ -203,7 +222,7 @@ def _erase(config: Config, name: str) -> None:
     )
 
 
-def _run(config: Config, options: argparse.Namespace, record: RunRecord) -> int:
+def _run(config: Config, options: argparse.Namespace, record: RunRecord, driver: DriverLog) -> int:
     if options.erase:
         _erase(config, options.erase)
         return 0
@@ -226,19 +245,23 @@ def _run(config: Config, options: argparse.Namespace, record: RunRecord) -> int:
         check_out(options.out)
     steps = unfinished(config, run, own)
     _refuse(check_places(config, steps))
-    _connect()
+    connect()
     import ray
 
     from biomedclip_ray.run.capacity import connected, remember
 
     try:
         remember(capacity := connected(options.cluster))
-        _refuse(check_cluster(config, steps, capacity))
+        _refuse(check_cluster(config, steps, capacity) + unpriced(config.budget, capacity))
         run.begin()
         record.stages = run.stages
         record.begin()
         try:
-            with Telemetry(record.id):
+            with (
+                Telemetry(record.id),
+                Logs(config.root, record.id, driver),
+                Meter(record, config.budget, run.chosen) as run.meter,
+            ):
                 pairs, corpus = _tell(run, config, own)
         except HeldError:  # the root is another driver's, its report too
             raise
@@ -315,41 +338,11 @@ def _foresee(config: Config, steps: list[Step], cluster: str | None) -> None:
         assert cluster is not None
         _refuse(check_capacity(config, steps, of_file(cluster)))
         return
-    _connect()
+    connect()
     try:
         _refuse(check_capacity(config, steps, connected(cluster)))
     finally:
         ray.shutdown()
-
-
-def _connect() -> None:
-    """The cluster that RAY_ADDRESS names (a submitted job has it), else a Ray of our own that ends with
-    this process.
-    """
-    import ray
-    import ray.data
-
-    logging.getLogger("ray.data").setLevel(logging.WARNING)  # it sets its level when it is imported
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that our bar replaces its own
-    logging.getLogger("ray.data.dataset").setLevel(
-        logging.ERROR
-    )  # it warns that nothing will run before nodes have come
-    address = os.environ.get("RAY_ADDRESS", "local")
-    if address != "local":
-        if address != "auto":
-            check_address(address)
-        try:
-            ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
-        except ConnectionError as error:
-            raise PreflightError(f"RAY_ADDRESS={address}: {error}".splitlines()[0]) from error
-    else:
-        # Only this process and its workers know the token: nothing is written to the home folder for it. RAY_AUTH_MODE
-        # set here would come too late, Ray has read it when it was imported; init turns it on and warns that it did.
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-        ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
-    # only now: Ray's own handler of TERM, which `ray job stop`, Kubernetes and init systems send, leaves without a word
-    listen()
 
 
 def _refuse(problems: list[str]) -> None:

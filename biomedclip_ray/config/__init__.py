@@ -36,6 +36,7 @@ from biomedclip_ray.config.data import (
     TextClassifier,
 )
 from biomedclip_ray.config.model import Embed, Evaluate, Model, Train, TrainResources
+from biomedclip_ray.config.operate import Budget, Notice
 from biomedclip_ray.config.section import ConfigError, PartResources, Section, StageSection
 from biomedclip_ray.config.serve import Access, ApiKey, Serve, ServedModel, ServeResources
 
@@ -46,6 +47,7 @@ __all__ = [
     "STAGES",
     "Access",
     "ApiKey",
+    "Budget",
     "Catalog",
     "Config",
     "ConfigError",
@@ -57,6 +59,7 @@ __all__ = [
     "IngestSelect",
     "Kinds",
     "Model",
+    "Notice",
     "Own",
     "PartResources",
     "Preprocess",
@@ -96,6 +99,8 @@ class Config(Section):
     evaluate: Evaluate = Evaluate()
     embed: Embed = Embed()
     serve: Serve = Serve()
+    budget: Budget = Budget()
+    notice: Notice = Notice()
 
     @model_validator(mode="after")
     def _something_to_export(self) -> Config:

@@ -68,7 +68,7 @@ def _work(
     for name, image in plots.draw(result).items():
         attempt.place.write(name, image)
     attempt.place.write("evaluation.json", json.dumps(result, indent=1).encode())
-    return Made()
+    return Made({"recall@10": {way: result["retrieval"][way]["recall@10"]["value"] for way in DIRECTIONS}})
 
 
 def _check(config: Config, *_: Any) -> list[str]:

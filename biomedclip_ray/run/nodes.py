@@ -22,6 +22,7 @@ from ray.exceptions import RayError
 
 from biomedclip_ray.run import private
 from biomedclip_ray.run.capacity import GROUP_LABEL, Capacity, NodeKind
+from biomedclip_ray.run.notice import waits
 from biomedclip_ray.run.placement import Placement
 from biomedclip_ray.store.product import StageError
 
@@ -106,7 +107,7 @@ class _Watch(ExecutionCallback):
             if still >= demand.wait_s:
                 raise ShortageError(_gave_up(demand.stage, demand.work, 1, demand.wait_s))
             if now - self.told >= TELL_S or self.told < self.since:
-                log.info("%s", waiting(demand.stage, demand.capacity, demand.work, 1))
+                _tell(demand.stage, demand.capacity, demand.work, 1)
                 self.told = now
         elif still >= stalled_s:
             names = "; ".join(
@@ -142,7 +143,7 @@ def wait_for_nodes(
                 asked = now
             now = time.monotonic()  # the first to ask waits until there is somebody to be asked
             if now - told >= TELL_S and now - begun >= min(PATIENCE_S, wait_s / 2):
-                log.info("%s", waiting(stage, capacity, *lacking[0]))
+                _tell(stage, capacity, *lacking[0])
                 told = now
             time.sleep(look_s)
     finally:
@@ -157,6 +158,12 @@ def room_up(placed: Placement) -> int:
         for node in ray.nodes()
         if node["Alive"] and placed.admits(node["Resources"], node.get("Labels") or {})
     )
+
+
+def _tell(stage: str, capacity: Capacity, placed: Placement, count: int) -> None:
+    line = waiting(stage, capacity, placed, count)
+    log.info("%s", line)
+    waits(stage, line)
 
 
 def waiting(stage: str, capacity: Capacity, placed: Placement, count: int) -> str:

@@ -37,6 +37,12 @@ def parse(arguments: list[str], description: str | None) -> argparse.Namespace:
         "of from the autoscaler; with --dry-run no cluster is needed",
     )
     parser.add_argument("--list", action="store_true", help="list the products in the root, their size and their users")
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        metavar="RUN",
+        help="two runs of the root side by side, by their ids in root/runs/: what each stage took, kept and reached",
+    )
     parser.add_argument("--sync", action="store_true", help="move on to the source's newest inventory")
     parser.add_argument("--hold", action="store_true", help="keep the server up after deploying, until Ctrl-C")
     parser.add_argument(
@@ -60,9 +66,8 @@ def parse(arguments: list[str], description: str | None) -> argparse.Namespace:
     parser.add_argument(
         "--refusal-is-final",
         action="store_true",
-        help="end with 0 instead of 2 where configuration or surroundings are wrong, for what starts a failed job "
-        "again "
-        "(KubeRay); the run's record says that it was refused",
+        help="end with 0 where configuration or surroundings are wrong (else 2) or the budget is spent (else 3), for "
+        "what starts a failed job again (KubeRay); the run's record says what it was",
     )
     options = parser.parse_intermixed_args(arguments)
     if bool(options.out) != bool(options.export or options.only == MIRROR):

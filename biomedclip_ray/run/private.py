@@ -12,6 +12,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -40,6 +41,8 @@ NAMES = {
     "ray.data._internal.cluster_autoscaler.base_autoscaling_coordinator:STANDARD_RESOURCE_TYPES": (
         "the share of what is left that a dataset asks for, which may not change while it runs"
     ),
+    "ray._private.state:state._connect_and_get_accessor": "workers that died, and how: the state API needs a dashboard",
+    "ray._private.worker:global_worker": "the folder of a node's logs",
     "ray._private.runtime_env.packaging:_dir_travel": "a working directory without what .gitignore and .rayignore name",
     "ray._private.ray_constants:DASHBOARD_CLIENT_MAX_SIZE": "the most that a cluster takes of it: HTTP 413 beyond",
     "botocore.httpsession:URLLib3Session()._pool_classes_by_scheme": (
@@ -226,6 +229,38 @@ def ask_for(name: str, bundles: Bundles | None) -> None:
             expire_after_s=_EXPIRE_S,
         )
     )
+
+
+@dataclass(frozen=True)
+class FailedWorker:
+    """A process that died otherwise than it should."""
+
+    id: str
+    node: str
+    told: str
+
+
+def failed_workers() -> list[FailedWorker]:
+    """Of the connected cluster, as far back as its control store remembers."""
+    from ray._private.state import state
+    from ray.core.generated import common_pb2, gcs_pb2
+
+    found = []
+    for packed in state._connect_and_get_accessor().get_worker_table():
+        worker = gcs_pb2.WorkerTableData.FromString(packed)
+        kind = common_pb2.WorkerExitType.Name(worker.exit_type)
+        if not worker.is_alive and not kind.startswith("INTENDED"):
+            node = worker.worker_address.node_id.hex()
+            told = f"process {worker.pid} on {worker.worker_address.ip_address}: {kind}: {worker.exit_detail}"
+            found.append(FailedWorker(worker.worker_address.worker_id.hex(), node, told))
+    return found
+
+
+def logs_folder() -> Path:
+    """Where this node's processes log."""
+    from ray._private.worker import global_worker
+
+    return Path(global_worker.node.get_session_dir_path()) / "logs"
 
 
 def weigh_folder(folder: Path) -> tuple[dict[str, int], int]:

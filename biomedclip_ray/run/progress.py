@@ -48,6 +48,9 @@ class Progress(Background):
 
     def __enter__(self) -> Self:
         self.started = time.monotonic()
+        self._tell(self.before)
+        if self.before:
+            log.info("%s: goes on with %d of %d parts done", self.product.stage, self.before, self.parts)
         if sys.stderr.isatty():
             self._bar = RichProgress(
                 TextColumn("{task.description:<10}"),
@@ -69,14 +72,17 @@ class Progress(Background):
             self._bar.update(self._task, completed=len(self.product.done_parts()))
             self._bar.stop()
 
+    def _tell(self, done: int) -> None:
+        tell("parts_done", done, stage=self.product.stage)
+        tell("parts_left", self.parts - done, stage=self.product.stage)
+
     def watch(self) -> None:
         next_line = self.started + LINE_S
         pause = POLL_S
         while not self.stopped.wait(pause):
             asked = time.monotonic()
             done = len(self.product.done_parts()) - self.before
-            tell("parts_done", self.before + done, stage=self.product.stage)
-            tell("parts_left", self.missing - done, stage=self.product.stage)
+            self._tell(self.before + done)
             # a listing of eighteen thousand parts takes a second of an object store: one in twenty is spent on looking
             pause = max(POLL_S, _PAUSE_PER_LISTING * (time.monotonic() - asked))
             text = rate_and_eta(done, self.missing, time.monotonic() - self.started, "part")

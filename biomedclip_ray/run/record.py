@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from biomedclip_ray.config import STAGES, Config, ConfigError
+from biomedclip_ray.run.meter import NOTHING, Meter
 from biomedclip_ray.run.preflight import Step
 from biomedclip_ray.run.stage import Stage
 from biomedclip_ray.run.telemetry import forget, tell
@@ -76,6 +79,8 @@ class Run:
         """In a dry pass: the chosen stages that have work to do, with what they read."""
         self.missing: list[tuple[str, Product]] = []
         self.working_on = ""
+        self.meter: Meter | None = None
+        """Counts what the stages take; None where nothing runs."""
         self.started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
     def wants(self, name: str) -> bool:
@@ -95,15 +100,28 @@ class Run:
             return product
         if not self.wants(stage.name):
             return stage.plan(self.config, *inputs)
-        self.working_on = stage.name
-        log.info("%s: %s", stage.name, stage.plan(self.config, *inputs).uri)
-        tell("stage_running", 1, stage=stage.name)
-        try:
+        uri = stage.plan(self.config, *inputs).uri
+        log.info("%s: %s", stage.name, uri)
+        with self.at_work(stage.name, uri):
             outcome = stage.run(self.config, *inputs)
-        finally:
-            forget(stage=stage.name)
         self.note(stage.name, outcome.state, outcome.product, outcome.seconds)
         return outcome.product
+
+    @contextmanager
+    def at_work(self, name: str, product: str | None = None) -> Iterator[None]:
+        """What happens meanwhile is this stage's: its name in errors, its seconds and nodes, its numbers for
+        Prometheus.
+        """
+        self.working_on = name
+        tell("stage_running", 1, stage=name)
+        if self.meter is not None:
+            self.meter.turn(name, product)
+        try:
+            yield
+        finally:
+            forget(stage=name)
+            if self.meter is not None:
+                self.meter.turn(*NOTHING)
 
     def build_on(self, name: str, *inputs: Any) -> None:
         """In a dry pass: notes the products that a chosen stage reads and that will not be there."""
@@ -127,19 +145,23 @@ class Run:
             )
 
     def note(self, name: str, state: str, product: Product | None, seconds: float) -> None:
-        """Write a stage into root/run.json."""
+        """Write a stage into root/run.json: seconds, node-seconds and money over all runs that worked on its product,
+        and in this one.
+        """
         manifest = product.manifest if product is not None else {}
         for count in manifest.get("counts", []):
             for outcome, number in {"kept": count["kept"], **count["dropped"]}.items():
                 tell("units", number, stage=name, unit=count["unit"], outcome=outcome)
+        uri = product.uri if product is not None else None
         self.stages.append(
             {
                 "name": name,
                 "state": state,
-                "product": product.uri if product is not None else None,
-                "seconds": round(seconds, 2),
+                "product": uri,
+                **({"seconds": round(seconds, 2)} if self.meter is None else self.meter.cost(name, uri)),
                 "peak_rss": manifest.get("peak_rss", 0),
                 "counts": manifest.get("counts", []),
+                **({"recall@10": manifest["recall@10"]} if "recall@10" in manifest else {}),
             }
         )
         self._write()
@@ -154,6 +176,7 @@ class Run:
             if self.config.source.inventory == "newest":
                 inventories[source] = self.inventory.__dict__
         record = {
+            "run": self.meter.record.id if self.meter is not None else None,
             "started": self.started,
             "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "inventory": self.inventory.date if self.inventory is not None else None,

@@ -14,7 +14,8 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from biomedclip_ray.store.place import Place, StorageError
@@ -44,6 +45,12 @@ class RunRecord:
         self.begun = False
         self.stages: list[dict[str, Any]] = []
         """As in root/run.json; whoever runs them adds to it."""
+        self.over = ""
+        """Why the run was ended before its end, where its budget was spent."""
+        self.earlier: list[dict[str, Any]] = []
+        """What earlier runs on this root have spent: {stage, product, seconds, node_seconds, money}; from `begin`."""
+        self.spent_before = (0.0, 0.0)
+        """Seconds and money of the earlier tries of this very submission, likewise."""
         self.content: dict[str, Any] = {
             "id": self.id,
             "state": RUNNING,
@@ -58,31 +65,38 @@ class RunRecord:
         }
 
     def begin(self) -> None:
-        """Write it for the first time. Raises StorageError where the root cannot be written."""
+        """Read what was spent before, and write this one for the first time. Raises StorageError where the root
+        cannot be written.
+        """
+        self.earlier = [entry for record in records(self.place) for entry in record.get("spent", [])]
+        tries = _tries(self.place, self.given) if self.given else iter(())
+        before = [entry for record in tries for entry in record.get("spent", [])]
+        self.spent_before = (sum(entry["seconds"] for entry in before), sum(entry["money"] for entry in before))
         attempt = 1
         while not self.place.create(self._name(), self._bytes()):
             attempt += 1
             self.id = f"{self.given or self.content['id']}-{attempt}"
         self.begun = True
 
+    def save(self) -> None:
+        """Write it as it stands; a store that fails now may work at the end."""
+        self.content["stages"] = self.stages
+        if not self.begun:
+            return
+        try:
+            self.place.write(self._name(), self._bytes())
+        except OSError as error:
+            log.warning("%s/%s could not be written: %s", self.place.uri, self._name(), error)
+
     def end(self, code: int, said: Sequence[str]) -> None:
         """How it ended. A run that was refused before it began leaves a record only where somebody waits for it."""
-        self.content |= {
-            "state": STATES.get(code, "failed"),
-            "exit_code": code,
-            "said": list(said),
-            "ended": _now(),
-            "stages": self.stages,
-        }
-        try:
-            if not self.begun and self.given:
+        self.content |= {"state": STATES.get(code, "failed"), "exit_code": code, "said": list(said), "ended": _now()}
+        if not self.begun and self.given:
+            try:
                 self.begin()
-            elif self.begun:
-                self.place.write(self._name(), self._bytes())
-        except (
-            OSError
-        ) as error:  # StorageError among them: a full disk may be what stopped the run, and that is told last
-            log.warning("%s/%s could not be written: %s", self.place.uri, self._name(), error)
+            except OSError as error:  # StorageError among them, and what stopped the run is told last
+                log.warning("%s/%s could not be written: %s", self.place.uri, self._name(), error)
+        self.save()
 
     def _name(self) -> str:
         return f"{FOLDER}/{self.id}.json"
@@ -97,17 +111,30 @@ def find(root: str, run_id: str) -> dict[str, Any] | None:
     Raises:
         StorageError: the root cannot be read from here.
     """
-    place = Place(root)
-    found, attempt = None, 1
+    try:
+        found = list(_tries(Place(root), run_id))
+    except OSError as error:
+        raise StorageError(f"root={root} cannot be read from here: {error}") from error
+    return found[-1] if found else None
+
+
+def records(place: Place) -> list[dict[str, Any]]:
+    """Every run's, the oldest first."""
+    names = [name for name in place.list(FOLDER) if name.endswith(".json")]
+    with ThreadPoolExecutor(16) as threads:
+        return sorted(threads.map(lambda name: json.loads(place.read(name)), names), key=lambda one: one["started"])
+
+
+def _tries(place: Place, run_id: str) -> Iterator[dict[str, Any]]:
+    """The records of a submission: its first try, its second, and so on."""
+    attempt = 1
     try:
         while True:
             name = run_id if attempt == 1 else f"{run_id}-{attempt}"
-            found = json.loads(place.read(f"{FOLDER}/{name}.json"))
+            yield json.loads(place.read(f"{FOLDER}/{name}.json"))
             attempt += 1
     except FileNotFoundError:
-        return found
-    except OSError as error:
-        raise StorageError(f"root={root} cannot be read from here: {error}") from error
+        return
 
 
 def _now() -> str:

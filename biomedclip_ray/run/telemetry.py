@@ -14,7 +14,11 @@ import time
 from types import TracebackType
 from typing import Any
 
+from biomedclip_ray.config.operate import ROLES
+from biomedclip_ray.run.capacity import GROUP_LABEL, HEAD
+from biomedclip_ray.run.pace import state
 from biomedclip_ray.store.background import Background
+from biomedclip_ray.store.lease import beats
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +33,10 @@ GAUGES = {
     "train_steps": ("optimiser steps of the whole run", ()),
     "checkpoint_step": ("step of the newest checkpoint", ()),
     "checkpoint_timestamp_seconds": ("when the newest checkpoint was first seen", ()),
+    "lease_timestamp_seconds": ("when the heartbeat of the stage's lease was last written", ("stage",)),
+    "source_requests": ("requests sent to a source since its budget began", ("source",)),
+    "source_refused": ("those of them that it refused: 503, SlowDown, 429", ("source",)),
+    "source_requests_per_second": ("how many the run may send now, all its processes together", ("source",)),
     "nodes": ("nodes that are up; kind: head, cpu or gpu", ("kind",)),
 }
 """Name (after `biomedclip_`, and Ray's own `ray_` before that), what it says, its labels."""
@@ -84,6 +92,9 @@ class Telemetry(Background):
         tell("beat_timestamp_seconds", time.time())
         for kind, count in _nodes().items():
             tell("nodes", count, kind=kind)
+        for what, when in beats().items():
+            tell("lease_timestamp_seconds", when, stage=what.partition("/")[0])
+        _tell_sources()
         with _lock:
             now = dict(_told)
         for (name, labels), value in now.items():
@@ -98,13 +109,44 @@ class Telemetry(Background):
         return self._gauges[name]
 
 
-def _nodes() -> dict[str, int]:
+def told(name: str, **labels: str) -> float | None:
+    """What was told last and is not forgotten."""
+    with _lock:
+        return _told.get((name, tuple(sorted(labels.items()))))
+
+
+def nodes_up() -> dict[tuple[str, str], int]:
+    """How many nodes are up of each (type, role): its type's name, or its role where the cluster names none; a head
+    without CPUs, with GPUs, or neither."""
     import ray
 
-    counts = {"head": 0, "cpu": 0, "gpu": 0}
+    counts: dict[tuple[str, str], int] = {}
     for node in ray.nodes():
         if node["Alive"]:
             have = node["Resources"]
-            head = "node:__internal_head__" in have and not have.get("CPU")
-            counts["head" if head else "gpu" if have.get("GPU") else "cpu"] += 1
+            head = HEAD in have and not have.get("CPU")
+            role = "head" if head else "gpu" if have.get("GPU") else "cpu"
+            name = (node.get("Labels") or {}).get(GROUP_LABEL) or role
+            counts[name, role] = counts.get((name, role), 0) + 1
+    return counts
+
+
+def _tell_sources() -> None:
+    from ray.exceptions import RayError
+
+    try:
+        sources = state()
+    except (RayError, ValueError) as error:  # a keeper that has just ended, or whose node is gone
+        log.debug("telemetry: the source's budget does not answer: %s", error)
+        return
+    for source, sent, refused, rate in sources:
+        tell("source_requests", sent, source=source)
+        tell("source_refused", refused, source=source)
+        tell("source_requests_per_second", rate, source=source)
+
+
+def _nodes() -> dict[str, int]:
+    counts = dict.fromkeys(ROLES, 0)
+    for (_, role), count in nodes_up().items():
+        counts[role] += count
     return counts

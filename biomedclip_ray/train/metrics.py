@@ -132,13 +132,16 @@ class Watch(Background):
     def watch(self) -> None:
         warned, saved = 0, 0
         last = self.done
+        tell("train_steps", self.steps)
+        if self.done:
+            log.info("train: goes on at step %d of %d", self.done, self.steps)
+            tell("checkpoint_step", self.done)
         while not self.stopped.wait(self.line_s):
             lines = [line for line in read(self.product) if line["step"] > self.done]
             if not lines or lines[-1]["step"] == last:
                 continue
             now = lines[-1]
             last = now["step"]
-            tell("train_steps", self.steps)
             newest = max(
                 map(step_of, (name for name in self.product.at(RUN).folders() if name.startswith("step-"))), default=0
             )
