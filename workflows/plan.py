@@ -1,11 +1,13 @@
-"""What a run will cost before it is started: requests, TB, core-hours, hours and money for all of PubMed Central.
+"""What a run will cost before it is started: requests, TB, core-hours, GPU-hours, hours and money, stage by stage.
 
+    python workflows/plan.py workflows/configs/biomedclip_vit_b16.yaml --cluster cluster/aws.yaml \
+        'budget.prices={cpu_spot: 0.57, cpu: 1.43, gpu: 1.32, head: 0.40}' --deadline 72
     python workflows/plan.py workflows/configs/biomedclip_vit_b16.yaml --nodes 8 --cpus 32 --assume node_hour=1.60
     python workflows/plan.py workflows/configs/sample.yaml --nodes 4 --cpus 16 --measure 200
 
-Catalog, ingest and preprocess: what training costs depends on the GPUs, and curate takes minutes. Rates are those in
-rates.json beside this file, or measured on this machine with --measure. Every assumption is printed and can be changed
-with --assume.
+Everything as low, likely and high; besides, the cheapest nodes for a deadline, from how many on more are waste, what a
+lost spot node costs, a month of serving, a month's new articles, and preprints. Rates are those in rates.json beside
+this file, or measured on this machine with --measure. Every assumption is printed and can be changed with --assume.
 """
 
 from __future__ import annotations
@@ -16,12 +18,16 @@ import json
 import sys
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
+# The checkout is what runs, whatever version is installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from rich.console import Console
-from rich.table import Table
 
 from biomedclip_ray.config import Config, ConfigError, IngestSelect, PreprocessSelect, load
-from biomedclip_ray.cost.estimate import Cluster, Plan, Rates, World, assume, assumptions, estimate
+from biomedclip_ray.cost.estimate import Cluster, Rates, World, assume
+from biomedclip_ray.cost.offers import machines
+from biomedclip_ray.cost.tables import cases, show
+from biomedclip_ray.run.capacity import of_file
 from biomedclip_ray.sources.bucket import SourceError
 
 RATES = Path(__file__).with_name("rates.json")
@@ -29,20 +35,38 @@ RATES = Path(__file__).with_name("rates.json")
 
 def main(arguments: list[str]) -> int:
     options = _options(arguments)
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = Console(width=None if sys.stdout.isatty() else 160)
     try:
         config = load(options.config, options.overrides)
-        world, cluster = assume(World(), Cluster(options.nodes, options.cpus), options.assume)
+        cluster, on = _cluster(options, config)
+        world, cluster = assume(World(), cluster, options.assume)
         rates, world = _rates(config, options.measure, world, console)
         if options.save:
             kept = {k: v if isinstance(v, str) else round(v, 2) for k, v in dataclasses.asdict(rates).items()}
             RATES.write_text(json.dumps(kept, indent=1) + "\n")
-        plan = estimate(config, rates, world, cluster)
+        fixed = frozenset(item.partition("=")[0] for item in options.assume)
+        plan = cases(config, rates, world, cluster, fixed)
     except (ConfigError, SourceError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    show(console, plan, rates, world, cluster)
+    show(console, config, rates, plan, f"What the configuration selects of PubMed Central, on {on}", options.deadline)
     return 0
+
+
+def _cluster(options: argparse.Namespace, config: Config) -> tuple[Cluster, str]:
+    """The machines, and what they are called. Raises ConfigError where neither a file nor numbers say."""
+    if options.cluster:
+        found = machines(of_file(options.cluster), config.budget.prices, Cluster(1, 1))
+        there = found.cluster
+        on = f"{there.nodes} {found.cpu.name} of {there.cpus} cores"
+        if found.gpu is not None:
+            on += f" and {there.gpu_nodes} {found.gpu.name} of {there.gpus} GPUs"
+        return there, on
+    if options.nodes is None or options.cpus is None:
+        raise ConfigError("say on what: --cluster FILE, or --nodes N --cpus M (and --gpu-nodes N --gpus M)")
+    there = Cluster(options.nodes, options.cpus, options.gpu_nodes, options.gpus)
+    gpus = f" and {there.gpu_nodes} of {there.gpus} GPUs" if there.gpu_nodes else ""
+    return there, f"{there.nodes} nodes of {there.cpus} cores{gpus}"
 
 
 def _rates(config: Config, articles: int | None, world: World, console: Console) -> tuple[Rates, World]:
@@ -66,63 +90,6 @@ def _rates(config: Config, articles: int | None, world: World, console: Console)
     return rates, dataclasses.replace(world, **{name: shares[name] for name in unknown})
 
 
-def show(console: Console, plan: Plan, rates: Rates, world: World, cluster: Cluster) -> None:
-    """Print the plan, what it saves and adds, the rates, and the assumptions."""
-    title = f"What the configuration selects of PubMed Central, on {cluster.nodes} nodes of {cluster.cpus} cores"
-    table = Table(title=title, box=SIMPLE_HEAD, show_footer=True)
-    total = (
-        ("stage", "all"),
-        ("requests", f"{sum(s.requests for s in plan.stages) / 1e6:,.1f} M"),
-        ("read", _size(sum(s.bytes_in for s in plan.stages))),
-        ("written", _size(sum(s.bytes_out for s in plan.stages))),
-        ("core-hours", f"{plan.core_hours:,.0f}"),
-        ("cores", ""),
-        ("network", ""),
-        ("requests", ""),
-        ("hours", f"{plan.hours:,.1f}"),
-        ("what binds", plan.binds),
-    )
-    for number, (name, foot) in enumerate(total):
-        table.add_column(name, foot, justify="left" if number in (0, 9) else "right", no_wrap=True)
-    for stage in plan.stages:
-        alone = (f"{stage.hours[limit]:,.1f} h" for limit in ("cores", "network", "requests"))
-        facts = (
-            f"{stage.requests / 1e6:,.1f} M",
-            _size(stage.bytes_in),
-            _size(stage.bytes_out),
-            f"{stage.core_hours:,.0f}",
-        )
-        table.add_row(stage.name, *facts, *alone, f"{stage.wall:,.1f}", stage.binds)
-    console.print(table)
-    word = "of which panels take" if plan.panels_on else "panels, which are off, would add"
-    console.print(f"{plan.core_hours:,.0f} core-hours; {word} {plan.panels_core_hours:,.0f}.")
-    if plan.larger_core_hours:
-        console.print(
-            f"Pictures measured have {rates.picture_bytes / 1e3:,.0f} KB, media_bytes has {plan.larger:.1f} times as "
-            "many: if "
-            f"all of that were pixels, {plan.larger_core_hours:,.0f} core-hours more (--assume "
-            f"picture_scale={plan.larger:.1f})."
-        )
-    for name, (requests, size) in plan.unfetched.items():
-        console.print(f"{name} leaves {_size(size)} and {requests / 1e6:,.1f} M requests of pictures unfetched.")
-    if cluster.node_hour or cluster.egress_gb:
-        console.print(f"Machines {plan.machine_money:,.0f}, egress {plan.egress_money:,.0f} in your currency.")
-    console.print(f"Keeping the products costs {plan.storage_money_month:,.0f} a month in object storage.")
-    measured = Table("rate", "value", title=f"Measured: {rates.measured}", box=SIMPLE_HEAD)
-    for entry in dataclasses.fields(rates):
-        if entry.name != "measured":
-            measured.add_row(entry.name, f"{getattr(rates, entry.name):,.2f}")
-    console.print(measured)
-    assumed = Table("assumed", "value", "why", title="Assumed: change with --assume NAME=VALUE", box=SIMPLE_HEAD)
-    for name, value, why in assumptions(world, cluster):
-        assumed.add_row(name, f"{value:,.10g}", why)
-    console.print(assumed)
-
-
-def _size(size: float) -> str:
-    return f"{size / 1e12:,.1f} TB" if size >= 1e11 else f"{size / 1e9:,.1f} GB"
-
-
 def _positive(text: str) -> int:
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError("must be above 0")
@@ -132,9 +99,13 @@ def _positive(text: str) -> int:
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("config", help="YAML file of the run")
-    parser.add_argument("overrides", nargs="*", help="dotted overrides, as for biomedclip.py")
-    parser.add_argument("--nodes", type=int, required=True, help="machines")
-    parser.add_argument("--cpus", type=int, required=True, help="cores of each")
+    parser.add_argument("overrides", nargs="*", help="dotted overrides, as for biomedclip.py; budget.prices are used")
+    parser.add_argument("--cluster", metavar="FILE", help="what the cluster is made from; all its nodes up")
+    parser.add_argument("--nodes", type=_positive, help="instead: machines")
+    parser.add_argument("--cpus", type=_positive, help="cores of each")
+    parser.add_argument("--gpu-nodes", type=_positive, default=0, help="machines with GPUs besides")
+    parser.add_argument("--gpus", type=_positive, default=1, help="GPUs of each")
+    parser.add_argument("--deadline", type=float, metavar="HOURS", help="the cheapest nodes that are through by then")
     parser.add_argument("--assume", action="append", default=[], metavar="NAME=VALUE", help="change an assumption")
     parser.add_argument("--measure", type=_positive, metavar="N", help="measure on N articles of source.uri, a folder")
     parser.add_argument("--save", action="store_true", help="keep the rates in use in rates.json, for plans to come")

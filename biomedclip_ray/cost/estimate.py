@@ -1,4 +1,5 @@
-"""What catalog to pairs will cost on a cluster: requests, bytes, core-hours, hours and money. Pure arithmetic.
+"""What a run will cost on a cluster: requests, bytes, core-hours, GPU-hours, hours and money. Pure arithmetic; here the
+three stages that read the source, in `later.py` those that read their pairs.
 
 Three limits race in each stage: the cores, the network, and how many requests are answered in a second; the slowest
 decides. All numbers are either measured rates (`Rates`, by `measure.py`) or assumptions (`World`, `Cluster`) that can
@@ -10,14 +11,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 from biomedclip_ray.config import COMMERCIAL, Config, ConfigError
 from biomedclip_ray.sources.inventory import read_list
 
+Part = TypeVar("Part", "World", "Cluster")
 
-def _fact(default: float, why: str) -> Any:
-    return field(default=default, metadata={"why": why})
+
+def _fact(default: float, why: str, cheap: float | None = None, dear: float | None = None) -> Any:
+    """An assumption: what is likely, and what would make the run cheap or dear where that may well be."""
+    bounds = {"cheap": default if cheap is None else cheap, "dear": default if dear is None else dear}
+    return field(default=default, metadata={"why": why, **bounds})
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,8 @@ class Rates:
     """Mean size of a row of pairs/, its JPEG included."""
     article_bytes: float
     """Mean size of a row of articles/."""
+    curate_ms: float = 0.0
+    """One pair of curate: hashes, near duplicates, its row written."""
 
 
 @dataclass(frozen=True)
@@ -54,30 +61,56 @@ class World:
 
     versions: float = _fact(8e6, "article versions in the bucket, by its own README")
     usable: float = _fact(
-        0.75, "share that is the newest of its article, open and with media: 6 of 8 million, as BIOMEDICA found"
+        0.75,
+        "share that is the newest of its article, open and with media: 6 of 8 million, as BIOMEDICA found",
+        0.65,
+        0.85,
     )
     commercial: float = _fact(
-        0.65, "share of those under CC0, CC BY, CC BY-SA or CC BY-ND: a guess, the first catalog tells"
+        0.65, "share of those under CC0, CC BY, CC BY-SA or CC BY-ND: a guess, the first catalog tells", 0.5, 0.75
     )
-    figures: float = _fact(4.6, "figures an article, over 4,180 real files")
+    figures: float = _fact(4.6, "figures an article, over 4,180 real files", 4.2, 5.2)
     with_file: float = _fact(
-        0.87, "share of figures whose image is there: 24 million pairs of 6 million articles (BIOMEDICA)"
+        0.87, "share of figures whose image is there: 24 million pairs of 6 million articles (BIOMEDICA)", 0.8, 0.95
     )
     xml_bytes: float = _fact(124e3, "bytes an XML, over 4,180 real files; time and rows of ingest follow the bytes")
     media_bytes: float = _fact(
         27e12 / 24e6,
         "bytes an image, for the network: BIOMEDICA's 27 TB over its 24 million pairs, which counts more than images",
+        0.6e6,
+        1.5e6,
     )
     picture_scale: float = _fact(
         1.0,
-        "pixels of PMC's images over those measured, which core time follows: 1 where those are a fair sample of PMC's",
+        "pixels of PMC's images over those measured, which core time follows: 1 where those are a fair sample",
+        0.7,
+        3.0,
     )
     article_share: float = _fact(1.0, "share of articles that ingest.select lets through; 1 without a selection")
     text_share: float = _fact(1.0, "share of images that preprocess.select lets through; 1 without a filter")
     requests_per_s: float = _fact(
-        5500, "GETs a second answered: what S3 promises one prefix at least; keys here begin with the PMCID"
+        5500,
+        "GETs a second answered: what S3 promises one prefix at least; keys here begin with the PMCID",
+        11000,
+        3500,
     )
-    latency_ms: float = _fact(100, "milliseconds from request to last byte of a small object, in the bucket's region")
+    latency_ms: float = _fact(
+        100, "milliseconds from request to last byte of a small object, in the bucket's region", 50, 200
+    )
+
+    kept: float = _fact(0.9, "share of the pairs that curate keeps: duplicates, chains and short texts go", 0.8, 0.97)
+    caption_tokens: float = _fact(
+        120, "tokens that train of a caption: the median of 358 characters has 90, the 90th percentile 230", 90, 256
+    )
+    curate_bytes: float = _fact(400, "bytes a pair that curate and the leak check read: hashes and ids, no image")
+    index_ms: float = _fact(
+        0.1,
+        "core-milliseconds a vector of building the index: 0.045 for codes (LOG.md, 2026-11-29), and copies",
+    )
+    index_bytes: float = _fact(8e3, "bytes a row of the index: two vectors of 512, thumbnail, caption", 6e3, 12e3)
+    month_versions: float = _fact(
+        100e3, "article versions that are new or changed in a month: about a million a year", 70e3, 250e3
+    )
 
 
 @dataclass(frozen=True)
@@ -86,10 +119,27 @@ class Cluster:
 
     nodes: int
     cpus: int
-    """Cores of a node."""
-    gbit_per_s: float = _fact(10.0, "Gbit/s of a node that last for hours")
+    """Cores of a node of the data stages."""
+    gpu_nodes: int = 0
+    """Nodes with GPUs; none: the stages that ask for GPUs cannot run."""
+    gpus: int = 1
+    """GPUs of such a node."""
+    gbit_per_s: float = _fact(10.0, "Gbit/s of a node that last for hours", 12.5, 5.0)
     node_hour: float = _fact(0.0, "price of a node and hour; 0: not reckoned")
-    efficiency: float = _fact(0.8, "share of the cores' time that is work: the bound that benchmarks/ingest.py holds")
+    efficiency: float = _fact(
+        0.8, "share of the cores' time that is work: the bound that benchmarks/ingest.py holds", 0.9, 0.6
+    )
+    gpu_hour: float = _fact(0.0, "price of a node with GPUs and hour; 0: not reckoned")
+    head_hour: float = _fact(0.0, "price of the head and hour, up all the time; 0: not reckoned")
+    gpu_tflops: float = _fact(362, "bf16 TFLOP/s of one GPU by its data sheet: an L40S; 989 an H100 or H200, 121 an L4")
+    mfu: float = _fact(0.35, "share of that which training and encoding reach; the goal on an H100 is 0.45", 0.45, 0.2)
+    core_gflops: float = _fact(30, "float32 GFLOP/s of one core in towers, where no GPU is asked for", 60, 12)
+    fixed_s: float = _fact(
+        20, "seconds of a stage besides its work: tasks and models begin, the manifest is made", 8, 60
+    )
+    node_start_s: float = _fact(240, "seconds from asking for a node until it works", 120, 600)
+    losses: float = _fact(0.02, "losses of a spot node an hour: 5% are said for many types, zones differ", 0.005, 0.1)
+    get_million: float = _fact(0.40, "price of a million GETs where the reader pays (preprints), as S3 lists it")
     gb_month: float = _fact(0.023, "price of a GB and month of object storage")
     egress_gb: float = _fact(0.0, "price of a GB leaving the bucket's region; 0 inside it")
 
@@ -104,7 +154,12 @@ class StageCost:
     bytes_out: float
     core_hours: float
     hours: dict[str, float]
-    """How long each limit alone would take: cores, network, requests."""
+    """How long each limit alone would take: cores, gpus, network, requests."""
+    gpu_hours: float = 0.0
+    on: Literal["cpu", "gpu"] = "cpu"
+    """Which nodes are paid for meanwhile."""
+    fixed: float = 0.0
+    """Hours besides the work."""
 
     @property
     def binds(self) -> str:
@@ -112,13 +167,15 @@ class StageCost:
 
     @property
     def wall(self) -> float:
-        return self.hours[self.binds]
+        return self.hours[self.binds] + self.fixed
 
 
 @dataclass(frozen=True)
 class Plan:
     stages: tuple[StageCost, ...]
     pictures: float
+    pairs: float
+    articles: float
     panels_core_hours: float
     """What panels add, or would add where they are off."""
     panels_on: bool
@@ -155,7 +212,7 @@ def estimate(config: Config, rates: Rates, world: World, cluster: Cluster) -> Pl
     Raises:
         ConfigError: a value outside its range.
     """
-    _check(world, cluster)
+    check(world, cluster)
     select = config.source.select
     if config.own.alone:
         raise ConfigError("own.alone=true reads nothing of PubMed Central, which is what is planned here")
@@ -203,11 +260,14 @@ def estimate(config: Config, rates: Rates, world: World, cluster: Cluster) -> Pl
             "network": (objects * size + bytes_out) * 8 / (cluster.nodes * cluster.gbit_per_s * 1e9) / 3600,
             "requests": objects / per_second / 3600,
         }
-        stages.append(StageCost(name, objects, objects * size, bytes_out, core_hours, hours))
-    hours_in_all = sum(stage.wall for stage in stages)
+        stages.append(
+            StageCost(name, objects, objects * size, bytes_out, core_hours, hours, fixed=fixed_hours(cluster))
+        )
     return Plan(
         stages=tuple(stages),
         pictures=pictures,
+        pairs=pair_rows,
+        articles=articles,
         panels_core_hours=panels_core_hours,
         panels_on=config.preprocess.panels,
         larger=larger,
@@ -217,10 +277,30 @@ def estimate(config: Config, rates: Rates, world: World, cluster: Cluster) -> Pl
             for name, spared in (("ingest.select", listed - selected), ("preprocess.select", selected - pictures))
             if spared
         },
-        machine_money=hours_in_all * cluster.nodes * cluster.node_hour,
+        machine_money=sum(money(stage, cluster) for stage in stages),
         egress_money=sum(stage.bytes_in for stage in stages) / 1e9 * cluster.egress_gb,
         storage_money_month=sum(stage.bytes_out for stage in stages) / 1e9 * cluster.gb_month,
     )
+
+
+def money(stage: StageCost, cluster: Cluster) -> float:
+    """For machines while a stage runs: its own kind of nodes, and the head."""
+    nodes = cluster.nodes * cluster.node_hour if stage.on == "cpu" else cluster.gpu_nodes * cluster.gpu_hour
+    return stage.wall * (nodes + cluster.head_hour)
+
+
+def fixed_hours(cluster: Cluster) -> float:
+    return cluster.fixed_s / 3600
+
+
+def bounded(part: Part, bound: Literal["cheap", "dear"], fixed: frozenset[str]) -> Part:
+    """The same with every assumption at one of its bounds, but for those that somebody has set."""
+    changes: dict[str, Any] = {
+        entry.name: entry.metadata[bound]
+        for entry in dataclasses.fields(part)
+        if "why" in entry.metadata and entry.name not in fixed and entry.metadata[bound] != entry.default
+    }
+    return dataclasses.replace(part, **changes)
 
 
 def assumptions(*parts: World | Cluster) -> list[tuple[str, float, str]]:
@@ -251,16 +331,19 @@ def assume(world: World, cluster: Cluster, given: list[str]) -> tuple[World, Clu
     return world, cluster
 
 
-def _check(world: World, cluster: Cluster) -> None:
+def check(world: World, cluster: Cluster) -> None:
+    """Raises ConfigError for a value outside its range."""
     for name, value, _ in assumptions(world, cluster):
         if not (math.isfinite(value) and value >= 0):
             raise ConfigError(f"--assume {name}={value:g}: must be a number, and not below 0")
-    for name in ("usable", "commercial", "with_file", "article_share", "text_share"):
+    for name in ("usable", "commercial", "with_file", "article_share", "text_share", "kept"):
         if not 0 <= getattr(world, name) <= 1:
             raise ConfigError(f"--assume {name}={getattr(world, name):g}: a share is between 0 and 1")
-    if not 0 < cluster.efficiency <= 1:
-        raise ConfigError(f"--assume efficiency={cluster.efficiency:g}: a share above 0 and up to 1")
+    for name in ("efficiency", "mfu"):
+        if not 0 < getattr(cluster, name) <= 1:
+            raise ConfigError(f"--assume {name}={getattr(cluster, name):g}: a share above 0 and up to 1")
     positive = {"nodes": cluster.nodes, "cpus": cluster.cpus, "gbit_per_s": cluster.gbit_per_s}
+    positive |= {"gpu_tflops": cluster.gpu_tflops, "core_gflops": cluster.core_gflops}
     positive |= {"versions": world.versions, "requests_per_s": world.requests_per_s, "latency_ms": world.latency_ms}
     for name, value in positive.items():
         if value <= 0:

@@ -21,6 +21,7 @@ from typing import Any
 from unittest.mock import patch
 
 from biomedclip_ray.config import Config, PartResources, SourceResources
+from biomedclip_ray.corpus.curate import curate
 from biomedclip_ray.cost.estimate import Rates
 from biomedclip_ray.figures.preprocess import PANEL, preprocess
 from biomedclip_ray.pmc.catalog import catalog
@@ -75,6 +76,10 @@ def measure(config: Config, articles: int) -> tuple[Rates, dict[str, float]]:
         plain = seconds.pop("preprocess")
         cut = preprocess.run(_with_panels(config), texts, runner=timed).product
         panels = sum(c["kept"] for c in cut.manifest["counts"] if c["unit"] == PANEL)
+        started = time.process_time()
+        corpus = curate.run(config, pairs, runner=in_process).product  # its tasks run here as well
+        curated = time.process_time() - started
+        decided = next(count["in"] for count in corpus.manifest["counts"] if count["unit"] == "pair")
         rows = [row for table in versions.scan(["json_key", "xml_key"]) for row in table.to_pylist()]
         rates = Rates(
             measured=f"{len(rows)} articles, {kept} images, {platform.machine()}, Python {platform.python_version()}",
@@ -89,6 +94,7 @@ def measure(config: Config, articles: int) -> tuple[Rates, dict[str, float]]:
             picture_bytes=_mean_size(bucket, _media(texts)),
             pair_bytes=_bytes_of(pairs) / kept,
             article_bytes=_bytes_of(texts) / counts["article"]["kept"],
+            curate_ms=1000 * curated / decided,
         )
     shares = {
         "article_share": _passed(counts["article"], _BY_ARTICLE) / counts["article"]["in"],

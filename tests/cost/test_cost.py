@@ -21,7 +21,9 @@ from tests.text_classifier import fit_gel_classifier
 
 RATES = Rates("by hand", 0.9, 0.9, 4.5, 9.0, 36.0, 1.5, 1e3, 1e5, 1e5, 5e4, 2e4)
 WORLD = World(versions=8e6, usable=0.75, figures=4.0, with_file=1.0, xml_bytes=1e5, media_bytes=1e6)
-CLUSTER = Cluster(nodes=4, cpus=25, efficiency=0.5, gbit_per_s=8, node_hour=2.0, egress_gb=0.01, gb_month=0.02)
+CLUSTER = Cluster(
+    nodes=4, cpus=25, efficiency=0.5, gbit_per_s=8, node_hour=2.0, egress_gb=0.01, gb_month=0.02, fixed_s=0
+)
 
 
 def _config(**changes: Any) -> Config:
@@ -180,6 +182,8 @@ def test_the_command_prints_stages_rates_and_assumptions(capsys: pytest.CaptureF
         "Machines",
         "picture_ms",
         "requests_per_s",
+        "evaluate",
+        "bioRxiv (MECA",
     ):
         assert word in printed
 
