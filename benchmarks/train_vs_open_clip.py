@@ -2,12 +2,12 @@
 loader.
 
     python benchmarks/train_vs_open_clip.py [--data FOLDER] [--rounds N] [--steps N] [--precision bf16|fp32] [--only
-    pace|parity] [--quick]
+    throughput|parity] [--quick]
 
 ViT-S/16 of 224 px and a BERT of width 384, depth 12 and context 256, which is the paper's share of image to text; 64
 pairs. open_clip runs its `train_one_epoch` on WebDataset shards, we a `Learner` on the feed through Ray Data. The sides
 take turns, a few steps each; Ray runs only during ours, and its feed is left to fill its store before the clock starts,
-so that it works at the pace of the steps. Ratios are of the median step.
+so that it works at the speed of the steps. Ratios are of the median step.
 
 - `step_padded_vs_open_clip`: their seconds over ours, captions padded to the context in both.
 - `step_natural_of_ceiling`: how much of what the FLOPs promise is reached when our captions run at their natural
@@ -192,7 +192,7 @@ def busy() -> float:
     return total
 
 
-def pace(data: Path, size: Size, precision: str, rounds: int, steps: int) -> dict[str, float]:
+def throughput(data: Path, size: Size, precision: str, rounds: int, steps: int) -> dict[str, float]:
     """The ratios of the steps."""
     captions = clips.real_captions(data)
     pictures = [image for image, _ in clips.real_pairs(data)]
@@ -256,7 +256,7 @@ def step_ratios(
         f"  {np.mean(lengths):.0f} tokens a caption of {size.context}; FLOPs of a pair: image "
         f"{flops.image / 1e9:.1f} G, "
         f"text padded {flops.text(size.context) / 1e9:.1f} G\n  at natural length FLOPs promise {ceiling:.3f} times "
-        f"open_clip's pace, {reached:.3f} are reached ({padded_s / natural_s:.3f} times our own padded pace)"
+        f"open_clip's throughput, {reached:.3f} are reached ({padded_s / natural_s:.3f} times our padded throughput)"
     )
     return {"step_padded_vs_open_clip": reference_s / padded_s, "step_natural_of_ceiling": reached / ceiling}
 
@@ -331,7 +331,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
     parser.add_argument("--steps", type=int, default=2, help="steps of a turn")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
-    parser.add_argument("--only", choices=("pace", "parity"))
+    parser.add_argument("--only", choices=("throughput", "parity"))
     parser.add_argument("--quick", action="store_true", help="tiny towers and few steps")
     options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -339,8 +339,8 @@ def main() -> int:
     ratios: dict[str, float] = {}
     if options.only != "parity":
         size = TINY if options.quick else SMALL
-        ratios |= pace(options.data, size, options.precision, options.rounds, options.steps)
-    if options.only != "pace":
+        ratios |= throughput(options.data, size, options.precision, options.rounds, options.steps)
+    if options.only != "throughput":
         steps = 2 * WINDOW_STEPS if options.quick else 200
         ratios["loss_parity"] = parity(options.data, PARITY, "fp32", steps)
     return clips.verdict(ratios, BOUNDS)

@@ -1,4 +1,4 @@
-"""What a step costs in arithmetic, counted once on the model itself, so that a pace can be told as a share of the
+"""What a step costs in arithmetic, counted once on the model itself, so that throughput can be told as a share of the
 device's.
 
 An image's cost is one number; a caption's is a T + b T^2 for T tokens (matrices and attention), fitted to two counts,

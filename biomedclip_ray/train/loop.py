@@ -134,13 +134,13 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
             )
             break
         saves = last or (saves and trend.since is None)
-        pace = clock.read(done)
+        throughput = clock.read(done)
         if metrics is not None and logs and math.isfinite(loss):
-            metrics.line(_line(done, job, result, loss, pace))
+            metrics.line(_line(done, job, result, loss, throughput))
         if saves:
             if metrics is not None:
                 metrics.flush()  # lines up to a checkpoint must not be lost: nobody writes them again
-            state = {"step": done, "seconds": pace["seconds"], "seed": recipe.seed, "best": trend.best}
+            state = {"step": done, "seconds": throughput["seconds"], "seed": recipe.seed, "best": trend.best}
             _save(learner, state, rank, loss, job)
     if metrics is not None:
         metrics.close()
@@ -231,7 +231,7 @@ def allowed(recipe: Train, steps: int) -> int:
     return 0 if recipe.on_nan == "stop" else max(10, steps // 100)
 
 
-def _line(done: int, job: Job, result: StepResult, loss: float, pace: dict[str, float]) -> dict[str, float]:
+def _line(done: int, job: Job, result: StepResult, loss: float, throughput: dict[str, float]) -> dict[str, float]:
     return {
         "step": done,
         "epoch": done * job.recipe.batch / job.rows,
@@ -241,7 +241,7 @@ def _line(done: int, job: Job, result: StepResult, loss: float, pace: dict[str, 
         "logit_scale": float(result.logit_scale),
         "grad_norm": float(result.grad_norm),
         "skipped": int(result.skipped),
-        **pace,
+        **throughput,
     }
 
 

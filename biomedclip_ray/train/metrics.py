@@ -150,11 +150,11 @@ class Watch(Background):
                 tell("checkpoint_step", newest)
                 tell("checkpoint_timestamp_seconds", time.time())
             spent = now["seconds"] - lines[0]["seconds"]
-            pace = rate_and_eta(now["step"] - lines[0]["step"], self.steps - lines[0]["step"], spent, "step")
+            throughput = rate_and_eta(now["step"] - lines[0]["step"], self.steps - lines[0]["step"], spent, "step")
             log.info(
                 "train: step %d of %d, loss %.3f (chance %.3f), %.0f pairs/s, %.0f%% waiting for data, %s",
                 *(now["step"], self.steps, now["loss"], now["chance_loss"], now["pairs_per_s"]),
-                *(100 * now["data_wait_share"], pace),
+                *(100 * now["data_wait_share"], throughput),
             )
             if is_stuck(lines) and now["step"] >= 2 * warned:
                 warned = now["step"]

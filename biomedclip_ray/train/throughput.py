@@ -35,12 +35,12 @@ class Throughput:
         self.waited += time.monotonic() - since
 
     def read(self, done: int) -> dict[str, float]:
-        """The pace since the last call, in the words of metrics.jsonl; the device must have been waited for."""
+        """The throughput since the last call, in the words of metrics.jsonl; the device must have been waited for."""
         now = time.monotonic()
         spent = max(now - self.line, 1e-9)
         steps = 1 if self.steps_read is None else done - self.steps_read
         flop_per_s = (self.learner.work - self.work) / spent
-        pace = {
+        throughput = {
             "pairs_per_s": steps * self.learner.recipe.batch / spent,
             "step_seconds": spent / steps,
             "data_wait_share": min(1.0, self.waited / spent),
@@ -51,7 +51,7 @@ class Throughput:
             "seconds": self.before + now - self.started,
         }
         self.line, self.waited, self.work, self.steps_read = now, 0.0, self.learner.work, done
-        return pace
+        return throughput
 
 
 def memory(device: torch.device) -> float:
