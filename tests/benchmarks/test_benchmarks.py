@@ -61,11 +61,11 @@ def test_parity_with_open_clip_holds_over_the_first_steps(corpus: Path):
 
 
 @pytest.mark.slow
-def test_the_paces_beside_open_clip_and_of_the_feed_are_measured(corpus: Path):
+def test_throughput_beside_open_clip_and_of_the_feed_is_measured(corpus: Path):
     data = ("--data", str(corpus.parent))
-    ratios = run("train_vs_open_clip.py", "--quick", "--only", "throughput", "--rounds", "1", "--steps", "1", *data)
+    steps = run("train_vs_open_clip.py", "--quick", "--only", "throughput", "--rounds", "1", "--steps", "1", *data)
     names = {"step_padded_vs_open_clip", "step_natural_of_ceiling", "text_tower_natural_vs_padded"}
-    assert ratios(ratios) == names
+    assert ratios(steps) == names
     fed = run("feed.py", "--pairs", "4096", "--steps", "6", *data)
     assert ratios(fed) == {"feed_vs_functions"}
     assert "wait for data" in fed.stdout
