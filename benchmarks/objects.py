@@ -1,90 +1,80 @@
 """An object store on loopback that answers as slowly as it is told: what S3's distance costs, without S3.
 
-Just what pyarrow and boto3 ask for: GET with a range, HEAD, PUT, DELETE, and lists. It holds everything in memory.
+Just what pyarrow and boto3 ask for: GET with a range, HEAD, PUT, DELETE, and lists. It holds everything in memory, in
+one thread of this process that waits for many answers at once; an answer leaves in one piece, for headers that go ahead
+of their body wait 40 ms for an acknowledgement.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import ClassVar
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
+_REASONS = {200: "OK", 204: "No Content", 206: "Partial Content", 404: "Not Found", 412: "Precondition Failed"}
+_XML = {"Content-Type": "application/xml"}
+Query = dict[str, list[str]]
+Answer = tuple[int, bytes, dict[str, str]]
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    objects: ClassVar[dict[str, bytes]]
-    uploads: ClassVar[dict[str, dict[int, bytes]]]
-    delay_s: ClassVar[float]
 
-    def log_message(self, format: str, *args: object) -> None:
-        """Nobody reads it."""
+class Store:
+    """What the store holds, and how long an answer takes."""
 
-    def _answer(self, status: int, body: bytes = b"", **headers: str) -> None:
-        time.sleep(self.delay_s)
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        if "Content_Length" not in headers:
-            self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+    def __init__(self) -> None:
+        self.objects: dict[str, bytes] = {}
+        self.uploads: dict[str, dict[int, bytes]] = {}
+        self.delay_s = 0.0
+        self.asked = 0
+        """Requests so far."""
 
-    def _key(self) -> tuple[str, dict[str, list[str]]]:
-        asked = urlsplit(self.path)
-        return unquote(asked.path).lstrip("/").partition("/")[2], parse_qs(asked.query, keep_blank_values=True)
+    def answer(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
+        asked = urlsplit(path)
+        key = unquote(asked.path).lstrip("/").partition("/")[2]
+        query = parse_qs(asked.query, keep_blank_values=True)
+        self.asked += 1
+        answers = {"HEAD": self._head, "GET": self._get, "PUT": self._put, "DELETE": self._delete, "POST": self._post}
+        return answers[method](key, query, headers, body)
 
-    def do_HEAD(self) -> None:
-        key, _ = self._key()
+    def _head(self, key: str, query: Query, headers: dict[str, str], body: bytes) -> Answer:
         if key and key not in self.objects:
-            self._answer(404)
-        else:
-            size = str(len(self.objects.get(key, b"")))
-            self._answer(200, Content_Length=size, ETag=_etag(b""), Last_Modified="Sun, 29 Nov 2026 00:00:00 GMT")
+            return 404, b"", {}
+        size = str(len(self.objects.get(key, b"")))
+        return 200, b"", {"Content-Length": size, "ETag": _etag(b""), "Last-Modified": "Sun, 29 Nov 2026 00:00:00 GMT"}
 
-    def do_GET(self) -> None:
-        key, query = self._key()
+    def _get(self, key: str, query: Query, headers: dict[str, str], body: bytes) -> Answer:
         if "list-type" in query:
-            self._answer(200, self._list(query), Content_Type="application/xml")
-        elif key not in self.objects:
-            self._answer(404, b"<Error><Code>NoSuchKey</Code></Error>", Content_Type="application/xml")
-        else:
-            data = self.objects[key]
-            if wanted := self.headers.get("Range"):
-                first, _, last = wanted.removeprefix("bytes=").partition("-")
-                part = data[int(first) : int(last) + 1 if last else None]
-                span = f"bytes {first}-{int(first) + len(part) - 1}/{len(data)}"
-                self._answer(206, part, Content_Range=span, ETag=_etag(b""))
-            else:
-                self._answer(200, data, ETag=_etag(b""))
+            return 200, self._list(query), _XML
+        if key not in self.objects:
+            return 404, b"<Error><Code>NoSuchKey</Code></Error>", _XML
+        data = self.objects[key]
+        if wanted := headers.get("range"):
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            part = data[int(first) : int(last) + 1 if last else None]
+            span = f"bytes {first}-{int(first) + len(part) - 1}/{len(data)}"
+            return 206, part, {"Content-Range": span, "ETag": _etag(b"")}
+        return 200, data, {"ETag": _etag(b"")}
 
-    def do_PUT(self) -> None:
-        key, query = self._key()
-        body = self._body()
+    def _put(self, key: str, query: Query, headers: dict[str, str], body: bytes) -> Answer:
         if "partNumber" in query:
             self.uploads.setdefault(key, {})[int(query["partNumber"][0])] = body
         elif key:
-            if self.headers.get("If-None-Match") == "*" and key in self.objects:
-                self._answer(412, b"<Error><Code>PreconditionFailed</Code></Error>")
-                return
+            if headers.get("if-none-match") == "*" and key in self.objects:
+                return 412, b"<Error><Code>PreconditionFailed</Code></Error>", _XML
             self.objects[key] = body
-        self._answer(200, ETag=_etag(b""))
+        return 200, b"", {"ETag": _etag(b"")}
 
-    def do_DELETE(self) -> None:
-        self.objects.pop(self._key()[0], None)
-        self._answer(204)
+    def _delete(self, key: str, query: Query, headers: dict[str, str], body: bytes) -> Answer:
+        self.objects.pop(key, None)
+        return 204, b"", {}
 
-    def do_POST(self) -> None:
+    def _post(self, key: str, query: Query, headers: dict[str, str], body: bytes) -> Answer:
         """The beginning and the end of an upload in parts, and deleting many objects at once."""
-        key, query = self._key()
-        self._body()
         if "uploads" in query:
             told = f"<Key>{escape(key)}</Key><UploadId>one</UploadId>"
             answer = f"<InitiateMultipartUploadResult>{told}</InitiateMultipartUploadResult>"
@@ -94,22 +84,9 @@ class _Handler(BaseHTTPRequestHandler):
             answer = f"<CompleteMultipartUploadResult><Key>{escape(key)}</Key></CompleteMultipartUploadResult>"
         else:
             answer = "<DeleteResult/>"
-        self._answer(200, answer.encode(), Content_Type="application/xml")
+        return 200, answer.encode(), _XML
 
-    def _body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            body = b""
-            while size := int(self.rfile.readline().split(b";")[0], 16):
-                body += self.rfile.read(size)
-                self.rfile.readline()
-            self.rfile.readline()
-        else:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if "aws-chunked" in self.headers.get("Content-Encoding", ""):
-            body = b"".join(_chunks(body))
-        return body
-
-    def _list(self, query: dict[str, list[str]]) -> bytes:
+    def _list(self, query: Query) -> bytes:
         prefix, delimiter = query.get("prefix", [""])[0], query.get("delimiter", [""])[0]
         most = int(query.get("max-keys", ["1000"])[0])
         after = query.get("continuation-token", [""])[0]
@@ -138,14 +115,75 @@ class _Handler(BaseHTTPRequestHandler):
         )
 
 
-def _chunks(body: bytes) -> Iterator[bytes]:
-    while body:
-        size, _, body = body.partition(b"\r\n")
-        n = int(size.split(b";")[0], 16)
-        if not n:
-            return
-        yield body[:n]
-        body = body[n + 2 :]
+class _Connection(asyncio.Protocol):
+    """One client: its requests in turn, as HTTP/1.1 has them."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.buffer = bytearray()
+        self.head: tuple[str, str, dict[str, str]] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.buffer += data
+        while True:
+            if self.head is None:
+                end = self.buffer.find(b"\r\n\r\n")
+                if end < 0:
+                    return
+                first, *lines = self.buffer[:end].decode().split("\r\n")
+                del self.buffer[: end + 4]
+                method, path, _ = first.split(" ")
+                headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+                self.head = method, path, headers
+                if headers.get("expect") == "100-continue":
+                    self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            method, path, headers = self.head
+            if headers.get("transfer-encoding") == "chunked":
+                found = _unchunked(self.buffer)
+                if found is None:
+                    return
+                body, used = found
+                del self.buffer[:used]
+            else:
+                size = int(headers.get("content-length", 0))
+                if len(self.buffer) < size:
+                    return
+                body = bytes(self.buffer[:size])
+                del self.buffer[:size]
+            self.head = None
+            if "aws-chunked" in headers.get("content-encoding", ""):
+                body = (_unchunked(body) or (b"", 0))[0]
+            answer = _told(method, *self.store.answer(method, path, headers, body))
+            asyncio.get_running_loop().call_later(self.store.delay_s, self.transport.write, answer)
+
+
+def _told(method: str, status: int, body: bytes, headers: dict[str, str]) -> bytes:
+    lines = [f"HTTP/1.1 {status} {_REASONS[status]}", *(f"{name}: {value}" for name, value in headers.items())]
+    if "Content-Length" not in headers:
+        lines.append(f"Content-Length: {len(body)}")
+    head = "\r\n".join([*lines, "", ""]).encode()
+    return head if method == "HEAD" else head + body
+
+
+def _unchunked(data: bytes | bytearray) -> tuple[bytes, int] | None:
+    """A body in chunks that begins the data, and how many bytes it took; None where its end has not come yet."""
+    at, body = 0, bytearray()
+    while (end := data.find(b"\r\n", at)) >= 0:
+        size = int(data[at:end].split(b";")[0], 16)
+        if size:
+            body += data[end + 2 : end + 2 + size]
+            at = end + 4 + size
+            continue
+        while (next_end := data.find(b"\r\n", end + 2)) >= 0:  # what may follow: headers, and an empty line
+            if next_end == end + 2:
+                return bytes(body), next_end + 2
+            end = next_end
+        return None
+    return None
 
 
 def _etag(data: bytes) -> str:
@@ -153,22 +191,20 @@ def _etag(data: bytes) -> str:
 
 
 @contextmanager
-def object_store() -> Iterator[type[_Handler]]:
+def object_store() -> Iterator[Store]:
     """A store that boto3, pyarrow and Ray find by AWS_ENDPOINT_URL; set `delay_s` of what this gives
     when it matters.
     """
-
-    class Handler(_Handler):
-        objects: ClassVar[dict[str, bytes]] = {}
-        uploads: ClassVar[dict[str, dict[int, bytes]]] = {}
-        delay_s: ClassVar[float] = 0.0
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    store, loop = Store(), asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
+
+    async def begin() -> Any:
+        return await loop.create_server(lambda: _Connection(store), "127.0.0.1", 0, backlog=1024)
+
+    server = asyncio.run_coroutine_threadsafe(begin(), loop).result()
     told = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}",
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
@@ -176,13 +212,12 @@ def object_store() -> Iterator[type[_Handler]]:
     before = {name: os.environ.get(name) for name in told}
     os.environ.update(told)
     try:
-        yield Handler
+        yield store
     finally:
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-        server.shutdown()
+        loop.call_soon_threadsafe(loop.stop)
         thread.join()
-        server.server_close()

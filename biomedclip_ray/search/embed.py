@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import io
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
 from PIL import Image
@@ -36,7 +34,7 @@ from biomedclip_ray.search.table import TABLE, Settings
 from biomedclip_ray.store.attempt import Attempt
 from biomedclip_ray.store.ledger import Ledger, PartResult
 from biomedclip_ray.store.parquet import conform
-from biomedclip_ray.store.product import Product, StageError, data_name, ledger_name
+from biomedclip_ray.store.product import Product, StageError
 
 VERSION = 2
 
@@ -45,9 +43,6 @@ PARTS_PER_FRAGMENT = 64
 
 MAP_ROWS = 20_000
 """Image vectors that the map's plane is fitted to."""
-
-PARTS_PER_COUNT = 256
-"""Parts whose rows one task counts: 76 ms a part on the driver were 10 minutes at full scale."""
 
 _SHOWN = (
     "pair_id article_id pmcid figure_id panel label caption title journal year license doi pmid figure_kind".split()
@@ -71,7 +66,7 @@ def _work(
     section = config.embed
     attempt.parts = pairs.parts
     run_parts(_Embedder, section.resources, (bundle.place.at("bundle").uri, pairs, corpus, section))
-    expected = _checked(attempt, section)
+    expected = checked(attempt, section)
     if expected <= 0:
         raise ConfigError(f"embed.splits={list(section.splits)}: {corpus.uri} keeps no pair of them; name other splits")
     settings = _build(attempt, expected, section.resources, section.ann_rows)
@@ -197,14 +192,10 @@ def _words(facts: pa.Table) -> list[str]:
     return [folding.document(*row) for row in zip(*columns, strict=True)]
 
 
-def _checked(attempt: Attempt, section: Embed) -> int:
-    """Rows in data/, counted by tasks from the files' footers; an error where too many pairs were lost to non-finite
-    vectors.
-    """
-    parts = range(attempt.parts or 0)
-    chunks = [parts[at : at + PARTS_PER_COUNT] for at in range(0, len(parts), PARTS_PER_COUNT)]
-    counted = ray_tasks(section.resources)([(_count, (attempt, chunk)) for chunk in chunks])
-    rows, lost = (sum(column) for column in zip(*counted, strict=True))
+def checked(attempt: Attempt, section: Embed) -> int:
+    """Rows in data/, as the ledgers count them; an error where too many pairs were lost to non-finite vectors."""
+    [pairs] = attempt.balance().counts
+    rows, lost = pairs.kept, pairs.dropped.get(Reason.NON_FINITE.value, 0)
     if lost > section.non_finite_limit * (rows + lost):
         raise NonFiniteError(
             f"{attempt.product.uri}: {lost} of {rows + lost} pairs have a non-finite vector, above "
@@ -213,21 +204,6 @@ def _checked(attempt: Attempt, section: Embed) -> int:
             "checkpoint"
         )
     return rows
-
-
-def _count(attempt: Attempt, parts: range) -> tuple[int, int]:
-    """Rows of these parts, and pairs that were lost to non-finite vectors."""
-
-    def one(part: int) -> tuple[int, int]:
-        with attempt.place.open(data_name(part)) as file:
-            rows = int(pq.read_metadata(file).num_rows)
-        with attempt.place.open(ledger_name(part)) as file:
-            reasons = pq.ParquetFile(file).read(columns=["reason"])["reason"].to_pylist()
-        return rows, reasons.count(Reason.NON_FINITE.value)
-
-    with ThreadPoolExecutor(16) as threads:
-        counted = list(threads.map(one, parts))
-    return sum(rows for rows, _ in counted), sum(lost for _, lost in counted)
 
 
 def ray_tasks(resources: PartResources) -> build.Tasks:

@@ -12,9 +12,9 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version as installed_version
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,6 +35,18 @@ class UnfinishedError(RuntimeError):
     """Too many units were lost to network or disk; the same command tries their parts again (exit code 3)."""
 
 
+class Balance(NamedTuple):
+    """What the ledgers of all parts say together."""
+
+    counts: list[Count]
+    transient: dict[int, int]
+    """Rows that were lost to network or disk, of each part that has some."""
+    taken_over: dict[str, Any]
+    """What came from the parent."""
+    rows: dict[str, int]
+    """Of each file of a part."""
+
+
 @dataclass
 class Attempt:
     """One driver's work on one product: what changes while it runs."""
@@ -47,6 +59,11 @@ class Attempt:
     """The product of an earlier inventory that unchanged rows are taken from."""
     peak_rss: int = 0
     """Most bytes of main memory that one worker has held."""
+    _balanced: Balance | None = field(default=None, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """To a worker goes what it needs, without the rows of every file."""
+        return self.__dict__ | {"_balanced": None}
 
     @property
     def place(self) -> Place:
@@ -115,7 +132,7 @@ class Attempt:
             UnfinishedError: more than `transient_limit` of the units were lost to network or disk. Their parts are
                 opened again, so that the next run of the same command tries them once more.
         """
-        counts, transient, taken_over, rows = self._balance()
+        counts, transient, taken_over, rows = self.balance()
         lost, units = sum(transient.values()), sum(count.came_in for count in counts)
         if lost > transient_limit * units:
             for part in transient:
@@ -166,14 +183,17 @@ class Attempt:
             raise RuntimeError(f"{self.product.stage}: nobody has said of how many parts it is made")
         return self.parts
 
-    def _balance(self) -> tuple[list[Count], dict[int, int], dict[str, Any], dict[str, int]]:
-        """The counts over all parts, the transient rows of each part that has some, what came from the parent, and the
-        rows of every file.
+    def balance(self) -> Balance:
+        """What the ledgers of all parts, which are done, say together; read once.
 
         Only ledgers are read, each whole in one request: with them and the data files' footers asked for one after the
         other, closing 2,000 parts took 161 ms a part behind a store that answers in 30 ms.
         """
+        if self._balanced is None:
+            self._balanced = self._balance()
+        return self._balanced
 
+    def _balance(self) -> Balance:
         def load(part: int) -> tuple[int, pa.Table]:
             ledger = pa.BufferReader(self.place.read(ledger_name(part)))
             return part, pq.ParquetFile(ledger).read(columns=["unit", "reason", "transient"])
@@ -199,7 +219,7 @@ class Attempt:
                 lost = table["transient"].to_pylist().count(True)
                 if lost:
                     transient[part] = lost
-        return list(counts.values()), transient, {"reused_rows": reused, "withdrawn": sorted(withdrawn)}, rows
+        return Balance(list(counts.values()), transient, {"reused_rows": reused, "withdrawn": sorted(withdrawn)}, rows)
 
     def _rows(self, name: str) -> int | None:
         if not name.endswith(".parquet"):

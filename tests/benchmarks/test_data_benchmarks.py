@@ -118,7 +118,13 @@ def test_the_embed_stage_is_measured_beside_its_forward_passes(corpus: Path):
 
 def test_closing_a_stage_behind_a_slow_store_is_measured() -> None:
     done = run("driver.py", "--parts", "60", "--delay-ms", "5")
-    assert ratios(done) == {"ms_a_part_finish", "ms_a_part_curate"}
+    assert ratios(done) == {f"ms_a_part_{step}" for step in ("finish", "curate", "leaks", "evaluate", "embed")}
+
+
+def test_the_memory_of_curates_tasks_is_measured() -> None:
+    done = run("curate.py", "--pairs", "9000")
+    assert ratios(done) == {"curate_25m_gb"}
+    assert set(re.findall(r" 9,\d+ pairs: (\w+) ", done.stdout)) >= {"number", "search", "look_at", "compare", "decide"}
 
 
 def test_one_command_runs_what_is_asked_for_and_ends_with_a_table() -> None:
