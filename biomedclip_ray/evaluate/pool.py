@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,13 +21,16 @@ from numpy.typing import NDArray
 from biomedclip_ray.clip.vectors import to_matrix
 from biomedclip_ray.config import PartResources
 from biomedclip_ray.evaluate.ranks import TILE, Tile
+from biomedclip_ray.run.ahead import fetch_ahead
 from biomedclip_ray.run.capacity import known
 from biomedclip_ray.run.placement import place as placement
 from biomedclip_ray.store.attempt import Attempt
 from biomedclip_ray.store.place import Place
 
 Floats = NDArray[np.floating[Any]]
+Read = TypeVar("Read")
 VECTORS = ("text_vector", "image_vector")
+_THREADS = 16
 _AHEAD = 2
 """Tiles submitted for each CPU, so that none waits for this process."""
 
@@ -37,27 +41,31 @@ class Pool:
     def __init__(self, attempt: Attempt) -> None:
         self.attempt = attempt
         columns = [name for name in attempt.read(0).column_names if name not in VECTORS]
-        tables = list(attempt.scan(columns))
+        tables = list(each(self._parts, lambda part: attempt.read(part, columns)))
         self.sizes = [table.num_rows for table in tables]
         self.meta: pa.Table = pa.concat_tables(tables)
+
+    @property
+    def _parts(self) -> range:
+        return range(self.attempt.parts or 0)
 
     def __len__(self) -> int:
         return int(self.meta.num_rows)
 
     def blocks(self, column: str) -> Iterator[Floats]:
         """Vectors of one side, part by part."""
-        for table in self.attempt.scan([column]):
+        for table in each(self._parts, lambda part: self.attempt.read(part, [column])):
             yield to_matrix(table[column])
 
     def take(self, rows: NDArray[np.int64]) -> tuple[Floats, Floats]:
         """Text and image vectors of a few rows, in ascending order."""
-        start, found = 0, []
+        start, wanted = 0, {}
         for number, size in enumerate(self.sizes):
             mine = rows[(rows >= start) & (rows < start + size)] - start
             if len(mine):
-                found.append(self.attempt.read(number, list(VECTORS)).take(mine))
+                wanted[number] = mine
             start += size
-        table = pa.concat_tables(found)
+        table = pa.concat_tables(each(wanted, lambda part: self.attempt.read(part, list(VECTORS)).take(wanted[part])))
         return to_matrix(table["text_vector"]), to_matrix(table["image_vector"])
 
     def edges(self, tile: int = TILE) -> list[int]:
@@ -110,6 +118,13 @@ class Pool:
     def forget_tiles(self) -> None:
         """Remove what the ranks were made of."""
         self.attempt.place.at("tiles").delete_all()
+
+
+def each(parts: Iterable[int], read: Callable[[int], Read]) -> Iterator[Read]:
+    """What `read` gives of each part, in order; those that follow are asked for meanwhile."""
+    with ThreadPoolExecutor(_THREADS) as threads:
+        for _, found in fetch_ahead(threads, read, parts, _THREADS):
+            yield found
 
 
 def _ready(waiting: dict[Any, Tile]) -> Iterator[tuple[Tile, Any]]:

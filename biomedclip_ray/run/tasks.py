@@ -24,7 +24,8 @@ class Tasks(Protocol):
 
     def submit(self, resources: PartResources, function: Callable[..., Any], *args: Any, outputs: int = 1) -> list[Any]:
         """Handles of what `function(*args)` gives, a tuple where there are several `outputs`. Handles among `args`
-        reach the function as what they stand for.
+        reach the function as what they stand for. It takes no GPU: where the `resources` have one it runs beside those
+        that do.
         """
 
     def get(self, handles: Sequence[Any]) -> list[Any]:
@@ -38,7 +39,7 @@ class RayTasks:
         return ray.put(value)
 
     def submit(self, resources: PartResources, function: Callable[..., Any], *args: Any, outputs: int = 1) -> list[Any]:
-        options = place(known(), resources.num_cpus, resources.num_gpus).options
+        options = place(known(), resources.num_cpus, beside="gpus" if resources.num_gpus else "cpus").options
         handles = ray.remote(**options)(function).options(num_returns=outputs).remote(*args)
         return list(handles) if outputs > 1 else [handles]
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 ROW_GROUP_BYTES = 16 * 1024 * 1024  # nested or huge row groups are what readers break on
 
@@ -35,6 +37,22 @@ def parquet_bytes(table: pa.Table) -> bytes:
         write_statistics=True,
     )
     return sink.getvalue()
+
+
+def some_rows(
+    file: pq.ParquetFile, rows: NDArray[np.int64], columns: Sequence[str]
+) -> Iterator[tuple[slice, pa.Table]]:
+    """Some rows of a file, ascending, row group by row group: which of `rows`, and their columns. Row groups that hold
+    none are not read.
+    """
+    start = 0
+    for group in range(file.num_row_groups):
+        stop = start + file.metadata.row_group(group).num_rows
+        low, high = np.searchsorted(rows, [start, stop])
+        if low < high:
+            table = file.read_row_group(group, columns=list(columns))
+            yield slice(int(low), int(high)), table.take(pa.array(rows[low:high] - start))
+        start = stop
 
 
 def _leaves(schema: pa.Schema) -> dict[str, pa.DataType]:
