@@ -1,14 +1,16 @@
 """Which pairs are kept, in which split and group: arithmetic on arrays over the whole corpus, without Arrow, files or
 Ray.
 
-A pair is 45 bytes here and one node in a sparse graph, so that 25 million fit into the memory of one machine. `leaks`
-looks for what must not be with other means than `decide` avoids it with.
+A pair is 27 bytes here when its hashes are numbered (`numbered`), and only what several figures show is an edge of a
+graph, so that 25 million are decided on in less than 4 GB. `leaks` looks for what must not be with other means than
+`decide` avoids it with.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,28 +34,25 @@ REASONS = (
     Reason.BALANCE,
 )
 
-Edges = tuple[NDArray[np.int64], NDArray[np.int64]]
-NO_EDGES: Edges = (np.zeros(0, np.int64), np.zeros(0, np.int64))
+Numbers = NDArray[np.int32]
+Edges = tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]]]
+NO_EDGES: Edges = (np.zeros(0, np.int32), np.zeros(0, np.int32))
 
 
 @dataclass(frozen=True)
 class PairFacts:
-    """What is decided on, one entry a pair: 64-bit hashes of ids and contents, split, and why it is not selected."""
+    """What is decided on, one entry a pair: the 64-bit hash of its id; of article, figure, image and text the hash or a
+    number (int32, from 0), which says as well who has the same; split, and why it is not selected.
+    """
 
     pair: NDArray[np.uint64]
-    article: NDArray[np.uint64]
-    figure: NDArray[np.uint64]
-    picture: NDArray[np.uint64]
-    text: NDArray[np.uint64]
-    phash: NDArray[np.uint64]
+    article: NDArray[np.uint64] | Numbers
+    figure: NDArray[np.uint64] | Numbers
+    picture: NDArray[np.uint64] | Numbers
+    text: NDArray[np.uint64] | Numbers
     kind: NDArray[np.int8]  # place in curate.balance, or -1
     split: NDArray[np.int8]  # index of SPLITS
     reason: NDArray[np.int8]  # index of REASONS, or -1
-
-    @staticmethod
-    def join(parts: list[PairFacts]) -> PairFacts:
-        names = PairFacts.__dataclass_fields__
-        return PairFacts(*(np.concatenate([part.__dict__[name] for part in parts]) for name in names))
 
 
 @dataclass(frozen=True)
@@ -87,6 +86,18 @@ def split_of(pmcid: str, splits: Splits) -> int:
     return 1 if place < splits.test + splits.validation else 0
 
 
+def numbered(values: NDArray[np.generic]) -> tuple[Numbers, Numbers]:
+    """Each value's number from 0, and the first row of each; of 25 million hashes in 1.2 GB, with what is given."""
+    order = np.argsort(values, kind="stable").astype(np.int32)
+    ordered = values[order]
+    new = np.ones(len(values), bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=new[1:])
+    del ordered
+    numbers = np.empty(len(values), np.int32)
+    numbers[order] = np.cumsum(new, dtype=np.int32) - np.int32(1)
+    return numbers, order[new]
+
+
 def decide(facts: PairFacts, config: Curate, near: Edges = NO_EDGES) -> Verdict:
     """Groups, splits and what is kept, for the whole corpus.
 
@@ -102,9 +113,11 @@ def decide(facts: PairFacts, config: Curate, near: Edges = NO_EDGES) -> Verdict:
     reason = facts.reason.copy()
     if n == 0:
         return Verdict(facts.split, np.zeros(0, np.int64), reason)
-    _drop_lower_splits(reason, facts.split, np.unique(facts.article, return_inverse=True)[1])
-    picture = _joined(n, [facts.picture], near)
-    component = _joined(n, [picture, facts.figure])
+    _drop_lower_splits(reason, facts.split, _numbers(facts.article))
+    picture = _numbers(facts.picture)
+    if len(near[0]):
+        picture = components(int(picture.max()) + 1, picture[near[0]], picture[near[1]])[picture]
+    component = _linked(_numbers(facts.figure), picture)
     # named by its smallest hash, so that a group keeps its name when the corpus grows
     smallest = np.full(component.max() + 1, np.iinfo(np.uint64).max, np.uint64)
     np.minimum.at(smallest, component, facts.pair)
@@ -112,6 +125,7 @@ def decide(facts: PairFacts, config: Curate, near: Edges = NO_EDGES) -> Verdict:
     _drop(reason, np.bincount(component)[component] > config.max_group, Reason.GROUP_TOO_LARGE)
     _drop_lower_splits(reason, facts.split, component)
     left = np.flatnonzero(reason < 0)
+    left = left[np.bincount(picture[left])[picture[left]] > 1]  # what one pair alone shows is no duplicate
     order = left[np.lexsort((facts.pair[left], facts.text[left], picture[left]))]
     same = (picture[order][1:] == picture[order][:-1]) & (facts.text[order][1:] == facts.text[order][:-1])
     duplicate = np.zeros(n, bool)
@@ -149,19 +163,25 @@ def _in_several_splits(values: NDArray[np.generic], split: NDArray[np.int8]) -> 
     return len(np.unique(values[1:][changes]))
 
 
-def _joined(n: int, keys: list[NDArray[np.generic]], edges: Edges = NO_EDGES) -> NDArray[np.int64]:
-    """Connected components of n rows, 0.. upwards: rows are joined by equal values of any key, and by edges."""
-    rows, columns, size = [edges[0]], [edges[1]], n
-    for key in keys:
-        values, node = np.unique(key, return_inverse=True)
-        rows.append(np.arange(n))
-        columns.append(size + node)
-        size += len(values)
-    row = np.concatenate(rows)
-    graph = coo_array((np.ones(len(row), np.int8), (row, np.concatenate(columns))), shape=(size, size))
-    labels: NDArray[np.int32] = connected_components(graph, directed=False)[1][:n]
-    joined: NDArray[np.int64] = np.unique(labels, return_inverse=True)[1]
-    return joined
+def _numbers(values: NDArray[Any]) -> Numbers:
+    return values if values.dtype == np.int32 else numbered(values)[0]
+
+
+def components(nodes: int, left: NDArray[np.integer[Any]], right: NDArray[np.integer[Any]]) -> Numbers:
+    """The number of each node's connected component, from 0."""
+    graph = coo_array((np.ones(len(left), np.int8), (left, right)), shape=(nodes, nodes))
+    labels: Numbers = connected_components(graph, directed=False)[1]
+    return labels
+
+
+def _linked(figure: Numbers, picture: Numbers) -> Numbers:
+    """Connected components of rows that share a figure or an image: of figures, which shared images link."""
+    order = np.argsort(picture, kind="stable").astype(np.int32)
+    shown, of = picture[order], figure[order]
+    link = (shown[1:] == shown[:-1]) & (of[1:] != of[:-1])
+    left, right = of[:-1][link], of[1:][link]
+    del order, shown, of
+    return components(int(figure.max()) + 1, left, right)[figure]
 
 
 def _thin(reason: NDArray[np.int8], rows: NDArray[np.int64], pair: NDArray[np.uint64], amount: float) -> None:
@@ -174,7 +194,7 @@ def _thin(reason: NDArray[np.int8], rows: NDArray[np.int64], pair: NDArray[np.ui
     reason[lost] = REASONS.index(Reason.BALANCE)
 
 
-def _drop_lower_splits(reason: NDArray[np.int8], split: NDArray[np.int8], member_of: NDArray[np.int64]) -> None:
+def _drop_lower_splits(reason: NDArray[np.int8], split: NDArray[np.int8], member_of: Numbers) -> None:
     """Keep each set of pairs (numbered from 0) only in the highest split that holds a selected one."""
     highest = np.full(member_of.max() + 1, -1, np.int8)
     selected = reason < 0

@@ -10,15 +10,16 @@ follows from it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, pairwise
+from itertools import combinations, islice, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 Hashes = NDArray[np.uint64]
 Indices = NDArray[np.int64]
+Indices32 = NDArray[np.int32]
 Signature = NDArray[np.uint8]
 
 # More different images of one hash, or of hashes in one bucket, are a crowd: all its pairs would cost the square of its
@@ -38,6 +39,8 @@ LOOK_LIMIT = 0.2
 WORST_LIMIT = 40
 # Of the sides' ratio, as a logarithm: a copy keeps its shape but for a rounded pixel.
 SHAPE_LIMIT = 0.05
+
+_NONE: Hashes = np.zeros(0, np.uint64)
 
 
 @dataclass(frozen=True)
@@ -66,26 +69,86 @@ def near_pairs(hashes: Hashes, radius: int, crowd: int = CROWD) -> NearPairs:
     Raises:
         ValueError: the radius is out of range.
     """
+    table = sort_hashes(hashes, radius, crowd)
+    return assemble(table, [search(table.values, radius, range(layouts(radius)), crowd)], crowd)
+
+
+@dataclass(frozen=True)
+class SortedHashes:
+    """The positions of hashes in their order; of each hash the first place in it, and how many there are; which are few
+    enough for all their pairs; and the hashes of these.
+    """
+
+    order: Indices32
+    starts: Indices32
+    sizes: Indices32
+    usable: NDArray[np.bool_]
+    values: Hashes
+
+
+@dataclass(frozen=True)
+class Found:
+    """Pairs of places in `SortedHashes.values`, each found by one choice of bands only; and places in a crowd."""
+
+    first: Indices32
+    second: Indices32
+    crowded: Indices32
+
+
+def sort_hashes(hashes: Hashes, radius: int, crowd: int = CROWD) -> SortedHashes:
+    """The first of three steps of `near_pairs`; the second may be many tasks. Raises ValueError as that does."""
     if not 0 <= radius <= 16:
         raise ValueError(f"radius={radius}: between 0 and 16 bits, or two bands would say nothing")
-    order = np.argsort(hashes, kind="stable")
+    order = np.argsort(hashes, kind="stable").astype(np.int32)
     ordered = hashes[order]
     starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)])
-    distinct, sizes = ordered[starts], np.diff(np.append(starts, len(ordered)))
+    sizes = np.diff(np.append(starts, len(ordered)))
     usable = sizes <= crowd
+    return SortedHashes(
+        order, starts.astype(np.int32), sizes.astype(np.int32), usable, ordered[starts[usable]] if radius else _NONE
+    )
+
+
+def layouts(radius: int) -> int:
+    """Choices of two bands, each of which can be searched apart."""
+    return (radius + 1) * (radius + 2) // 2 if radius else 0
+
+
+def search(values: Hashes, radius: int, which: range, crowd: int = CROWD) -> Found:
+    """The second step: what some choices of bands find, each sorted hash compared with its neighbours; a choice takes
+    five times the memory of the values.
+    """
+    found: list[NDArray[np.uint64]] = [np.zeros((2, 0), np.uint64)]
+    crowded: list[Hashes] = [_NONE]
+    for bands, earlier in islice(_layouts(radius), which.start, which.stop, which.step) if which else ():
+        pairs, more = _neighbours(values, radius, crowd, bands, earlier)
+        found += pairs
+        crowded += more
+    first, second = (_positions(values, side).astype(np.int32) for side in np.concatenate(found, axis=1))
+    return Found(first, second, np.searchsorted(values, np.unique(np.concatenate(crowded))).astype(np.int32))
+
+
+def assemble(table: SortedHashes, searched: Sequence[Found], crowd: int = CROWD) -> NearPairs:
+    """The last step: positions of what all choices have found, and of what has one hash."""
+    starts, sizes, usable = table.starts.astype(np.int64), table.sizes.astype(np.int64), table.usable
     crowded = [_members(starts[~usable], sizes[~usable])]
     lefts, rights = _same_hash(starts, sizes, crowd)
-    if radius:
-        values, starts, sizes = distinct[usable], starts[usable], sizes[usable]
-        first, second, more = _near_values(values, radius, crowd)
+    starts, sizes = starts[usable], sizes[usable]
+    if searched and len(table.values):
+        first, second = (np.concatenate([getattr(one, side) for one in searched]) for side in ("first", "second"))
+        more = np.unique(np.concatenate([one.crowded for one in searched]))
         crowded.append(_members(starts[more], sizes[more]))
         near_left, near_right = _products(starts, sizes, first, second)
         lefts, rights = np.concatenate([lefts, near_left]), np.concatenate([rights, near_right])
-    one, other = order[lefts], order[rights]
-    packed = np.minimum(one, other) * len(hashes) + np.maximum(one, other)
+    del starts, sizes
+    one, other, many = table.order[lefts], table.order[rights], len(table.order)
+    del lefts, rights
+    packed = np.minimum(one, other).astype(np.int64) * many
+    packed += np.maximum(one, other)
+    del one, other
     packed.sort()
-    left, right = np.divmod(packed, max(1, len(hashes)))
-    return NearPairs(left, right, np.sort(order[np.concatenate(crowded)]))
+    left, right = np.divmod(packed, max(1, many))
+    return NearPairs(left, right, np.sort(table.order[np.concatenate(crowded)]).astype(np.int64))
 
 
 def signature(pixels: Signature) -> Signature:
@@ -163,41 +226,41 @@ def _products(starts: Indices, sizes: Indices, first: Indices, second: Indices) 
     return np.concatenate(lefts), np.concatenate(rights)
 
 
-def _near_values(values: Hashes, radius: int, crowd: int) -> tuple[Indices, Indices, Indices]:
-    """Pairs of positions in sorted, distinct `values` within the radius, each once; and positions that
-    are in a crowd.
+def _neighbours(
+    values: Hashes, radius: int, crowd: int, bands: list[tuple[int, int]], earlier: list[np.uint64]
+) -> tuple[list[NDArray[np.uint64]], list[Hashes]]:
+    """Pairs of sorted, distinct `values` within the radius that agree in the two bands in front and are met there
+    first; and those that are in a crowd.
     """
-    found: list[NDArray[np.uint64]] = [np.zeros((2, 0), np.uint64)]
-    crowded: list[Hashes] = [np.zeros(0, np.uint64)]
+    found: list[NDArray[np.uint64]] = []
+    crowded: list[Hashes] = []
     links = LINKS if crowd <= CROWD else crowd
-    for bands, earlier in _layouts(radius):
-        key = np.uint64(64 - bands[0][1] - bands[1][1])
-        front = _permuted(values, bands)
-        front.sort()  # plain values, which numpy sorts with vector instructions, and not an argsort
-        linked = np.zeros(len(front), np.uint16)
-        at = np.flatnonzero((front[:-1] ^ front[1:]) >> key == 0)
-        for shift in range(1, crowd + 1):
-            at = at[: np.searchsorted(at, len(front) - shift)]
-            difference = front[at] ^ front[at + shift]
-            if shift > 1:
-                in_bucket = difference >> key == 0
-                at, difference = at[in_bucket], difference[in_bucket]
-            if not len(at):
-                break
-            close = np.bitwise_count(difference) <= radius
-            for mask in earlier:  # another choice of bands has this pair too, and comes first
-                close &= difference & mask != 0
-            here = at[close]
-            found.append(np.stack([_restored(front[here], bands), _restored(front[here + shift], bands)]))
-            linked[here] += 1
-            if shift >= links:
-                enough = linked[at] >= links
-                crowded.append(_restored(front[at[enough]], bands))
-                at = at[~enough]
-        else:
-            crowded.append(_restored(front[at], bands))
-    first, second = (_positions(values, side) for side in np.concatenate(found, axis=1))
-    return first, second, np.searchsorted(values, np.unique(np.concatenate(crowded)))
+    key = np.uint64(64 - bands[0][1] - bands[1][1])
+    front = _permuted(values, bands)
+    front.sort()  # plain values, which numpy sorts with vector instructions, and not an argsort
+    linked = np.zeros(len(front), np.uint16)
+    at = np.flatnonzero((front[:-1] ^ front[1:]) >> key == 0).astype(np.int32)
+    for shift in range(1, crowd + 1):
+        at = at[: np.searchsorted(at, len(front) - shift)]
+        difference = front[at] ^ front[at + shift]
+        if shift > 1:
+            in_bucket = difference >> key == 0
+            at, difference = at[in_bucket], difference[in_bucket]
+        if not len(at):
+            break
+        close = np.bitwise_count(difference) <= radius
+        for mask in earlier:  # another choice of bands has this pair too, and comes first
+            close &= difference & mask != 0
+        here = at[close]
+        found.append(np.stack([_restored(front[here], bands), _restored(front[here + shift], bands)]))
+        linked[here] += 1
+        if shift >= links:
+            enough = linked[at] >= links
+            crowded.append(_restored(front[at[enough]], bands))
+            at = at[~enough]
+    else:
+        crowded.append(_restored(front[at], bands))
+    return found, crowded
 
 
 def _positions(values: Hashes, wanted: Hashes) -> Indices:

@@ -39,7 +39,6 @@ def _facts(
         figure=figure,
         picture=picture,
         text=text,
-        phash=picture,
         kind=np.full(n, -1, np.int8) if kinds is None else np.array(kinds, np.int8),
         split=split.astype(np.int8),
         reason=np.full(n, -1, np.int8),
@@ -136,7 +135,7 @@ def test_splits_have_their_shares_and_never_move() -> None:
 def test_an_empty_corpus_has_no_verdict_and_no_leak() -> None:
     nothing = np.zeros(0, np.uint64)
     small = np.zeros(0, np.int8)
-    facts = PairFacts(nothing, nothing, nothing, nothing, nothing, nothing, small, small, small)
+    facts = PairFacts(nothing, nothing, nothing, nothing, nothing, small, small, small)
     verdict = decide(facts, Curate())
     assert len(verdict.group) == 0
     assert set(leaks(facts, verdict, NO_EDGES).values()) == {0}

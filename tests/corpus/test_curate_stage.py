@@ -14,6 +14,7 @@ import simplejpeg
 
 from biomedclip_ray.config import Config, parse
 from biomedclip_ray.corpus import curate as stage
+from biomedclip_ray.corpus import looks
 from biomedclip_ray.corpus.curate import curate
 from biomedclip_ray.images.image import decode, perceptual_hash
 from biomedclip_ray.run.parts import in_process
@@ -110,6 +111,23 @@ def test_a_recompressed_copy_in_another_part_is_one_group_and_leaves_the_lower_s
     assert product.manifest["shared_texts"] == 0
 
 
+def test_tasks_of_any_size_decide_the_same(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies chain over parts: looked at in shards of two pairs, an image of theirs is needed in several."""
+    rows = [
+        _row(f"PMC{n}", f"F{n % 2}", _figure(n % 4), f"Figure {n % 3}, in words.", quality=50 + n) for n in range(18)
+    ]
+    pairs = _pairs(tmp_path, [rows[at : at + 3] for at in range(0, len(rows), 3)])
+    whole = curate.run(config, pairs, runner=in_process).product
+    found, facts = pa.concat_tables(whole.scan()), whole.manifest["near"]
+    assert facts["confirmed"] > 20
+    whole.place.delete_all()
+    for module, name, value in ((stage, "_CHUNK", 2), (looks, "SHARD", 2), (looks, "PARTS", 1)):
+        monkeypatch.setattr(module, name, value)
+    again = curate.run(config, pairs, runner=in_process).product
+    assert pa.concat_tables(again.scan()) == found
+    assert again.manifest["near"] == facts
+
+
 def test_without_near_bits_a_copy_in_other_bytes_is_another_picture(config: Config, tmp_path: Path) -> None:
     picture = _figure(1)
     rows = [_row(TRAIN, "F1", picture, "A liver."), _row(TRAIN_TOO, "F1", picture, "A liver.", quality=60)]
@@ -134,7 +152,7 @@ def test_only_pictures_whose_hashes_are_near_are_read(
         decoded.append(jpeg)
         return decode(jpeg)
 
-    monkeypatch.setattr(stage, "decode", watched)
+    monkeypatch.setattr(looks, "decode", watched)
     curate.run(config, _pairs(tmp_path, [rows[:12], rows[12:]]), runner=in_process)
     assert sorted(decoded) == sorted([rows[7]["image"], rows[20]["image"]])
 
