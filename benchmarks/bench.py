@@ -51,6 +51,7 @@ CASES = (
     Case("inventory.py", quick="--rows 20000"),
     Case("near.py", quick="--most 20000"),
     Case("driver.py", quick="--parts 60"),
+    Case("curate.py", quick="--pairs 9000"),
     Case("ingest.py", "--skip daft", "--articles 12 --pairs 1 --memory 6 12 --skip daft", "ray"),
     Case("ingest.py", "--only ratios", "--only ratios --articles 12 --pairs 1", "ray daft pyarrow", apart=True),
     Case("feed.py", quick="--pairs 4096 --steps 6", beside="ray torch"),
