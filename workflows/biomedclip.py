@@ -216,8 +216,7 @@ def _erase(config: Config, name: str) -> None:
         console.print(f"Trained on it, and cannot forget: bundle {bundle}", soft_wrap=True)
     console.print(
         "What own.uri, the source and exports hold is not touched. Indices are made anew by the same command without "
-        "--erase; a "
-        "server that runs has the old one open: end it, and deploy again.",
+        "--erase, which deploys them too; a server that runs answers no search from one that held it (503).",
         soft_wrap=True,
     )
 

@@ -114,6 +114,11 @@ class Serve(Section):
     """Pixels of one image, read from its header before it is decoded (150 MB in memory); more: 400."""
     max_results: Positive = 100
     """Results of one search; more: 400."""
+    thumbnail_licenses: tuple[str, ...] = ("CC0", "CC BY", "CC BY-SA", "CC BY-NC", "CC BY-NC-SA")
+    """Licences whose figures are shown as thumbnails. A thumbnail is a copy, and a smaller one: licences against
+    derivatives (ND), for mining alone (TDM) or unknown do not allow it. Figures under others are found all the same,
+    with a link in place of the picture.
+    """
     dimensions: tuple[Positive, ...] = ()
     """Shorter vectors that may be asked for (cut, then unit length again). Empty: a model that was not trained for it
     loses recall when cut, so whoever asks is told (400)."""

@@ -78,9 +78,10 @@ class Index:
     >>> folder.cleanup()
     """
 
-    def __init__(self, dataset: lance.LanceDataset, settings: Settings) -> None:
+    def __init__(self, dataset: lance.LanceDataset, settings: Settings, place: Place | None = None) -> None:
         self.dataset = dataset
         self.settings = settings
+        self.place = place
         self.dimensions = int(dataset.schema.field("image_vector").type.list_size)
         self._shown = [name for name in dataset.schema.names if name not in _NOT_SHOWN]
         self._rows = lru_cache(1024)(lambda where: int(dataset.count_rows(filter=where)))
@@ -99,7 +100,11 @@ class Index:
             settings = Settings(**json.loads(place.read(SETTINGS)))
         except FileNotFoundError as error:
             raise BadIndexError(f"{place.uri} holds no finished index; run the embed stage") from error
-        return cls(open_table(place), settings)
+        return cls(open_table(place), settings, place)
+
+    def withdrawn(self) -> bool:
+        """Whether the index was taken back since it was opened, as `--erase` does with one that held what had to go."""
+        return self.place is not None and not self.place.exists(SETTINGS)
 
     def count(self, filters: Filters | None = None) -> int:
         """Rows, of those that pass."""

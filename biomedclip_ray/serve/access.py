@@ -30,6 +30,7 @@ SCOPES = {
     "/v1/classify": "embed",
     "/v1/similarity": "embed",
     "/v1/search": "search",
+    "/v1/map": "search",
     "/v1/models": None,
     "/mcp": "search",
     "/metrics": "admin",

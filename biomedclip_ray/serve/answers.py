@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, TypeVar
 import numpy as np
 
 from biomedclip_ray.search.filters import Filters
-from biomedclip_ray.serve.errors import Refusal
+from biomedclip_ray.serve.errors import RETRY_AFTER_S, Refusal
 from biomedclip_ray.serve.inputs import Item
 from biomedclip_ray.serve.pulse import Address
 
@@ -33,7 +33,8 @@ class Problem:
         where = param or self.param
         named = where is not None and self.message.startswith(where)
         message = f"{where}: {self.message}" if where and not named else self.message
-        return Refusal(message, param=where, code=self.code, status=self.status)
+        later = RETRY_AFTER_S if self.status == 503 else None
+        return Refusal(message, param=where, code=self.code, status=self.status, retry_after=later)
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,8 @@ class FoundFigure:
     doi: str | None
     figure_kind: str | None
     thumbnail: bytes | None
+    withheld: bool = False
+    """Whether there is a thumbnail that the figure's licence does not allow to be shown."""
 
     highlights: tuple[tuple[int, int], ...] = ()
     more: tuple[FoundFigure, ...] = ()
@@ -107,6 +110,10 @@ class FoundFigure:
         thumbnail = None
         if self.thumbnail:
             thumbnail = "data:image/jpeg;base64," + base64.b64encode(self.thumbnail).decode()
+        # own data has no article to link to
+        article_url = f"https://pmc.ncbi.nlm.nih.gov/articles/{pmcid}/" if pmcid.startswith("PMC") else None
+        source = ", ".join(str(part) for part in (self.journal, self.year) if part)
+        told = (self.title, source, f"Licence: {self.license or 'unknown'}", article_url or self.article_id)
         return {
             "pair_id": self.pair_id,
             "score": round(self.score, 6),
@@ -118,9 +125,10 @@ class FoundFigure:
             "doi": self.doi,
             "figure_kind": self.figure_kind,
             "article_id": self.article_id,
-            # own data has no article to link to
-            "article_url": f"https://pmc.ncbi.nlm.nih.gov/articles/{pmcid}/" if pmcid.startswith("PMC") else None,
+            "article_url": article_url,
+            "attribution": ". ".join(part.rstrip(".") for part in told if part),
             "thumbnail": thumbnail,
+            "withheld": self.withheld,
             "highlights": [list(span) for span in self.highlights],
             "more": [figure.body() for figure in self.more],
         }
@@ -159,6 +167,18 @@ class Searched:
     cursor: str | None = None
     """Of the next page."""
     facets: dict[str, dict[str, int]] | None = None
+
+
+@dataclass(frozen=True)
+class MapPoints:
+    """Figures on the map (`search/points.py` says what the columns are)."""
+
+    x: np.ndarray
+    y: np.ndarray
+    kind: np.ndarray
+    kinds: list[str]
+    ids: list[str]
+    engine: Address | None = None
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 
 from biomedclip_ray.config import Serve, ServedModel
-from biomedclip_ray.serve.answers import Classified, Embedded, ModelFacts, Problem, Question, Searched
+from biomedclip_ray.serve.answers import Classified, Embedded, MapPoints, ModelFacts, Problem, Question, Searched
 from biomedclip_ray.serve.errors import RETRY_AFTER_S, Refusal, busy, unavailable
 from biomedclip_ray.serve.ingress import create_app
 from biomedclip_ray.serve.inputs import Item
@@ -193,9 +193,12 @@ class RemoteEngine:
     async def classify(self, items: list[Item], labels: list[str], templates: list[str]) -> Classified:
         return await self._heard(self._handle.classify.remote(items, labels, templates))
 
+    async def points(self) -> MapPoints | Problem:
+        return await self._heard(self._handle.points.remote())
+
     async def _heard(self, response: Awaitable[T]) -> T:
         answer = await self._pulse.guard(_answered(response))
-        if isinstance(answer, ModelFacts | Embedded | Searched | Classified):
+        if isinstance(answer, ModelFacts | Embedded | Searched | Classified | MapPoints):
             self._pulse.heard(answer.engine)
         return answer
 

@@ -9,7 +9,16 @@ from typing import Any, Protocol, TypeVar
 
 from PIL import Image
 
-from biomedclip_ray.serve.answers import Answers, Classified, Embedded, ModelFacts, Problem, Question, Searched
+from biomedclip_ray.serve.answers import (
+    Answers,
+    Classified,
+    Embedded,
+    MapPoints,
+    ModelFacts,
+    Problem,
+    Question,
+    Searched,
+)
 from biomedclip_ray.serve.errors import Refusal, unavailable
 from biomedclip_ray.serve.inputs import Item
 from biomedclip_ray.serve.limits import Room
@@ -28,6 +37,7 @@ class Engine(Protocol):
     async def embed(self, items: list[Item]) -> Embedded: ...
     async def search(self, question: Question) -> Searched | Problem: ...
     async def classify(self, items: list[Item], labels: list[str], templates: list[str]) -> Classified: ...
+    async def points(self) -> MapPoints | Problem: ...
 
 
 class Backend:
@@ -55,6 +65,12 @@ class Backend:
 
     async def classify(self, items: list[Item], labels: list[str], templates: list[str]) -> Classified:
         return await self._room.answer(self.engine.classify(items, labels, templates))
+
+    async def points(self) -> MapPoints:
+        points = await self._room.answer(self.engine.points())
+        if isinstance(points, Problem):
+            raise points.refusal()
+        return points
 
     async def ready(self, within_s: float) -> float:
         """Seconds since both towers last gave finite vectors: at most `within_s`.

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import html
 from importlib import resources
 
 from fastapi import FastAPI, Response
 from starlette.exceptions import HTTPException
 
 from biomedclip_ray.images.formats import PICKER
+from biomedclip_ray.schema import ACKNOWLEDGEMENT
 
 PAGE = {
     "index.html": "text/html; charset=utf-8",
     "app.css": "text/css; charset=utf-8",
     "app.js": "text/javascript; charset=utf-8",
+    "save.js": "text/javascript; charset=utf-8",
+    "labels.js": "text/javascript; charset=utf-8",
+    "map.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
 
@@ -27,7 +32,8 @@ def add_page(app: FastAPI) -> None:
     """The routes `/` and `/page/...`."""
     folder = resources.files("biomedclip_ray.serve") / "page"
     files = {name: (folder / name).read_bytes() for name in PAGE}
-    files["index.html"] = files["index.html"].replace(b"{formats}", PICKER.encode())
+    for name, text in (("{formats}", PICKER), ("{acknowledgement}", ACKNOWLEDGEMENT)):
+        files["index.html"] = files["index.html"].replace(name.encode(), html.escape(text).encode())
     headers = {
         "Content-Security-Policy": CONTENT_SECURITY_POLICY,
         "X-Content-Type-Options": "nosniff",

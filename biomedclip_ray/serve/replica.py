@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import ray
@@ -29,6 +29,7 @@ from biomedclip_ray.serve.answers import (
     Classified,
     Embedded,
     FoundFigure,
+    MapPoints,
     ModelFacts,
     Problem,
     Question,
@@ -46,8 +47,25 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+WITHDRAWN_S = 1.0
+"""Seconds after which a search asks again whether its index is still there."""
 HEALTH_S = 60.0
 """A batch that computes longer than this and the request timeout hangs: Serve then starts the replica anew."""
+
+
+_WITHDRAWN = Problem(
+    "the index was withdrawn, since something was erased from it: run the workflow again, which makes it anew",
+    "index_withdrawn",
+    status=503,
+)
+
+
+class _Text(NamedTuple):
+    """A text as the model reads it: ids (context,) int64, how many of them are its tokens, whether it was cut."""
+
+    ids: np.ndarray
+    tokens: int
+    truncated: bool
 
 
 class Engine:
@@ -85,10 +103,13 @@ class Engine:
         self._patience_s = max(HEALTH_S, resources.timeout_s)
         self._decoding = 0
         wait_s, most = resources.batch_wait_ms / 1000, resources.max_batch
-        self._texts: Batcher[str, Vector | Problem] = Batcher(self._timed(self._encode_texts), self._compute, most)
+        self._texts: Batcher[_Text, Vector | Problem] = Batcher(
+            self._timed(self._encode_texts), self._compute, most, size=lambda text: text.tokens
+        )
         self._images: Batcher[torch.Tensor, Vector | Problem] = Batcher(
             self._timed(self._encode_images), self._compute, most, wait_s, lambda: self._decoding
         )
+        self._withdrawn, self._withdrawn_asked = False, float("-inf")
         self._beacon = Beacon(ray.util.get_node_ip_address())
         self._facts = self._gather_facts(application)
 
@@ -128,12 +149,16 @@ class Engine:
 
     async def embed(self, items: list[Item]) -> Embedded:
         """One `Vector` or `Problem` an item, in the order of the items."""
-        vectors = await asyncio.gather(*(self._embed_one(item) for item in items))
+        vectors = await self._vectors(items)
         scale = self.index.settings.int8_scale
-        return Embedded(self.encoder.bundle_id, list(vectors), self._beacon.address, scale)
+        return Embedded(self.encoder.bundle_id, vectors, self._beacon.address, scale)
 
     async def search(self, question: Question) -> Searched | Problem:
-        """The next figures, best first, by what `question.by` says they are compared with."""
+        """The next figures, best first, by what `question.by` says they are compared with; none of an index that was
+        withdrawn more than `WITHDRAWN_S` ago: it may hold what was erased.
+        """
+        if await self._is_withdrawn():
+            return _WITHDRAWN
         filters = question.filters
         for name, values, known in (
             ("kinds", filters.kinds, self._facts.kinds),
@@ -147,7 +172,7 @@ class Engine:
         for param, parts in (("query", question.asked), ("without", question.without)):
             items = [part.item for part in parts]
             embeds = [item for item in items if item is not None and reading.needs_vector(item)]
-            vectors = iter(await asyncio.gather(*(self._embed_one(item) for item in embeds)))
+            vectors = iter(await self._vectors(embeds))
             for n, part in enumerate(parts):
                 needed = part.item is not None and reading.needs_vector(part.item)
                 wrong = reading.take(param, part, next(vectors) if needed else None)
@@ -155,8 +180,12 @@ class Engine:
                     return replace(wrong, param=f"{param}[{n}]" if len(parts) > 1 else wrong.param or param)
         try:
             return await self._run(self._lookup, lambda: self._found(question, reading))
-        except ValueError as error:  # of a cursor, a pair_id or an index that do not go together
-            return Problem(str(error), "wrong_query")
+        except (OSError, ValueError) as error:
+            if self.index.withdrawn():  # since it was asked: files of its table are gone
+                return _WITHDRAWN
+            if isinstance(error, OSError):
+                raise
+            return Problem(str(error), "wrong_query")  # a cursor, a pair_id or an index that do not go together
 
     def _found(self, question: Question, reading: Reading) -> Searched:
         from biomedclip_ray.search.query import Query, facets, find
@@ -166,13 +195,22 @@ class Engine:
         counts = facets(self.index, query) if question.facets else None
         return Searched(
             self.encoder.bundle_id,
-            [_figure(result.hit, result.highlights, result.more) for result in page.results],
+            [self._figure(result.hit, result.highlights, result.more) for result in page.results],
             reading.tokens,
             reading.truncated,
             self._beacon.address,
             page.cursor,
             None if counts is None else {name: {str(v): n for v, n in of.items()} for name, of in counts.items()},
         )
+
+    def _figure(self, hit: Any, highlights: list[tuple[int, int]], more: list[Any]) -> FoundFigure:
+        made = ("score", "withheld", "highlights", "more")
+        columns = {name: hit.row.get(name) for name in FoundFigure.__dataclass_fields__ if name not in made}
+        withheld = bool(columns["thumbnail"]) and columns["license"] not in self._settings.thumbnail_licenses
+        if withheld:
+            columns["thumbnail"] = None
+        others = tuple(self._figure(other, [], []) for other in more)
+        return FoundFigure(score=hit.score, withheld=withheld, highlights=tuple(highlights), more=others, **columns)
 
     async def classify(self, items: list[Item], labels: list[str], templates: list[str]) -> Classified:
         """Each answer: the labels' probabilities (labels,) float32."""
@@ -190,9 +228,30 @@ class Engine:
         ]
         return Classified(self.encoder.bundle_id, answers, self._beacon.address, embedded.tokens)
 
-    async def _embed_one(self, item: Item) -> Vector | Problem:
-        if isinstance(item, str):
-            return await self._texts(item)
+    async def points(self) -> MapPoints | Problem:
+        """The index's map."""
+        if await self._is_withdrawn():
+            return _WITHDRAWN
+        from biomedclip_ray.search.points import points
+
+        return MapPoints(*await self._run(self._lookup, lambda: points(self.index)), self._beacon.address)
+
+    async def _is_withdrawn(self) -> bool:
+        if time.monotonic() - self._withdrawn_asked > WITHDRAWN_S:
+            self._withdrawn = await self._run(self._lookup, self.index.withdrawn)
+            self._withdrawn_asked = time.monotonic()
+        return self._withdrawn
+
+    async def _vectors(self, items: list[Item]) -> list[Vector | Problem]:
+        texts = [item for item in items if isinstance(item, str)]
+        read = iter(await self._run(self._decode, lambda: self._tokenized(texts)) if texts else [])
+        return list(
+            await asyncio.gather(
+                *(self._texts(next(read)) if isinstance(item, str) else self._embed_image(item) for item in items)
+            )
+        )
+
+    async def _embed_image(self, item: bytes) -> Vector | Problem:
         self._decoding += 1
         try:
             pixels = await self._run(self._decode, lambda: self._pixels(item))
@@ -214,12 +273,19 @@ class Engine:
 
         return noted
 
-    def _encode_texts(self, texts: list[str]) -> list[Vector | Problem]:
+    def _tokenized(self, texts: list[str]) -> list[_Text]:
         encoded = self.encoder.tokenizer.encode([text[:TEXT_CHARS] for text in texts])
-        vectors = self.encoder.encode_ids(encoded.ids)
         return [
-            _finite(Vector(vector, tokens, truncated or len(text) > TEXT_CHARS))
-            for vector, tokens, truncated, text in zip(vectors, encoded.n_tokens, encoded.truncated, texts, strict=True)
+            _Text(ids, tokens, truncated or len(text) > TEXT_CHARS)
+            for ids, tokens, truncated, text in zip(
+                encoded.ids, encoded.n_tokens, encoded.truncated, texts, strict=True
+            )
+        ]
+
+    def _encode_texts(self, texts: list[_Text]) -> list[Vector | Problem]:
+        vectors = self.encoder.encode_ids(np.stack([text.ids for text in texts]))
+        return [
+            _finite(Vector(vector, text.tokens, text.truncated)) for vector, text in zip(vectors, texts, strict=True)
         ]
 
     def _encode_images(self, images: list[torch.Tensor]) -> list[Vector | Problem]:
@@ -276,11 +342,3 @@ def _finite(vector: Vector) -> Vector | Problem:
     if np.isfinite(vector.values).all():
         return vector
     return Problem("the model gave a vector that is not finite for this item", "non_finite", status=422)
-
-
-def _figure(hit: Any, highlights: list[tuple[int, int]], more: list[Any]) -> FoundFigure:
-    names = [name for name in FoundFigure.__dataclass_fields__ if name not in ("score", "highlights", "more")]
-    others = tuple(_figure(other, [], []) for other in more)
-    return FoundFigure(
-        score=hit.score, highlights=tuple(highlights), more=others, **{name: hit.row.get(name) for name in names}
-    )

@@ -1,4 +1,4 @@
-"""/v1/search."""
+"""/v1/search and /v1/map."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RESULTS = 20
 
 
 def add_search(app: FastAPI, backends: Backends, settings: Serve, room: Room) -> Search:
-    """/v1/search; returns what answers it."""
+    """Both routes; returns what answers a search."""
     fetcher = Fetcher(settings)
 
     async def found_for(body: schemas.SearchBody) -> dict[str, Any]:
@@ -74,5 +74,12 @@ def add_search(app: FastAPI, backends: Backends, settings: Serve, room: Room) ->
     async def search(body: schemas.SearchBody) -> Response:
         """Figures like texts, images or other figures, best first; filters are applied before the search."""
         return as_json(await found_for(body))
+
+    @app.get("/v1/map", response_model=schemas.MapAnswer)
+    async def figure_map(model: str | None = None) -> Response:
+        """The figures of a model's index on a plane: all, or 100,000 drawn evenly."""
+        points = await backends.named(model).points()
+        places = {"x": points.x.round(4).tolist(), "y": points.y.round(4).tolist(), "kind": points.kind.tolist()}
+        return as_json({**places, "kinds": points.kinds, "ids": points.ids})
 
     return found_for

@@ -217,7 +217,9 @@ class Hit(BaseModel):
     figure_kind: str | None
     article_id: str
     article_url: str | None = Field(description="The article at PubMed Central; own data has none.")
+    attribution: str = Field(description="Title, journal, year, licence and link: to stand where the figure is shown.")
     thumbnail: str | None = Field(description="A small JPEG as a data URI.")
+    withheld: bool = Field(description="Whether the licence does not allow the thumbnail to be shown.")
     highlights: list[tuple[int, int]] = Field(
         description="Where the words stand in the caption: first, and behind the last."
     )
@@ -237,6 +239,16 @@ class SearchAnswer(BaseModel):
         description="How many hits have each value, if that was asked for."
     )
     usage: Usage
+
+
+class MapAnswer(BaseModel):
+    """Figures as points, like ones near each other; lists of one length."""
+
+    x: list[float] = Field(description="From about -1 to 1.")
+    y: list[float]
+    kind: list[int] = Field(description="Its place in `kinds`.")
+    kinds: list[str]
+    ids: list[str] = Field(description="pair_ids.")
 
 
 class Guess(BaseModel):

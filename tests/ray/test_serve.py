@@ -91,8 +91,8 @@ def make(root: Path, seed: int, pictures: list[bytes], captions: list[str]) -> t
             "figure_kind": list(KINDS)[n % 3],
             "split": "test" if n % 5 == 0 else "train",
             "thumbnail": thumbnail(pictures[n]),
-            "x": 0.0,
-            "y": 0.0,
+            "x": float(np.cos(n)) * 0.9,
+            "y": float(np.sin(n)) * (1 + n % 3) / 3,
             "bundle": encoder.bundle_id,
         }
         for n in range(FIGURES)

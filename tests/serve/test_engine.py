@@ -2,6 +2,7 @@
 
 import base64
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,9 +25,13 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from biomedclip_ray.clip.encoder import Encoder
-from biomedclip_ray.config import Serve, ServeResources
+from biomedclip_ray.config import Config, Serve, ServeResources
+from biomedclip_ray.corpus.erase import erase
+from biomedclip_ray.schema import LEDGER
+from biomedclip_ray.search.index import Index
 from biomedclip_ray.serve.ingress import create_app
-from biomedclip_ray.serve.replica import Engine
+from biomedclip_ray.serve.replica import WITHDRAWN_S, Engine
+from biomedclip_ray.store.attempt import attempt
 from tests.ray.test_serve import drawn, make, uri
 from tests.serve.live import running
 
@@ -51,7 +56,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     bundle, index, encoder = make(root, 0, images, captions)
     engine = Engine(bundle.place.at("bundle").uri, index.place.at("index.lance").uri, SETTINGS, "f1")
     with running(create_app({"biomedclip": engine}, SETTINGS)) as url:
-        yield Live(url, engine, encoder, images, captions, httpx.get(f"{url}/openapi.json").json())
+        yield Live(url, engine, encoder, images, captions, httpx.get(f"{url}/openapi.json", timeout=60).json())
 
 
 def post(live: Live, path: str, body: Any) -> httpx.Response:
@@ -323,3 +328,39 @@ def test_schemathesis_finds_a_fault_planted_in_the_engine(live, monkeypatch):
     monkeypatch.setattr(live.engine.encoder, "encode_ids", broken)
     found = complaints(live, 10)
     assert any(complaint.startswith("POST /v1/embeddings: Server error") for complaint in found), found
+
+
+def test_figures_under_other_licences_are_found_without_their_picture_and_every_hit_says_whose_it_is(live):
+    strict = SETTINGS.model_copy(update={"thumbnail_licenses": ("CC0",)})
+    live.engine._settings, before = strict, live.engine._settings
+    try:
+        hits = post(live, "/v1/search", {"query": "cells", "k": 60}).json()["data"]
+    finally:
+        live.engine._settings = before
+    assert {hit["license"] for hit in hits} == {"CC0", "CC BY"}
+    for hit in hits:
+        shown = hit["license"] == "CC0"
+        assert ((hit["thumbnail"] is not None), hit["withheld"]) == (shown, not shown)
+        named = f"A title. A journal, {hit['year']}. Licence: {hit['license']}. {hit['article_url'].rstrip('/')}"
+        assert hit["attribution"].rstrip("/") == named
+    assert all(hit["thumbnail"] for hit in post(live, "/v1/search", {"query": "cells"}).json()["data"])
+
+
+def test_what_was_erased_is_no_longer_found_by_a_server_that_runs(tmp_path):
+    images, captions = drawn()
+    bundle, index, _ = make(tmp_path, 0, images, captions)
+    rows = Index.open(index.place.uri).dataset.to_table(columns=["pair_id", "article_id", "caption"])
+    with attempt(index, 1) as current:
+        current.write_part(0, rows, LEDGER.empty_table(), {"pair": (rows.num_rows, rows.num_rows)})
+        current.finish_parts(0.0)
+    engine = Engine(bundle.place.at("bundle").uri, index.place.at("index.lance").uri, SETTINGS, "f1")
+    with running(create_app({"biomedclip": engine}, SETTINGS)) as url, httpx.Client(base_url=url, timeout=60) as client:
+        found = client.post("/v1/search", json={"query": "cells", "k": 60}).json()["data"]
+        assert "PMC3.1/F1#0" in {hit["pair_id"] for hit in found}
+        assert erase(Config(root=str(tmp_path)), "PMC3.1").again == [f"embed/{index.fingerprint}"]
+        time.sleep(WITHDRAWN_S)
+        for body in ({"query": "cells"}, {"query": "PMC3", "by": "words"}, {"query": {"figure": "PMC3.1/F1#0"}}):
+            answer = client.post("/v1/search", json=body)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "index_withdrawn")
+            assert answer.headers["retry-after"] == "1"
+        assert client.post("/v1/embeddings", json={"input": "cells"}).status_code == 200

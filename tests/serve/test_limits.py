@@ -108,6 +108,20 @@ def test_a_batch_that_fails_fails_for_its_own_and_the_next_goes_on():
     asyncio.run(go())
 
 
+def test_where_more_wait_than_a_batch_takes_the_oldest_goes_with_those_of_its_size():
+    async def go() -> None:
+        work = Work()
+        with ThreadPoolExecutor(1) as pool:
+            batcher = Batcher(work, pool, 3, size=lambda number: number)
+            first = asyncio.create_task(batcher(0))
+            await asyncio.sleep(0.01)
+            others = [asyncio.create_task(batcher(n)) for n in (50, 1, 2, 51, 3, 49, 4)]
+            assert await asyncio.gather(first, *others) == [0, 100, 2, 4, 102, 6, 98, 8]
+            assert work.batches == [[0], [50, 51, 49], [1, 2, 3], [4]]
+
+    asyncio.run(go())
+
+
 def test_who_hung_up_is_not_computed_for():
     async def go() -> None:
         work = Work()

@@ -5,11 +5,14 @@
 const $ = (id) => document.getElementById(id);
 const number = new Intl.NumberFormat("en");
 const SHOWN = 24;
+const COUNTED = 1e6; // figures of an index whose hits are counted by kind and licence with every search
 const EXAMPLES = ["fluorescence micrograph of cells", "chest radiograph", "Kaplan-Meier survival curve", "western blot", "histology of tissue"];
 
 let picture = null; // the data URI that is searched for, with the words if there are some
-let figure = null;  // or the pair_id of the figure that others are to be like
+let liked = [];     // or the pair_ids of the figures that others are to be like
+let counted = false; // whether a search counts its hits
 let following = null; // the cursor of the next page of what is shown
+let shown = [];     // the hits on the page, in their order
 let asking = null;  // the request under way, which a newer one ends
 
 // ---------------------------------------------------------------- the question
@@ -25,10 +28,11 @@ function filters() {
 function remember() {
   const words = new URLSearchParams();
   if ($("query").value.trim()) words.set("q", $("query").value.trim());
-  if (figure) words.set("like", figure);
+  for (const figure of liked) words.append("like", figure);
   if (checked("by")[0] !== "image") words.set("by", checked("by")[0]);
   for (const kind of checked("kind")) words.append("kind", kind);
   for (const id of ["license", "year_from", "year_to"]) if ($(id).value) words.set(id, $(id).value);
+  if ($("group").checked) words.set("group", "article");
   const address = words.size ? `?${words}` : location.pathname;
   if (address !== location.search) history.pushState(null, "", address);
 }
@@ -36,8 +40,9 @@ function remember() {
 function recall() {
   const words = new URLSearchParams(location.search);
   $("query").value = words.get("q") ?? "";
-  figure = words.get("like");
+  liked = words.getAll("like");
   for (const id of ["license", "year_from", "year_to"]) $(id).value = words.get(id) ?? "";
+  $("group").checked = words.get("group") === "article";
   for (const box of document.querySelectorAll("input[name=by]")) box.checked = box.value === (words.get("by") ?? "image");
   for (const box of document.querySelectorAll("input[name=kind]")) box.checked = words.getAll("kind").includes(box.value);
 }
@@ -67,15 +72,20 @@ async function call(path, body, signal) {
 
 function question() {
   const words = $("query").value.trim();
-  return [picture && { image: picture }, figure && { figure }, words && { text: words }].filter(Boolean);
+  return [picture && { image: picture }, ...liked.map((figure) => ({ figure })), words && { text: words }].filter(Boolean);
+}
+
+function body() {
+  return { query: question(), k: SHOWN, by: checked("by")[0], filters: filters(), ...($("group").checked && { group: "article" }) };
 }
 
 async function more() {
   const button = $("more");
   button.disabled = true;
   try {
-    const found = await call("v1/search", { query: question(), k: SHOWN, by: checked("by")[0], filters: filters(), cursor: following });
+    const found = await call("v1/search", { ...body(), cursor: following });
     const before = $("results").children.length;
+    shown.push(...found.data);
     $("results").append(...found.data.map(card));
     fold();
     follow(found);
@@ -104,7 +114,7 @@ async function search({ remembered = false } = {}) {
   $("results").setAttribute("aria-busy", "true");
   const began = performance.now();
   try {
-    const found = await call("v1/search", { query, k: SHOWN, by: checked("by")[0], filters: filters() }, mine.signal);
+    const found = await call("v1/search", { ...body(), facets: counted }, mine.signal);
     if (asking === mine) show(found, performance.now() - began);
   } catch (error) {
     if (error.name !== "AbortError" && asking === mine) note("That did not work", error.message, "bad");
@@ -124,12 +134,12 @@ function element(tag, text, name) {
 }
 
 function note(title, text, name = "", examples = []) {
-  $("more").hidden = true;
+  $("more").hidden = $("save").hidden = true;
   const box = element("div", "", `note ${name}`);
   box.append(element("h2", title), element("p", text));
   const list = element("ul");
   for (const example of examples) {
-    list.append(offer(example, () => { unpick(); figure = null; $("query").value = example; search(); }));
+    list.append(offer(example, () => { unpick(); $("query").value = example; search(); }));
   }
   if (name === "bad") list.append(offer("Try again", () => search()));
   if (name === "narrow") list.append(offer("Clear the filters", clear));
@@ -140,6 +150,7 @@ function note(title, text, name = "", examples = []) {
 }
 
 function clear() {
+  $("group").checked = false;
   for (const id of ["license", "year_from", "year_to"]) $(id).value = "";
   for (const box of document.querySelectorAll("input[name=kind]")) box.checked = false;
   search();
@@ -175,9 +186,12 @@ function show(found, milliseconds) {
     const words = checked("by")[0] === "words" && "No caption has these words.";
     return note("No figure found", narrowed ? "No figure passes these filters." : words || "The index is empty.", narrowed ? "narrow" : "");
   }
+  shown = [...found.data];
+  $("save").hidden = false;
+  if (found.facets) count(found.facets);
   const cut = found.truncated ? " Only the beginning of the text was read: it is longer than the model's context." : "";
-  const count = found.data.length === 1 ? "One figure" : `${found.data.length} nearest figures`;
-  $("status").textContent = `${count} in ${(milliseconds / 1000).toFixed(2)} s.${cut}`;
+  const figures = found.data.length === 1 ? "One figure" : `${found.data.length} nearest figures`;
+  $("status").textContent = `${figures} in ${(milliseconds / 1000).toFixed(2)} s.${cut}`;
   $("results").replaceChildren(...found.data.map(card));
   fold();
   follow(found);
@@ -212,7 +226,8 @@ function card(hit) {
   else part(".article").remove();
   part(".article")?.setAttribute("aria-label", `Article ${hit.article_id} at PubMed Central`);
   if (hit.thumbnail) part("img").src = hit.thumbnail;
-  part("img").alt = caption.slice(0, 200);
+  else part(".picture").replaceChildren(element("span", hit.withheld ? `Pictures under the licence ${hit.license || "unknown"} are not shown here: see it in the article.` : "No picture.", "quiet"));
+  if (hit.thumbnail) part("img").alt = caption.slice(0, 200);
   part(".caption").append(hit.caption ? marked(caption, hit.highlights) : caption);
   if (hit.figure_kind) part(".tags").append(element("span", hit.figure_kind.replaceAll("_", " "), "kind"));
   part(".tags").append(element("span", hit.license || "licence unknown"));
@@ -224,7 +239,33 @@ function card(hit) {
     event.target.textContent = open ? "Show less" : "Show all";
   });
   part(".similar").addEventListener("click", () => like(hit));
+  part(".whole").addEventListener("click", () => beside(hit, "The whole figure, with its panels", { figures: [hit.pair_id.split("#")[0]] }));
+  part(".same").addEventListener("click", () => beside(hit, "Figures of the same article", { articles: [hit.article_id] }));
+  if (hit.more.length) part(".same").textContent = `Same article (${hit.more.length} more hits)`;
   return made;
+}
+
+async function beside(hit, title, filters) {
+  $("beside-title").textContent = title;
+  $("others").replaceChildren(element("p", "Searching…", "quiet"));
+  $("beside").showModal();
+  try {
+    const found = await call("v1/search", { query: { figure: hit.pair_id }, k: SHOWN, filters });
+    $("others").replaceChildren(...[hit, ...found.data].map(card));
+    for (const button of $("others").querySelectorAll(".whole, .same")) button.remove();
+    for (const button of $("others").querySelectorAll(".similar")) button.addEventListener("click", () => $("beside").close());
+  } catch (error) {
+    $("others").replaceChildren(element("p", error.message));
+  }
+}
+
+function count(facets) {
+  for (const box of document.querySelectorAll("input[name=kind]")) {
+    box.parentElement.querySelector("small").textContent = number.format(facets.kinds[box.value] ?? 0);
+  }
+  for (const option of $("license").options) {
+    if (option.value) option.textContent = `${option.value} (${number.format(facets.licenses[option.value] ?? 0)})`;
+  }
 }
 
 async function holdings() {
@@ -232,6 +273,7 @@ async function holdings() {
     const { index } = (await call("v1/models")).data[0];
     $("holdings").textContent = `${number.format(index.figures)} figures` + (index.years ? `, ${index.years.join("–")}` : "");
     const kinds = Object.entries(index.kinds).sort((a, b) => b[1] - a[1]);
+    counted = index.figures <= COUNTED;
     $("kinds").hidden = kinds.length < 2;
     for (const [kind, count] of kinds) {
       const label = element("label");
@@ -250,14 +292,18 @@ async function holdings() {
 // ---------------------------------------------------------------- pictures
 
 function like(hit) {
-  pick(hit.thumbnail ?? "page/icon.svg");
-  [picture, figure] = [null, hit.pair_id];
+  alike([hit.pair_id], hit.thumbnail ?? "page/icon.svg");
+}
+
+function alike(figures, preview) {
+  pick(preview);
+  [picture, liked] = [null, figures];
   scrollTo({ top: 0 });
   search();
 }
 
 function pick(uri) {
-  [picture, figure] = [uri, null];
+  [picture, liked] = [uri, []];
   const words = document.querySelector("input[name=by][value=words]");
   if (words.checked) document.querySelector("input[name=by][value=image]").checked = true; // a picture has no words
   $("preview").src = uri;
@@ -267,7 +313,7 @@ function pick(uri) {
 }
 
 function unpick() {
-  picture = figure = null;
+  [picture, liked] = [null, []];
   $("preview").removeAttribute("src");
   $("chip").hidden = true;
   $("file").value = "";
