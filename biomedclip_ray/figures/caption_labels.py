@@ -95,10 +95,15 @@ def _best(caption: str) -> list[LabelMention]:
 
 
 def _is_sure(form: re.Pattern[str], mention: LabelMention, caption: str) -> bool:
-    """Brackets, and letters with a colon: forms that one caption mixes, "A) Liver. B) Kidney. C: Lung"."""
+    """Brackets, and letters with a colon or in front of a sentence: forms that one caption mixes, "A) Liver. B) Kidney.
+    C: Lung. D. Skin".
+    """
     if form in (BRACKETED, HALF_BRACKET):
         return True
-    return form is PUNCTUATED and caption[mention.start : mention.end].rstrip().endswith(":")
+    if form is not PUNCTUATED:
+        return False
+    opens = caption[: mention.start].rstrip().endswith((".", ";")) and _CAPITAL.match(caption, mention.end)
+    return caption[mention.start : mention.end].rstrip().endswith(":") or bool(opens)
 
 
 def _is_clear(mention: LabelMention, caption: str) -> bool:
@@ -118,7 +123,10 @@ def _twice(
     return [
         (brackets, _without_overlaps([(False, mention) for mention in (*first, *second)]))
         for form, second in others
-        if form in (HALF_BRACKET, PUNCTUATED) and length > 1 and _sequence(second, caption)[0] == length
+        if form in (HALF_BRACKET, PUNCTUATED, BARE)
+        and length > 1
+        and _sequence(second, caption)[0] == length
+        and (form is not BARE or all(_CAPITAL.match(caption, mention.end) for mention in second))
     ]
 
 
@@ -189,7 +197,9 @@ def _follows(mention: LabelMention, caption: str) -> bool | None:
 
 
 def _sequence(mentions: list[LabelMention], caption: str) -> tuple[int, str]:
-    """(how many letters from A on are named, the last of them); one may be missing after the third, as J often is."""
+    """(how many letters from A on are named, the last of them); one may be missing after the third, as J often is, or
+    after the second where two more follow.
+    """
     first: dict[str, LabelMention] = {}
     for mention in mentions:
         for label in mention.labels:
@@ -201,7 +211,9 @@ def _sequence(mentions: list[LabelMention], caption: str) -> tuple[int, str]:
         if letter in first:
             count, last = count + 1, letter
         elif (
-            count < 3 or following not in first or not _goes_on(first[last], first[following], later in first, caption)
+            count < (2 if later in first else 3)
+            or following not in first
+            or not _goes_on(first[last], first[following], later in first, caption)
         ):
             break
     return count, last

@@ -49,6 +49,12 @@ _SCRIPTS = (
     ("he", re.compile("[\u05d0-\u05ea]")),
 )
 _SCRIPT_SHARE = 0.25
+# Where one language may give way to another: behind a sentence, at a stroke, where the script changes.
+_PIECE = re.compile(
+    r"\s+[/|–—]\s+|(?<=[.;:?!])\s+|(?<=[。！？；：])\s*"
+    "|(?<=[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af\u0430-\u044f])\\s+(?=[A-Z][a-z]+ [a-z])"
+    "|(?<=[a-z])\\s+(?=[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af\u0410-\u044f]{2})"
+)
 # Single letters are panels before they are Portuguese.
 _WORD = re.compile(r"[^\W\d_]{2,}")
 # So many words must speak for another language before English is given up.
@@ -68,6 +74,11 @@ _STOP_WORDS = {
     "tr": "ve bir ile bu için olan göre sonra arasında olarak da de her veya",
 }
 _LANGUAGE_WORDS = {code: frozenset(words.split()) for code, words in _STOP_WORDS.items()}
+# In small letters: "Par." and "EN" are abbreviations; "et al." and "no" stand in English too.
+_OTHER_WORDS = {
+    code: words - _LANGUAGE_WORDS["en"] - {"al", "no"} for code, words in _LANGUAGE_WORDS.items() if code != "en"
+}
+_ENGLISH_ALONE = frozenset("the of and with from were was which this between".split())
 
 
 def training_text(caption: str, label: str | None = None) -> str:
@@ -132,6 +143,56 @@ def language(text: str) -> str | None:
     if best != "en" and counts[best] < _FOREIGN_WORDS:
         best = "en"
     return best if counts[best] else None
+
+
+def in_one_language(text: str) -> str:
+    """The English of a caption that says everything twice, in English and in another language, where nothing marks
+    which is which; any other text as it is.
+
+    Sentences are judged alone, and then all of either side together: a foreign name or title is no second language.
+    """
+    if not _speaks_another(text, least=0) and not _is_script(text):
+        return text
+    pieces = _PIECE.split(text)
+    judged = [_is_english(piece) for piece in pieces]
+    english = next((each for each in judged if each is not None), True)
+    sides: dict[bool, list[str]] = {True: [], False: []}
+    for piece, each in zip(pieces, judged, strict=True):
+        english = english if each is None else each
+        sides[english].append(piece)
+    ours, theirs = (" ".join(sides[side]).strip() for side in (True, False))
+    if len(_WORD.findall(ours)) < _ENOUGH_WORDS // 2 or _is_script(ours) or language(ours) != "en":
+        return text
+    told = _is_script(theirs) or (_speaks_another(theirs) and len(_WORD.findall(theirs)) >= _ENOUGH_WORDS // 2)
+    return text if not told or _ENGLISH_ALONE & set(_WORD.findall(theirs.lower())) else ours
+
+
+def _is_english(piece: str) -> bool | None:
+    """None where a sentence does not tell."""
+    if _is_script(piece):
+        return False
+    words = _WORD.findall(piece)
+    ours = sum(word.lower() in _LANGUAGE_WORDS["en"] for word in words)
+    theirs = max(sum(word in common for word in words) for common in _OTHER_WORDS.values())
+    if ours == theirs or (ours and len(words) >= _ENOUGH_WORDS):
+        return language(piece) == "en" if len(words) >= _ENOUGH_WORDS else None
+    return ours > theirs
+
+
+def _speaks_another(text: str, least: float = 1) -> bool:
+    """Whether two words, and one of eight, are function words of one language, and not of English: lists of species and
+    abbreviations hold a few.
+    """
+    words = _WORD.findall(text)
+    for common in _OTHER_WORDS.values():
+        found = [word for word in words if word in common]
+        if len(set(found)) > 1 and 8 * len(found) >= least * len(words):
+            return True
+    return False
+
+
+def _is_script(text: str) -> bool:
+    return not text.isascii() and any(pattern.search(text) for _, pattern in _SCRIPTS)
 
 
 @lru_cache(maxsize=1)

@@ -34,9 +34,9 @@ HALF_BRACKET = re.compile(rf"(?:^|(?<=[\s.;,:]))({_LETTER}\)\s*{_RANGE}\s*{_LETT
 PUNCTUATED = re.compile(rf"(?:^|(?<=[.;:)]\s)|(?<=[.;:)]))({_LIST})\s*[.:,;–—-](?=\s)\s*(?=\S)")
 # "panel A", "Panels B and C", "image D".
 NAMED = re.compile(rf"\b{_NOUN}\s+({_LIST})(?![A-Za-z'’])(?:\s*[:,.](?=\s))?", re.IGNORECASE)
-# "a Text. b Text; and c text".
+# "a Text. b Text; and c text"; before a magnification wherever it stands, "low (a x10) and high (b x40) power".
 BARE = re.compile(
-    rf"(?:(?:^|(?<=[.;:,)]\s)|(?<=[.;:)])|(?<=[;,]\sand\s))({_LIST})\s+(?=[A-Z0-9(α-ωΔ]|[a-z]{{2,}}|[x×]\s?\d)|(?<=[x×]\d\d\s)([B-Zb-z])\s(?=[x×]\s?\d))"
+    rf"(?:(?:^|(?<=[.;:,)]\s)|(?<=[.;:)])|(?<=[;,]\sand\s))({_LIST})\s+(?=[A-Z0-9(α-ωΔ]|[a-z]{{2,}}|[x×]\s?\d)|(?<=[\s(])([A-Za-z])[:,]?\s(?=[x×]\s?\d))"
 )
 FORMS = (BRACKETED, HALF_BRACKET, PUNCTUATED, NAMED, BARE)
 _STAIN = {"H", "E"}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from biomedclip_ray.config import Preprocess
-from biomedclip_ray.figures.captions import language, text_sha256, training_text
+from biomedclip_ray.figures.captions import in_one_language, language, text_sha256, training_text
 from biomedclip_ray.figures.kinds import figure_kind
 from biomedclip_ray.figures.panels import Panel, split_panels
 from biomedclip_ray.figures.subcaptions import subcaptions
@@ -46,7 +46,9 @@ def whole_pair(pair_id: str, article: Row, figure: Row, picture: Picture, media:
         "keywords": article["keywords"],
         "doi": article["doi"],
         "pmid": article["pmid"],
-        **_facts(picture, _with_mentions(training_text(figure["spoken"], figure["label"]), figure, mentions)),
+        **_facts(
+            picture, _with_mentions(training_text(in_one_language(figure["spoken"]), figure["label"]), figure, mentions)
+        ),
     }
 
 
@@ -73,7 +75,7 @@ def panel_pairs(whole: Row, figure: Row, data: bytes, config: Preprocess) -> Ite
     Yields:
         a row of PAIRS, or the id of a panel that cannot be used and why (the figure's own where none can).
     """
-    texts = subcaptions(figure["spoken"])
+    texts = subcaptions(in_one_language(figure["spoken"]))
     if not texts:
         return
     limits = Limits(config.min_side, config.max_pixels, config.max_aspect)

@@ -52,11 +52,18 @@ class Figure:
 _CITED = r"(?:\bet al\b|\[\s*\d|\bref(?:s|erences?)?\b|\b(?:19|20)\d\d\b)"
 # "Smith", "Smith and Jones", "the work of Smith".
 _NAMES = r"(?-i:(?:the [a-z]+ of )?[A-Z][\w'’-]+(?:,? (?:and|&) [A-Z][\w'’-]+|(?:, [A-Z][\w'’-]+)*)?)"
+_PICTURE = r"(?:figure|image|photo|photograph|picture|illustration|drawing|map)s?"
 _ADAPTED = re.compile(
     r"\b(?:adapted|reproduced|reprinted|republished|redrawn|reused)\b[^.;]{0,40}?\b(?:from|by|after|with|under|courtesy)\b"
     rf"|\bmodified (?:and \w+ )?(?:from|after|with permission)\b[^.;]{{0,80}}?(?:{_CITED}|\bpermission|\bcopyright)"
     rf"|\b(?:taken|obtained|borrowed|extracted) from (?:ref(?:s|erence)?\b|\[\s*\d|{_NAMES} ?(?:et "
     rf"al\b|\[\s*\d|\(\d{{4}}))"
+    rf"|\b{_PICTURE} (?:was |were )?(?:taken |obtained |extracted |downloaded )?from "
+    rf"(?:ref(?:s|erence)?\b|\[\s*\d|wiki|https?:|www\.|the (?:internet|public domain)|{_NAMES} ?(?:et al\b|\[\s*\d))"
+    rf"|\b{_PICTURE} (?:credits?\b(?!:? (?:an? |the )?author)|(?:was |were )?(?:kindly )?provided by\b)"
+    r"|(?<![\w®])(?:©|\(c\)|copyright) ?(?!(?:\d{4},? )?(?:by )?(?:the )?authors?\b)(?:\d{4}\b|(?-i:[A-Z]))"
+    r"|\bpermission (?:was |has been )?(?:obtained|granted|given) (?:from|by) (?:the )?"
+    r"(?:publisher|journal|copyright|editor)"
     rf"|\bsources?: (?!own\b|(?:the )?authors?\b)[^;]{{0,100}}?(?:{_CITED}|https?:|\bwiki)"
     r"|\b(?:image|photo|photograph|picture|figure) sources?: (?!own\b|(?:the )?authors?\b)"
     r"|\bwith (?:\w+ ){0,2}permission\b|\bcourtesy\b",
@@ -78,6 +85,15 @@ _ADAPTED_WORDS = (
     "borrowed from",
     "extracted from",
     "source",
+    "credit",
+    "provided by",
+    "copyright",
+    "©",
+    "(c)",
+    *(
+        f"{word} from"
+        for word in "figure image images photo photos picture pictures illustration map downloaded".split()
+    ),
 )
 # Of SciELO's and others' alternatives: "scielo-267x140" is a thumbnail, "scielo-web" a full image.
 _STATED_SIZE = re.compile(r"(\d{2,5})\s*x\s*(\d{2,5})")
@@ -126,7 +142,15 @@ def is_figure(element: etree._Element) -> bool:
         return not _captioned(element) or holds_picture(element)
     if element.tag in GRAPHIC:
         return _stands_alone(element)
-    return holds_picture(element)
+    return holds_picture(element) and not _is_of_its_figs(element)
+
+
+def _is_of_its_figs(group: etree._Element) -> bool:
+    """Whether a group's image is that of the figs in it, which say what it shows and have none: in several languages,
+    say.
+    """
+    figs = group.findall("fig") if group.tag == "fig-group" else []
+    return bool(figs) and not any(holds_picture(fig) or _captioned(fig) for fig in figs)
 
 
 def holds_picture(element: etree._Element) -> bool:
@@ -183,14 +207,16 @@ _NUMBER = re.compile(r"\d+")
 
 
 def _translated(fig: etree._Element) -> list[etree._Element]:
-    """The parts of the figure that this one says again in another language, where it has no image: the image is of
-    both.
+    """Where a fig of a group has no image: the parts of what has it.
 
-    That is a fig of the same group with another xml:lang, or with the same numbers in its label.
+    That is the group itself, or another fig of it that says the same in another language: with another xml:lang, or
+    with the same numbers in its label.
     """
     group = fig.getparent()
     if fig.tag != "fig" or group is None or group.tag != "fig-group" or holds_picture(fig) or _captioned(fig):
         return []
+    if holds_picture(group) and _is_of_its_figs(group):
+        return [part for part in group if part.tag not in ("label", "caption", "fig")]
     for other in group.iterchildren("fig"):
         if other is not fig and holds_picture(other):
             languages = fig.get(LANGUAGE), other.get(LANGUAGE)

@@ -4,6 +4,7 @@ which language. Pure.
 
 from __future__ import annotations
 
+import copy
 import re
 
 from lxml import etree
@@ -16,7 +17,9 @@ GRAPHIC = ("graphic", "media")
 LANGUAGE = "{http://www.w3.org/XML/1998/namespace}lang"
 
 # "print" and "print-only", but not "print online"; and what says of itself that it is not for display.
-_NOT_SHOWN = re.compile(r"^print(?:[- ]?only)?$|\bno[nt]?[- ]?(?:for[- ])?(?:display|web|online)|\bhidden\b|\bsuppress")
+_NOT_SHOWN = re.compile(
+    r"^(?:for[- ])?print(?:[- ]?only)?$|\bno[nt]?[- ]?(?:for[- ])?(?:display|web|online)|\bhidden\b|\bsuppress"
+)
 
 
 def legend(fig: etree._Element, graphics: list[etree._Element]) -> tuple[str | None, str, str]:
@@ -73,12 +76,30 @@ def has_caption(element: etree._Element) -> bool:
 def _shown(captions: list[etree._Element], *, own: bool) -> list[etree._Element]:
     """Those meant for display; a figure's own where none is, for then they are all that it says."""
     shown = [caption for caption in captions if _is_shown(caption)]
-    return shown if shown or not own else captions
+    return list(map(_without_hidden, shown if shown or not own else captions))
 
 
 def _is_shown(element: etree._Element) -> bool:
+    if not element.attrib:
+        return True
     marks = (element.get("specific-use"), element.get("content-type"), element.get("style"))
     return not any(mark and _NOT_SHOWN.search(mark.lower()) for mark in marks)
+
+
+def _without_hidden(caption: etree._Element) -> etree._Element:
+    """The caption without what in it is not meant for display: a copy where there is such a part."""
+    if all(_is_shown(part) for part in caption.iter("{*}*")):
+        return caption
+    whole = copy.deepcopy(caption)
+    for part in whole.iterdescendants("{*}*"):
+        if not _is_shown(part):
+            part.tag = "hidden"
+    etree.strip_elements(whole, "hidden", with_tail=False)
+    if not text_of(whole):
+        return caption  # all that it says
+    if language := _language(caption):
+        whole.set(LANGUAGE, language)
+    return whole
 
 
 def _of_one_language(captions: list[etree._Element]) -> list[etree._Element]:

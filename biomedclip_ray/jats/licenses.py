@@ -28,10 +28,18 @@ _RESTRICTIONS = (
     ("-sa", ("sharealike",)),
     ("-nd", ("noderiv",)),
 )
+_USE = r"\W+(?:re-?)?(?:use|purpose|reproduction|distribution)s?"
+_COMMERCIAL, _NON = r"commercial(?:ly)?", r"non-? ?commercial(?:ly)?"
 # "commercial and non-commercial" use: both are allowed.
 _BOTH_USES = re.compile(
-    r"\b(?:commercial(?:ly)?\W+(?:and|or|and/or|as well as)?\W*non-? ?commercial(?:ly)?"
-    r"|non-? ?commercial(?:ly)?\W+(?:and|or|and/or|as well as)\W+commercial(?:ly)?)\b"
+    rf"\b(?:{_COMMERCIAL}(?:{_USE})?\W+(?:and|or|and/or|as well as)?\W*(?:for\W+)?{_NON}"
+    rf"|{_NON}(?:{_USE})?\W+(?:and|or|and/or|as well as)\W+(?:for\W+)?{_COMMERCIAL})\b"
+)
+# Commercial use is not allowed, in other words than NonCommercial.
+_NOT_COMMERCIAL = re.compile(
+    r"\b(?:no|not|without|prohibit(?:s|ed|ing)?|exclud(?:es|ing)|except|other than)\b"
+    r"(?:\W+(?:be|permitted|allowed|intended|used?|available|for|any|in|with)\b)*\W+commercial"
+    rf"|\bcommercial{_USE}\W+(?:is|are)\W+(?:not|prohibited|forbidden|excluded)\b"
 )
 _SQUEEZE = str.maketrans("", "", " -")
 _HYPHENS = str.maketrans(dict.fromkeys("\u00ad\u2010\u2011\u2012\u2013\u2014\u2212", "-"))
@@ -65,7 +73,8 @@ def _named(low: str) -> str | None:
         return None
     squeezed = _BOTH_USES.sub("", low).translate(_SQUEEZE)
     if "attribution" in low:
-        return _code("by" + "".join(term for term, words in _RESTRICTIONS if any(word in squeezed for word in words)))
+        terms = [term for term, words in _RESTRICTIONS if any(word in squeezed for word in words)]
+        return _code("by" + "".join(terms) + ("-nc" if _NOT_COMMERCIAL.search(low) else ""))
     return "CC0" if "publicdomaindedication" in squeezed or "creativecommonszero" in squeezed else None
 
 

@@ -25,7 +25,7 @@ from biomedclip_ray.store.delta import Previous, finished_before
 from biomedclip_ray.store.ledger import Ledger, PartResult
 from biomedclip_ray.store.product import Product
 
-VERSION = 6
+VERSION = 7
 ARTICLE, FIGURE = "article", "figure"
 
 

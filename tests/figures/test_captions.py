@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lxml import etree
 
-from biomedclip_ray.figures.captions import language, repair, training_text
+from biomedclip_ray.figures.captions import in_one_language, language, repair, training_text
 
 
 @pytest.mark.parametrize(
@@ -162,3 +162,41 @@ def test_every_mojibake_caption_of_the_corpus_is_repaired(corpus: Path) -> None:
             repaired += 1
             assert repair(text) == expected
     assert repaired == 82
+
+
+@pytest.mark.parametrize(
+    ("english", "other"),
+    [
+        (
+            "Distribution of the patients by age and by sex in the two groups.",
+            "Distribución de los pacientes según la edad y el sexo en los dos grupos.",
+        ),
+        (
+            "Chest radiograph showing an opacity in the right lower lobe.",
+            "Radiografia de tórax mostrando opacidade em lobo inferior direito.",
+        ),
+        ("Age distribution of the patients in the study.", "患者的年龄分布。"),
+        ("Distribution of the patients by age.", "Распределение пациентов по возрасту."),
+        (
+            "(A) Distribution of the cells. (B) Liver of the mice after treatment.",
+            "(A) Verteilung der Zellen. (B) Leber der Mäuse nach der Behandlung.",
+        ),
+    ],
+)
+def test_of_a_caption_in_two_languages_that_nothing_marks_the_english_trains(english: str, other: str) -> None:
+    for both in (f"{other} {english}", f"{english} {other}", f"{other} / {english}"):
+        assert in_one_language(both) == english
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Growth of E. coli in the medium. Data from the Universidad de los Andes y la Escuela.",
+        "Map of the Rio de la Plata and the Sierra de los Padres in the region. Sampling sites are shown.",
+        "Distribución de los pacientes según la edad y el sexo. En los dos grupos del estudio.",
+        "使用 Western blot 检测 the protein 的表达 in the liver。",
+        "Title page of La vida de los animales, in the library of the museum.",
+    ],
+)
+def test_foreign_names_and_texts_of_one_language_stay(text: str) -> None:
+    assert in_one_language(text) == text

@@ -111,7 +111,13 @@ def test_letters_that_refer_back_or_stand_for_something_else_are_no_labels(capti
             "Skin (a), liver (b), lung (c), bone (e) and hair (f).",
             {"a": "Skin.", "b": "liver.", "c": "lung.", "e": "bone.", "f": "hair."},
         ),
+        ("(A) Skin. (B) Liver. (D) Bone. (E) Hair.", {"A": "Skin.", "B": "Liver.", "D": "Bone.", "E": "Hair."}),
         # Styles are mixed.
+        ("(A) Liver. (B) Kidney. C) Lung. D. Skin.", {"A": "Liver.", "B": "Kidney.", "C": "Lung.", "D": "Skin."}),
+        (
+            "a Liver. b Kidney. Bars: 10 µm (a), 20 µm (b).",
+            {"a": "Liver. Bars: 10 µm.", "b": "Kidney. Bars: 20 µm."},
+        ),
         ("A) Liver. B) Kidney. C) Lung. D: Skin.", {"A": "Liver.", "B": "Kidney.", "C": "Lung.", "D": "Skin."}),
         ("(A) Liver. (B) Kidney. C: Lung.", {"A": "Liver.", "B": "Kidney.", "C": "Lung."}),
         ("A: Liver. B: Kidney. (C) Lung.", {"A": "Liver.", "B": "Kidney.", "C": "Lung."}),
@@ -120,6 +126,8 @@ def test_letters_that_refer_back_or_stand_for_something_else_are_no_labels(capti
         ("Liver: a x10 b x40", {"a": "Liver: x10", "b": "Liver: x40"}),
         ("Liver. a ×10. b ×40. c ×100.", {"a": "Liver. ×10.", "b": "Liver. ×40.", "c": "Liver. ×100."}),
         ("Liver. a x10, b x40.", {"a": "Liver. x10", "b": "Liver. x40."}),
+        ("A: ×10, B: ×40", {"A": "×10", "B": "×40"}),
+        ("Liver a x10 and b x40", {"a": "Liver x10", "b": "Liver x40"}),
     ],
 )
 def test_a_list_with_a_gap_or_in_several_styles_is_one_list(caption: str, expected: dict[str, str]) -> None:
@@ -134,6 +142,7 @@ def test_a_list_with_a_gap_or_in_several_styles_is_one_list(caption: str, expect
             "(A) Liver. (B) Kidney (A, B Hematoxylin; C PAS). (C) Lung.",
             {"A": "Liver.", "B": "Kidney (A, B Hematoxylin; C PAS).", "C": "Lung."},
         ),
+        ("A Liver. B Kidney. (A, B Hematoxylin)", {"A": "Liver.", "B": "Kidney."}),
         ("(A) Liver. (B) Tumour of grade 3 (C3).", {"A": "Liver.", "B": "Tumour of grade 3 (C3)."}),
         ("(A) Liver of stage 2 (B2). (B) Kidney.", {"A": "Liver of stage 2 (B2).", "B": "Kidney."}),
         (
@@ -172,6 +181,7 @@ def test_long_hostile_captions_take_no_long_time(piece: str) -> None:
         "Vitamin C. D-dimer was measured. E. coli was grown.",
         "(A) The only label.",
         "Cell(s) of the control (C) and of the mutant (M).",
+        "Images were taken with a x10 and a x40 objective.",
     ],
 )
 def test_what_is_no_sequence_of_labels_is_no_compound(caption: str) -> None:

@@ -618,7 +618,18 @@ def with_permissions(permissions: str) -> Article:
                 "commercial and noncommercial",
                 "non-commercial or commercial",
                 "commercial and/or non commercial",
+                "use for commercial as well as for noncommercial",
+                "both commercial purposes and non-commercial",
             )
+        ),
+        # Commercial use is forbidden in other words.
+        *(
+            (
+                f"<license><license-p>Under the Creative Commons Attribution License, {words}.</license-p></license>",
+                "CC BY-NC",
+                "license-p",
+            )
+            for words in ("no commercial use", "not permitted for commercial use", "commercial use is not permitted")
         ),
     ],
 )
@@ -666,6 +677,14 @@ def test_a_figures_own_permissions_override_the_articles():
         ("Source: the report at https://who.int.", True),
         ("A heart (courtesy Dr. J. Doe).", True),
         ("Photo courtesy: J. Doe.", True),
+        ("Photo credit: NASA.", True),
+        ("Images taken from Wikimedia Commons.", True),
+        ("Photos kindly provided by Dr. Roe.", True),
+        ("A heart, © 2010 Elsevier.", True),
+        ("Permission was obtained from the publisher.", True),
+        ("Image from [3].", True),
+        ("© The Authors 2019.", False),
+        ("Edited in Adobe© Photoshop.", False),
         ("Portrait, included with permission.", True),
         ("Used with kind permission.", True),
         ("A protocol modified from the original.", False),

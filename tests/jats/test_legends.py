@@ -159,6 +159,31 @@ def test_without_english_it_is_the_first_and_unmarked_paragraphs_are_of_the_arti
 # -- what is not shown
 
 
+@pytest.mark.parametrize(("own", "found"), [("", ["a"]), ('<graphic xlink:href="b"/>', ["b"])])
+def test_the_image_of_a_group_is_that_of_its_figs_where_none_has_one(own, found):
+    said = [
+        f'<fig xml:lang="{code}"><label>{n}</label><caption><p>{text}</p></caption>{own}</fig>'
+        for code, n, text in (("es", "Figura 1", "Un hígado."), ("en", "Figure 1", "A liver."))
+    ]
+    group = f'<fig-group><caption><p>Organs.</p></caption><graphic xlink:href="a"/>{"".join(said)}</fig-group>'
+    assert [says(each) for each in figures(group)[-2:]] == [
+        ("Figura 1", "Organs. Un hígado.", found),
+        ("Figure 1", "Organs. A liver.", found),
+    ]
+    assert len(figures(group)) == (3 if own else 2)
+
+
+@pytest.mark.parametrize("mark", ['specific-use="print"', 'content-type="print-only"', 'style="hidden"'])
+def test_a_part_of_a_caption_that_is_not_shown_is_no_text(mark):
+    caption = (
+        f"<caption><title {mark}>Plate.</title><p>A <bold {mark}>print</bold> liver.</p><p {mark}>p. 7</p></caption>"
+    )
+    (figure,) = figures(f"<fig>{caption}{BARE}</fig>")
+    assert (figure.caption, figure.spoken) == ("A liver.", "A liver.")
+    (figure,) = figures(f"<fig><caption><p {mark}>All that it says.</p></caption>{BARE}</fig>")
+    assert figure.caption == "All that it says."
+
+
 @pytest.mark.parametrize("mark", ["print", "print-only", "not-for-display", "hidden"])
 def test_a_group_caption_that_is_not_shown_is_not_put_before_captions(mark):
     group = f'<caption specific-use="{mark}"><p>Continued on page 7.</p></caption>'

@@ -117,6 +117,14 @@ def test_lists_of_images_in_a_parquet_cell_are_so_many_pairs(tmp_path: Path) -> 
     assert {record.fault for record in found[3:]} == {(Reason.MISSING_OBJECT, "the record has no image")}
 
 
+@pytest.mark.parametrize("columns", [("image", "image2"), ("image_1", "image_2"), ("Img1 Path", "Img2 Path")])
+def test_numbered_columns_of_images_are_so_many_pairs_of_one_group(tmp_path: Path, columns: tuple[str, str]) -> None:
+    _files(tmp_path, "a.png", "b.png")
+    (tmp_path / "m.csv").write_text(f"{columns[0]},{columns[1]},caption\na.png,b.png,Two views\n")
+    assert pairs(tmp_path) == [(b"a.png", "Two views"), (b"b.png", "Two views")]
+    assert {record.group for record in all_records(find_files(str(tmp_path), 9))} == {"m.csv:0"}
+
+
 def test_as_many_texts_as_images_are_one_of_each_and_other_numbers_all_of_all(tmp_path: Path) -> None:
     images = [[b"a", b"b"], [b"c", b"d"], [b"e"]]
     texts = [["A", "B"], ["C"], ["E", "F"]]

@@ -21,9 +21,11 @@ FIELDS = ("image", "text", "id", "group", "split", "license")
 _NAMES = {
     "image": """image images jpg jpeg png tif tiff webp bmp img imgs picture pictures filename filenames imagefilename
         imagefilenames filepath filepaths imagepath imagepaths imgpath figurepath path file imagefile imagename imgname
-        imagebytes imagedata dicom scan""".split(),
+        imagebytes imagedata imgfile dicom dicompath scan scanpath photo src localpath relativepath relpath
+        fullpath""".split(),
     "text": """text caption captions texts txt title description captiontext rawcaption alttext report findings
-    impression sentence sentences""".split(),
+    impression sentence sentences imagecaption figurecaption figcaption captionen longcaption shortcaption
+    enhancedcaption textdescription clinicaldescription""".split(),
     "id": "id key imageid uid pairid sampleid figureid".split(),
     "group": """group groupid patient patientid patientname subjectid caseid studyid articleid pmcid pmid""".split(),
     "split": "split datasetsplit".split(),
@@ -34,6 +36,7 @@ _IDS_OF_IMAGES = ("imageid", "id", "key", "uid")
 # what pandas, R and databases write for a value that is not there
 _NOTHING = {"", "nan", "na", "n/a", "<na>", "none", "null", "nat"}
 _HALF_CHARACTERS = re.compile("[\ud800-\udfff]")  # of names that are no UTF-8, and of JSON
+_NUMBERED = re.compile(r"(?:image|img|picture|photo)\d{1,2}(?:path|file|filename|name)?")
 _NUMBER = re.compile(r"0*(\d+)(?:\.0*)?")
 
 
@@ -109,6 +112,10 @@ def facts_of(names: list[str], given: Mapping[str, str]) -> dict[str, list[str]]
     for key in FIELDS:
         if key not in given and (column := next((plain[n] for n in _NAMES[key] if n in plain), None)) is not None:
             found[key] = [column]
+    # views of one thing: image_1 and image_2, or image and image2
+    views = [name for known, name in plain.items() if _NUMBERED.fullmatch(known)]
+    if views and "image" not in given:
+        found["image"] = [name for name in found.get("image", []) if name not in views] + views
     if "image" not in found and "image" not in given:
         # datasets' imagefolder: left_file_name and right_file_names are images too
         sides = [name for known, name in plain.items() if re.fullmatch(r".+filenames?", known)]
