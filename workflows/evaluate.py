@@ -6,6 +6,7 @@ machine no Ray.
 A bundle is whatever `Encoder.load` reads; a set is a folder with dataset.json (biomedclip_ray/evaluate/layouts.py tells
 the layouts). Vectors are kept in OUT/features: another set, seed or metric encodes nothing twice, and a killed run goes
 on. With RAY_ADDRESS set the images are encoded all over that cluster, and OUT must be a place that all its nodes share.
+The first table, of what needs no training, comes right after the encoding; then the probes and VQA.
 Exit codes: 0 done; 1 something failed; 2 bundles, sets or options are wrong, and nothing was encoded.
 """
 
@@ -17,7 +18,6 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rich.console import Console
 
-from biomedclip_ray.config import ConfigError, Evaluate
-from biomedclip_ray.evaluate.bundles import Written, gather, measure_bundle
+from biomedclip_ray.config import ConfigError, Evaluate, PartResources
+from biomedclip_ray.evaluate.bundles import Asked, Written, encode_on_cluster, gather
 from biomedclip_ray.evaluate.compare import as_csv, as_html, as_latex, comparison, table
-from biomedclip_ray.evaluate.features import Each, Encoded, Job
+from biomedclip_ray.evaluate.features import Each, recalled
 from biomedclip_ray.evaluate.sets import LabelledSet, load_sets
-from biomedclip_ray.evaluate.tables import comparison_table, set_table
+from biomedclip_ray.evaluate.tables import bundles_table, comparison_table, set_table
 from biomedclip_ray.report.sets import sets_page
 from biomedclip_ray.store.place import Place, StorageError, check_writable
 from biomedclip_ray.store.product import StageError
@@ -85,6 +85,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         "--max-left-out", type=float, default=0.05, help="share of a set's images that may lack a vector"
     )
     parser.add_argument("--corruptions", action="store_true", help="also 500 test images a set made worse in 25 ways")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="of the towers")
     parser.add_argument("--dry-run", action="store_true", help="read and check the sets; start nothing")
     return parser.parse_args(arguments)
 
@@ -98,28 +99,32 @@ def _run(options: argparse.Namespace, sets: list[LabelledSet]) -> None:
         seed=options.seed,
         max_left_out=options.max_left_out,
         corruptions=options.corruptions,
+        precision=options.precision,
     )
     encoders = [
-        (_name(uri, options.bundles), Encoder.load(uri)) for uri in options.bundles
+        (_name(uri, options.bundles), Encoder.load(uri, precision=section.precision)) for uri in options.bundles
     ]  # all can be read, or none starts
+    features = f"{place.uri}/features"
+    started = time.monotonic()
+    bundles: dict[str, Asked] = {}
+    for uri, (name, encoder) in zip(options.bundles, encoders, strict=True):
+        each = _on_cluster(uri, sets, features, section) if os.environ.get("RAY_ADDRESS") else None
+        bundles[name] = Asked(encoder, sets, features, section, each)
+        bundles[name].encode()
+    log.info("images encoded: %s, %.1f s", _counts(bundles, "images"), time.monotonic() - started)
+    started = time.monotonic()
+    first = table({name: bundle.first() for name, bundle in bundles.items()})
+    if first:
+        console.print(bundles_table(first, list(bundles)))
+        log.info("texts encoded: %s, first table after %.1f s", _counts(bundles, "texts"), time.monotonic() - started)
     results: dict[str, Any] = {}
     rows: dict[str, Written] = {}
-    encoded: dict[str, dict[str, int]] = {}
-    for uri, (name, encoder) in zip(options.bundles, encoders, strict=True):
-        started = time.monotonic()
-        features = f"{place.uri}/features/{encoder.bundle_id}"
-        each = _on_cluster(uri, features) if os.environ.get("RAY_ADDRESS") else None
+    for name, bundle in bundles.items():
 
         def told(where: str, figures: dict[str, Any], name: str = name) -> None:
             console.print(set_table({where: figures}, f"{name} on {where}, with 95% intervals"))
 
-        results[name], rows[name] = measure_bundle(
-            encoder, sets, features, section, place.at(f"rows/{encoder.bundle_id}"), each=each, told=told
-        )
-        encoded[name] = {
-            kind: sum(found["encoded"][kind] for found in results[name].values()) for kind in ("images", "texts")
-        }
-        log.info("%s: encoded %s, %.1f s", name, encoded[name], time.monotonic() - started)
+        results[name], rows[name] = bundle.all(place.at(f"rows/{bundle.encoder.bundle_id}"), told=told)
     lines, names = table(results), list(results)
     ids = {name: encoder.bundle_id for name, encoder in encoders}
     pairs = comparison(gather(rows), options.draws, options.seed, ids)
@@ -127,7 +132,7 @@ def _run(options: argparse.Namespace, sets: list[LabelledSet]) -> None:
         console.print(comparison_table(pairs))
     evaluation = {
         "bundles": results,
-        "encoded": encoded,
+        "encoded": {name: bundle.encoded for name, bundle in bundles.items()},
         "table": lines,
         "comparison": pairs,
         "bootstraps": options.draws,
@@ -140,34 +145,31 @@ def _run(options: argparse.Namespace, sets: list[LabelledSet]) -> None:
     console.print(f"Figures: {place.uri}/evaluation.json, report: {place.uri}/report.html", soft_wrap=True)
 
 
+def _counts(bundles: dict[str, Asked], kind: str) -> str:
+    return ", ".join(f"{name} {bundle.encoded[kind]:,}" for name, bundle in bundles.items())
+
+
 def _name(uri: str, every: list[str]) -> str:
     """The last part of a bundle's URI; the whole where two share it."""
     short = uri.rstrip("/").rpartition("/")[2]
     return uri if sum(other.rstrip("/").rpartition("/")[2] == short for other in every) > 1 else short
 
 
-def _on_cluster(bundle: str, features: str) -> Each:
-    """Runs the encoding on the cluster that RAY_ADDRESS names: an actor with the model on every GPU, or on every other
-    CPU.
-    """
+def _on_cluster(bundle: str, sets: list[LabelledSet], features: str, section: Evaluate) -> Each:
+    """Encodes all sets on the cluster that RAY_ADDRESS names: a worker on each GPU, else on each CPU."""
     import ray
-    from ray.util import ActorPool
 
-    from biomedclip_ray.evaluate.features import Worker
+    from biomedclip_ray.run.capacity import known
 
     if not ray.is_initialized():
-        ray.init(os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level=logging.WARNING)
-    total = ray.cluster_resources()
-    gpus = int(total.get("GPU", 0))
-    count = gpus or max(1, int(total.get("CPU", 1)) // 2)
-    demand = {"num_gpus": 1} if gpus else {"num_cpus": 2 if total.get("CPU", 1) > 1 else 1}
-    pool = ActorPool([ray.remote(**demand)(Worker).remote(bundle, features) for _ in range(count)])
-
-    def each(jobs: list[Job]) -> Iterator[Encoded]:
-        asked = [(labelled.uri, table, start, stop) for labelled, table, start, stop in jobs]
-        yield from pool.map(lambda actor, job: actor.encode.remote(job), asked)
-
-    return each
+        try:
+            ray.init(os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level=logging.WARNING)
+        except ConnectionError as error:
+            raise ConfigError(f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {str(error).splitlines()[0]}") from error
+    gpus, cpus = known().total("GPU"), known().total("CPU")
+    beside = max(1, int(cpus / gpus) - 1) if gpus else 1
+    resources = PartResources(num_cpus=beside, num_gpus=1 if gpus else 0)
+    return recalled(encode_on_cluster(bundle, sets, features, resources, section.precision))
 
 
 if __name__ == "__main__":

@@ -220,6 +220,8 @@ class Evaluate(Section):
     """Whether each classification set is asked again with 500 test images made worse in 25 ways; encodes
     12,500 more.
     """
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """In what the towers compute; vectors in bfloat16 are kept apart from those in float32."""
     seed: int = 0
     """Of every draw: the same seed, the same result."""
     resources: PartResources = PartResources()

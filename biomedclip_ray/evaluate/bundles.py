@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,9 +14,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from biomedclip_ray.config import Evaluate
-from biomedclip_ray.evaluate.features import Each, Kept
-from biomedclip_ray.evaluate.on_sets import measure_set
+from biomedclip_ray.config import Evaluate, PartResources
+from biomedclip_ray.config.section import Precision
+from biomedclip_ray.evaluate.features import Each, Encoded, Job, Kept, Worker, features_of, jobs_of
+from biomedclip_ray.evaluate.on_sets import Measured, ask_untrained, measure_set
 from biomedclip_ray.evaluate.sets import LabelledSet
 from biomedclip_ray.store.place import Place
 
@@ -26,42 +29,95 @@ Written = dict[tuple[str, str], tuple[str, str, dict[str, Any]]]
 """(set, task) -> (kind, file of its rows below the place of all rows, what measure.py needs beside them)."""
 
 
-def measure_bundle(
-    encoder: Encoder,
-    sets: Sequence[LabelledSet],
-    features: str,
-    section: Evaluate,
-    rows: Place,
-    near: Near | None = None,
-    each: Each | None = None,
-    told: Callable[[str, dict[str, Any]], None] | None = None,
-) -> tuple[dict[str, Any], Written]:
-    """Figures of each set by name, and where the rows behind them were written.
+class Asked:
+    """One bundle at work on sets: everything encoded, then what needs no training, then all the rest."""
 
-    Args:
-        features: URI of the folder with this bundle's kept vectors.
-        rows: where the rows go, a file a set and task.
-        near: perceptual hashes -> which of them the bundle saw in training.
-        each: runs the encoding (see `features.Kept`).
-        told: called with each set's name and figures as they come.
+    def __init__(
+        self, encoder: Encoder, sets: Sequence[LabelledSet], features: str, section: Evaluate, each: Each | None = None
+    ) -> None:
+        """`features`: URI of the folder with the vectors of all bundles. `each`: see `features.Kept`."""
+        self.encoder, self.section = encoder, section
+        self.sets = {one.name: one for one in sets}
+        own = features_of(features, encoder)
+        self.vectors = {one.name: Kept(encoder, own, one, each) for one in sets}
+        self.begun: dict[str, Measured] = {}
+
+    @property
+    def encoded(self) -> dict[str, int]:
+        """Images and texts that went through the model for this bundle; the others were known."""
+        kept = self.vectors.values()
+        return {kind: sum(vectors.encoded[kind] for vectors in kept) for kind in ("images", "texts")}
+
+    def encode(self) -> None:
+        """Every image of every set."""
+        for name, labelled in self.sets.items():
+            for table in labelled.tables:
+                self.vectors[name].table(table)
+
+    def first(self) -> dict[str, Any]:
+        """Figures of what needs no training, by set."""
+        section = self.section
+        for name, labelled in self.sets.items():
+            with _one_thread():
+                self.begun[name] = ask_untrained(
+                    self.vectors[name], labelled, section.bootstraps, section.seed, section.max_left_out
+                )
+        return {name: figures for name, (figures, _) in self.begun.items()}
+
+    def all(
+        self, rows: Place, near: Near | None = None, told: Callable[[str, dict[str, Any]], None] | None = None
+    ) -> tuple[dict[str, Any], Written]:
+        """All figures by set, and where the rows behind them were written.
+
+        Args:
+            rows: where the rows go, a file a set and task.
+            near: perceptual hashes -> which of them the bundle saw in training.
+            told: called with each set's name and figures as they come.
+        """
+        section = self.section
+        shown: dict[str, Any] = {}
+        written: Written = {}
+        for name, labelled in self.sets.items():
+            with _one_thread():
+                figures, found = measure_set(
+                    self.vectors[name],
+                    labelled,
+                    section.bootstraps,
+                    section.seed,
+                    section.max_left_out,
+                    near,
+                    section.corruptions,
+                    self.begun.get(name),
+                )
+            shown[name] = figures
+            for task, (kind, table, about) in found.items():
+                file = f"{_safe(name)}-{_safe(task)}.parquet"
+                write_rows(rows, file, table)
+                written[name, task] = kind, f"{rows.uri}/{file}", about
+            if told is not None:
+                told(name, figures)
+        return shown, written
+
+
+def _one_thread() -> AbstractContextManager[Any]:
+    """Small fits and sums: several BLAS threads on cores that others use as well made them ten times slower."""
+    limits: AbstractContextManager[Any] = threadpool_limits(1, "blas")
+    return limits
+
+
+def encode_on_cluster(
+    uri: str, sets: Sequence[LabelledSet], features: str, resources: PartResources, precision: Precision = "float32"
+) -> dict[Job, Encoded]:
+    """Every image of every set encoded by one bundle all over the connected cluster, a part a job; `features.recalled`
+    takes what is returned. A worker holds a part's vectors and a few hundred files (kill -9 loses that part), this
+    process the keys.
     """
-    shown: dict[str, Any] = {}
-    written: Written = {}
-    for labelled in sets:
-        vectors = Kept(encoder, features, labelled, each)
-        # small fits and sums: several BLAS threads on cores that others use as well made them ten times slower
-        with threadpool_limits(1, "blas"):
-            figures, found = measure_set(
-                vectors, labelled, section.bootstraps, section.seed, section.max_left_out, near, section.corruptions
-            )
-        shown[labelled.name] = figures
-        for task, (kind, table, about) in found.items():
-            name = f"{_safe(labelled.name)}-{_safe(task)}.parquet"
-            write_rows(rows, name, table)
-            written[labelled.name, task] = kind, f"{rows.uri}/{name}", about
-        if told is not None:
-            told(labelled.name, figures)
-    return shown, written
+    from biomedclip_ray.run.stream import stream  # Ray: one machine needs none
+
+    jobs = [job for labelled in sets for table in labelled.tables for job in jobs_of(labelled, table)]
+    threads = math.ceil(resources.num_cpus)
+    found = stream("evaluate", Worker, (uri, features, precision, threads), jobs, resources)
+    return dict(zip(jobs, found, strict=True))
 
 
 def gather(

@@ -22,8 +22,9 @@ from biomedclip_ray.clip.vectors import encode_pairs, to_column
 from biomedclip_ray.config import Config, ConfigError, Evaluate
 from biomedclip_ray.corpus.aligned import check_aligned
 from biomedclip_ray.evaluate import plots, retrieval
-from biomedclip_ray.evaluate.bundles import Written, gather, measure_bundle, write_rows
+from biomedclip_ray.evaluate.bundles import Asked, Written, encode_on_cluster, gather, write_rows
 from biomedclip_ray.evaluate.compare import comparison, table
+from biomedclip_ray.evaluate.features import Encoded, Job, recalled
 from biomedclip_ray.evaluate.intervals import METHOD
 from biomedclip_ray.evaluate.leakage import check_leakage, near_copies
 from biomedclip_ray.evaluate.pool import Pool, each
@@ -192,32 +193,24 @@ def _on_sets(product: Product, sets: list[LabelledSet], bundle: Product, section
         return {"sets": {}}
     resources = section.resources
     where = place(known(), resources.num_cpus, resources.num_gpus)
-    wait_for_nodes("evaluate", known(), [(where, 1)], resources.wait_for_nodes_s)
     task = ray.remote(**where.options)(_sets_of)
     own = bundle.place.at("bundle").uri
     uris = [own, *section.bundles]
     features = f"{product.root}/features"
-    arguments = (features, section, product.place.uri)
-    found = dict(
-        zip(
-            uris,
-            ray.get(
-                [
-                    task.remote(uri, [one.uri for one in sets], *arguments, bundle if uri == own else None)
-                    for uri in uris
-                ]
-            ),
-            strict=True,
-        )
-    )
+    # a bundle's vectors all over the cluster, then its figures in one task: small fits and sums of what lies in storage
+    encoded = {uri: encode_on_cluster(uri, sets, features, resources, section.precision) for uri in uris}
+    arguments = ([one.uri for one in sets], features, section, product.place.uri)
+    wait_for_nodes("evaluate", known(), [(where, 1)], resources.wait_for_nodes_s)
+    tasks = [task.remote(uri, *arguments, bundle if uri == own else None, encoded[uri]) for uri in uris]
+    found = dict(zip(uris, ray.get(tasks), strict=True))
     out: dict[str, Any] = {"sets": found[own][1]}
     if section.bundles:
         names = [_name(uri, found[uri][0], own) for uri in uris]
         every = {name: found[uri][1] for name, uri in zip(names, uris, strict=True)}
-        tasks = gather({name: found[uri][2] for name, uri in zip(names, uris, strict=True)})
+        rows = gather({name: found[uri][2] for name, uri in zip(names, uris, strict=True)})
         out |= {"bundles": every, "table": table(every)}
         ids = {name: found[uri][0] for name, uri in zip(names, uris, strict=True)}
-        out["comparison"] = comparison(tasks, section.bootstraps, section.seed, ids)
+        out["comparison"] = comparison(rows, section.bootstraps, section.seed, ids)
     return out
 
 
@@ -226,22 +219,21 @@ def _name(uri: str, bundle_id: str, own: str) -> str:
 
 
 def _sets_of(
-    uri: str, sets: list[str], features: str, section: Evaluate, out: str, trained: Product | None
+    uri: str,
+    sets: list[str],
+    features: str,
+    section: Evaluate,
+    out: str,
+    trained: Product | None,
+    encoded: dict[Job, Encoded],
 ) -> tuple[str, dict[str, Any], Written]:
-    """One bundle on all sets: its id, figures by set, and where the rows of each task lie."""
+    """One bundle on all sets, whose images are encoded: its id, figures by set, and where the rows of each task lie."""
     from biomedclip_ray.clip.encoder import Encoder
 
-    encoder = Encoder.load(uri)
+    encoder = Encoder.load(uri, precision=section.precision)
     near = (lambda hashes: near_copies(hashes, trained)) if trained is not None else None
-    shown, rows = measure_bundle(
-        encoder,
-        load_sets(sets),
-        f"{features}/{encoder.bundle_id}",
-        section,
-        Place(out).at(f"rows/{encoder.bundle_id}"),
-        near,
-    )
-    return encoder.bundle_id, shown, rows
+    asked = Asked(encoder, load_sets(sets), features, section, recalled(encoded))
+    return encoder.bundle_id, *asked.all(Place(out).at(f"rows/{encoder.bundle_id}"), near)
 
 
 class HeldOut:
@@ -250,7 +242,7 @@ class HeldOut:
     def __init__(self, bundle: str, pairs: Product, corpus: Product, section: Evaluate) -> None:
         from biomedclip_ray.clip.encoder import Encoder
 
-        self.encoder = Encoder.load(bundle)
+        self.encoder = Encoder.load(bundle, precision=section.precision)
         self.pairs, self.corpus, self.section = pairs, corpus, section
         self.threads = math.ceil(section.resources.num_cpus)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from biomedclip_ray.clip.vectors import to_column, to_matrix
+from biomedclip_ray.config.section import Precision
 from biomedclip_ray.evaluate.readers import Images
 from biomedclip_ray.evaluate.sets import LabelledSet, load_set
 from biomedclip_ray.images.image import perceptual_hash
@@ -186,11 +187,11 @@ class Kept:
     """One bundle's vectors for one set, as tasks ask for them (`tasks.Vectors`); encodes what is not kept yet."""
 
     def __init__(self, encoder: Encoder, uri: str, labelled: LabelledSet, each: Each | None = None) -> None:
-        """`each(jobs)`: runs `encode_job` over (set, table, start, stop) in the order given; here where None."""
+        """`each(jobs)`: what encoding the jobs gives, in their order; encoded here where None."""
         self.encoder, self.labelled, self.features = encoder, labelled, Features(uri)
         self.logit_scale = encoder.logit_scale
         self.encoded = {"images": 0, "texts": 0}
-        self._each = each or (lambda jobs: (encode_job(encoder, uri, *job) for job in jobs))
+        self._each = each or self._here
         self._tables: dict[str, tuple[Floats, list[str], NDArray[np.uint64]]] = {}
         self._texts: dict[str, NDArray[np.float32]] = {}
 
@@ -201,9 +202,8 @@ class Kept:
         """Vectors, reasons and perceptual hashes of a table, in order."""
         if name not in self._tables:
             count = len(self.labelled.tables[name].ids)
-            jobs = [(self.labelled, name, i, min(i + PART, count)) for i in range(0, count, PART)]
             keys: list[str] = []
-            for part in self._each(jobs):
+            for part in self._each(jobs_of(self.labelled, name)):
                 keys += part.keys
                 self.encoded["images"] += part.encoded
             there = [row for row, key in enumerate(keys) if key != NO_IMAGE]
@@ -216,6 +216,10 @@ class Kept:
                     reasons[row] = reason
             self._tables[name] = vectors, reasons, hashes
         return self._tables[name]
+
+    def _here(self, jobs: list[Job]) -> Iterator[Encoded]:
+        for _, table, start, stop in jobs:
+            yield encode_part(self.encoder, self.features.uri, self.labelled.tables[table].images, start, stop)
 
     def of(self, images: Images) -> Floats:
         """(n, d) vectors of any images, encoded here, in this process; kept like all others."""
@@ -242,26 +246,43 @@ class Kept:
         return np.stack([self._texts[text] for text in texts]) if texts else np.empty((0, self.encoder.dimensions))
 
 
-Job = tuple[LabelledSet, str, int, int]
+Job = tuple[str, str, int, int]
+"""URI of a set, its table, first row, row after the last."""
 Each = Callable[[list[Job]], Iterable[Encoded]]
 
 
-def encode_job(encoder: Encoder, uri: str, labelled: LabelledSet, table: str, start: int, stop: int) -> Encoded:
-    """One part of one table of a set."""
-    return encode_part(encoder, uri, labelled.tables[table].images, start, stop)
+def jobs_of(labelled: LabelledSet, table: str) -> list[Job]:
+    """The parts of a table."""
+    count = len(labelled.tables[table].ids)
+    return [(labelled.uri, table, i, min(i + PART, count)) for i in range(0, count, PART)]
 
 
 class Worker:
-    """An actor on a cluster: holds the model, reads sets by their URI."""
+    """Encodes parts of sets for one bundle: holds the model, reads sets by their URI."""
 
-    def __init__(self, bundle: str, uri: str) -> None:
+    def __init__(self, bundle: str, features: str, precision: Precision = "float32", threads: int = 1) -> None:
+        """`features`: URI of the folder with the vectors of all bundles. `threads`: that decode."""
+        import torch
+
         from biomedclip_ray.clip.encoder import Encoder
 
-        self.encoder, self.uri = Encoder.load(bundle), uri
+        torch.set_num_threads(max(1, threads))
+        self.encoder, self.threads = Encoder.load(bundle, precision=precision), threads
+        self.uri = features_of(features, self.encoder)
         self.sets: dict[str, LabelledSet] = {}
 
-    def encode(self, job: tuple[str, str, int, int]) -> Encoded:
+    def __call__(self, job: Job) -> Encoded:
         where, table, start, stop = job
         if where not in self.sets:
             self.sets[where] = load_set(where)
-        return encode_job(self.encoder, self.uri, self.sets[where], table, start, stop)
+        return encode_part(self.encoder, self.uri, self.sets[where].tables[table].images, start, stop, self.threads)
+
+
+def features_of(root: str, encoder: Encoder) -> str:
+    """Where a bundle's vectors lie: those in bfloat16 are others than those in float32."""
+    return f"{root}/{encoder.bundle_id}" + ("" if encoder.precision == "float32" else f"-{encoder.precision}")
+
+
+def recalled(found: Mapping[Job, Encoded]) -> Each:
+    """What was encoded before, wherever that was."""
+    return lambda jobs: (found[job] for job in jobs)

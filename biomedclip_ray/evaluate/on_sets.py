@@ -42,6 +42,38 @@ SHOWN_LEFT_OUT = 100
 """Rows left out that are named in the figures; all are counted."""
 
 
+Measured = tuple[dict[str, Any], Found]
+"""The entry of one set in evaluation.json, and the rows behind it."""
+
+
+def ask_untrained(vectors: Kept, labelled: LabelledSet, draws: int, seed: int, max_left_out: float) -> Measured:
+    """What needs no training: zero-shot, options, retrieval. It takes seconds, so that a first table comes before the
+    probes.
+
+    Args:
+        max_left_out: share of the images asked about that may lack a vector.
+
+    Raises:
+        StageError: more images than that have no vector; the first is named with its reason.
+    """
+    asked = asked_of(labelled)
+    _, reasons, _ = vectors.table(asked)
+    out = labelled.about() | {"left_out": _left_out(labelled, asked, reasons, max_left_out)}
+    encoder = vectors.encoder
+    out["encoder"] = {
+        "bundle": encoder.bundle_id,
+        "precision": encoder.precision,
+        "preprocessing": encoder.info["preprocess_cfg"],
+        "context_length": encoder.tokenizer.context_length,
+        "logit_scale": encoder.logit_scale,
+    }
+    if labelled.task == "vqa":
+        return out, {}
+    if labelled.task == "retrieval":
+        return out, _captions(vectors, labelled, out, draws, seed)
+    return out, _asked(_UNTRAINED[labelled.task](), vectors, labelled, out, draws, seed)
+
+
 def measure_set(
     vectors: Kept,
     labelled: LabelledSet,
@@ -50,33 +82,26 @@ def measure_set(
     max_left_out: float,
     near: Callable[[NDArray[np.uint64]], NDArray[np.bool_] | None] | None = None,
     corruptions: bool = False,
-) -> tuple[dict[str, Any], Found]:
-    """The entry of one set in evaluation.json, and the rows behind it.
+    begun: Measured | None = None,
+) -> Measured:
+    """All figures of one set.
 
     Args:
-        max_left_out: share of the images asked about that may lack a vector.
         near: perceptual hashes -> which of them the bundle saw in training (None: nobody knows).
         corruptions: whether the first CORRUPTED test images are made worse in 25 ways as well.
-
-    Raises:
-        StageError: more images than that have no vector; the first is named with its reason.
+        begun: what `ask_untrained` gave; the other arguments and errors are its own.
     """
-    asked = "images" if labelled.task in ("vqa", "retrieval") else "test"
-    _, reasons, hashes = vectors.table(asked)
-    out = labelled.about() | {"left_out": _left_out(labelled, asked, reasons, max_left_out)}
-    encoder = vectors.encoder
-    out["encoder"] = {
-        "bundle": encoder.bundle_id,
-        "preprocessing": encoder.info["preprocess_cfg"],
-        "context_length": encoder.tokenizer.context_length,
-        "logit_scale": encoder.logit_scale,
-    }
+    out, found = begun or ask_untrained(vectors, labelled, draws, seed, max_left_out)
     if labelled.task == "vqa":
-        found = _questions(vectors, labelled, out, draws, seed)
-    elif labelled.task == "retrieval":
-        found = _captions(vectors, labelled, out, draws, seed)
-    else:
-        found = _classes(vectors, labelled, out, draws, seed, corruptions)
+        found |= _questions(vectors, labelled, out, draws, seed)
+    if labelled.task == "classification":
+        if corruptions and "zero_shot" in found:
+            out["robustness"] = robustness(vectors, labelled)
+        found |= _asked(LinearProbe(seed), vectors, labelled, out, draws, seed)
+        if "linear_probe" in found:
+            out["few_labels"] = few_labels(vectors, labelled, seed)
+    asked = asked_of(labelled)
+    hashes = vectors.table(asked)[2]
     seen = near(hashes) if near is not None else None
     out["images_near_training"] = None
     if seen is not None:
@@ -86,6 +111,11 @@ def measure_set(
             out["without_near_training"] = _without(found, set(ids), seed)
     out["encoded"] = dict(vectors.encoded)
     return out, found
+
+
+def asked_of(labelled: LabelledSet) -> str:
+    """The table whose images are asked about."""
+    return "images" if labelled.task in ("vqa", "retrieval") else "test"
 
 
 def _left_out(labelled: LabelledSet, table: str, reasons: list[str], most: float) -> dict[str, Any]:
@@ -100,34 +130,24 @@ def _left_out(labelled: LabelledSet, table: str, reasons: list[str], most: float
     return {"n": len(rows), "of": len(reasons), "reasons": dict(Counter(r for r in reasons if r)), "rows": named}
 
 
-def _classes(
-    vectors: Kept, labelled: LabelledSet, out: dict[str, Any], draws: int, seed: int, corruptions: bool
-) -> Found:
-    found: Found = {}
+_UNTRAINED: dict[str, Any] = {"classification": ZeroShot, "multilabel": PromptPairs, "options": Options}
+
+
+def _asked(task: Any, vectors: Kept, labelled: LabelledSet, out: dict[str, Any], draws: int, seed: int) -> Found:
+    """One task's figures into `out`, and its rows; where the set holds too little for it, the sentence that says so."""
     about: dict[str, Any] = {"classes": labelled.classes, "common": _common(labelled)}
-    kinds: dict[str, list[Any]] = {
-        "classification": [ZeroShot(), LinearProbe(seed)],
-        "multilabel": [PromptPairs()],
-        "options": [Options()],
-    }
-    for task in kinds[labelled.task]:
-        own = dict(about)
-        if task.name == "zero_shot" and labelled.task == "classification" and "validation" in labelled.tables:
-            own["logits_of_validation"] = _validation(vectors, labelled)
-        try:
-            rows = task.run(vectors, labelled)
-            out[task.name] = measure(task.kind, rows, draws, seed, own) | task.about(vectors, labelled, rows)
-        except TooLittle as error:
-            out[task.name] = {"left_out": str(error)}
-            continue
-        found[task.name] = (task.kind, rows, about)
-        if task.kind == "classification":
-            out[task.name]["examples"] = _examples(labelled, rows)
-    if corruptions and "zero_shot" in found and labelled.task == "classification":
-        out["robustness"] = robustness(vectors, labelled)
-    if labelled.task == "classification" and "linear_probe" in found:
-        out["few_labels"] = few_labels(vectors, labelled, seed)
-    return found
+    own = dict(about)
+    if task.name == "zero_shot" and labelled.task == "classification" and "validation" in labelled.tables:
+        own["logits_of_validation"] = _validation(vectors, labelled)
+    try:
+        rows = task.run(vectors, labelled)
+        out[task.name] = measure(task.kind, rows, draws, seed, own) | task.about(vectors, labelled, rows)
+    except TooLittle as error:
+        out[task.name] = {"left_out": str(error)}
+        return {}
+    if task.kind == "classification":
+        out[task.name]["examples"] = _examples(labelled, rows)
+    return {task.name: (task.kind, rows, about)}
 
 
 def _examples(labelled: LabelledSet, rows: pa.Table) -> dict[str, list[dict[str, Any]]]:

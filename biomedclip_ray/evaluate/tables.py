@@ -96,6 +96,21 @@ def set_lines(sets: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                         yield base | {"metric": metric, "figure": own["exact"], "n": own["n"]}
 
 
+def bundles_table(lines: list[dict[str, Any]], bundles: list[str]) -> Table:
+    """The main metric of each task of each set, a column a bundle: the lines of `compare.table`."""
+    table = Table("set", "task", "metric", title="Without training, with 95% intervals", box=SIMPLE_HEAD)
+    for name in bundles:
+        table.add_column(name, justify="right")
+    for line in lines:
+        cells = []
+        for name in bundles:
+            figure = line["bundles"].get(name, {})
+            shown = _share(figure["value"]) if figure else ""
+            cells.append(f"{shown} ({_share(figure['low'])} - {_share(figure['high'])})" if "low" in figure else shown)
+        table.add_row(line["set"], line["task"].replace("_", " "), line["metric"], *cells)
+    return table
+
+
 def comparison_table(pairs: list[dict[str, Any]]) -> Table:
     """Paired differences of the main metric, first less second, with Holm's p over the sets."""
     table = Table("first", "second", "set", "metric", title="Bundles compared, row by row", box=SIMPLE_HEAD)

@@ -102,14 +102,15 @@ def on_ray(attempt: Attempt, worker: Worker, resources: PartResources, args: tup
         resources.no_progress_timeout_s,
         resources.wait_for_nodes_s,
     )
-    with DataContext.current(_context(demand)), Progress(attempt, len(missing)):
+    with DataContext.current(context_of(demand)), Progress(attempt, len(missing)):
         parts = ray.data.from_items([{"part": part} for part in missing], override_num_blocks=len(missing))
         # one row a block, so a batch of one row is a whole block; None would say the same, and is refused beside GPUs
         blocks = parts.map_batches(apply, batch_size=1, batch_format="pyarrow", **compute)
         blocks.write_datasink(_PartSink(attempt), ray_remote_args=write.options)
 
 
-def _context(demand: Demand) -> DataContext:
+def context_of(demand: Demand) -> DataContext:
+    """Ray Data as every pipeline of ours has it: no bars, no splitting of blocks, nodes asked for by what is left."""
     context: DataContext = DataContext.get_current().copy()
     context.target_max_block_size = (
         None  # with the default 128 MB a large part became two blocks, and one file got lost

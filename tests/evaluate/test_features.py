@@ -11,7 +11,7 @@ import torch
 
 from biomedclip_ray.clip.encoder import Encoder
 from biomedclip_ray.config import Evaluate
-from biomedclip_ray.evaluate.bundles import measure_bundle
+from biomedclip_ray.evaluate.bundles import Asked
 from biomedclip_ray.evaluate.features import Features, Kept
 from biomedclip_ray.evaluate.sets import load_set
 from biomedclip_ray.store.place import Place
@@ -69,9 +69,8 @@ def test_images_without_a_vector_are_left_out_and_named(encoder, make_set, tmp_p
     folder = make_set()
     broken(folder)
     section = Evaluate(bootstraps=20, max_left_out=0.1)
-    shown, _ = measure_bundle(
-        encoder, [load_set(str(folder))], str(tmp_path / "f"), section, Place(str(tmp_path / "r"))
-    )
+    rows = Place(str(tmp_path / "r"))
+    shown, _ = Asked(encoder, [load_set(str(folder))], str(tmp_path / "f"), section).all(rows)
     left = shown["tiny"]["left_out"]
     assert (left["n"], left["of"]) == (2, 30)
     assert [row["id"] for row in left["rows"]] == ["3", "7"]
@@ -79,7 +78,7 @@ def test_images_without_a_vector_are_left_out_and_named(encoder, make_set, tmp_p
     assert left["rows"][1]["reason"].startswith("not readable as an image")
     assert shown["tiny"]["zero_shot"]["n"] == 28
     with pytest.raises(StageError, match=r"tiny: 2 of 30 images of test have no vector, .* the first is 3: no image"):
-        measure_bundle(encoder, [load_set(str(folder))], str(tmp_path / "f"), Evaluate(), Place(str(tmp_path / "r")))
+        Asked(encoder, [load_set(str(folder))], str(tmp_path / "f"), Evaluate()).all(rows)
 
 
 def test_a_vector_that_is_not_finite_has_that_as_its_reason(encoder, make_set, tmp_path):
@@ -89,14 +88,15 @@ def test_a_vector_that_is_not_finite_has_that_as_its_reason(encoder, make_set, t
     vectors, reasons, _ = Kept(encoder, str(tmp_path / "features"), found).table("test")
     assert set(reasons) == {"the vector is not finite"} and np.isnan(vectors).all()
     with pytest.raises(StageError, match="30 of 30 images"):
-        measure_bundle(encoder, [found], str(tmp_path / "f"), Evaluate(bootstraps=5), Place(str(tmp_path / "r")))
+        Asked(encoder, [found], str(tmp_path / "f"), Evaluate(bootstraps=5)).first()
 
 
 def test_rows_lie_beside_the_figures(encoder, make_set, tmp_path):
     rows = Place(str(tmp_path / "rows"))
-    shown, written = measure_bundle(
-        encoder, [load_set(str(make_set()))], str(tmp_path / "f"), Evaluate(bootstraps=20), rows
-    )
+    asked = Asked(encoder, [load_set(str(make_set()))], str(tmp_path / "f"), Evaluate(bootstraps=20))
+    first = asked.first()["tiny"]["zero_shot"]["accuracy"]
+    shown, written = asked.all(rows)
+    assert shown["tiny"]["zero_shot"]["accuracy"] == first
     assert set(written) == {("tiny", "zero_shot"), ("tiny", "linear_probe")}
     table = pq.read_table(io.BytesIO(rows.read("tiny-linear_probe.parquet")))
     right = np.array(table["logits"].to_pylist()).argmax(axis=1) == table["label"].to_numpy()

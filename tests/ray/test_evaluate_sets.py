@@ -1,0 +1,80 @@
+"""Sets are encoded in parts all over a cluster: the same vectors, a killed worker loses one part, nothing twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from biomedclip_ray.clip.encoder import Encoder
+from biomedclip_ray.config import Evaluate, PartResources
+from biomedclip_ray.evaluate import features
+from biomedclip_ray.evaluate.bundles import Asked, encode_on_cluster
+from biomedclip_ray.evaluate.features import features_of, jobs_of, recalled
+from biomedclip_ray.evaluate.sets import load_set
+from biomedclip_ray.run.stream import stream
+from biomedclip_ray.store.place import Place
+from tests.evaluate.conftest import about, bundles, make_set
+from tests.evaluate.test_evaluate_cli import main
+
+__all__ = ["about", "bundles", "main", "make_set"]  # fixtures
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+class Squares:
+    """Dies by kill -9 at its first job of 3."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def __call__(self, job: int) -> int:
+        with (self.folder / f"{job}").open("a") as file:
+            file.write("x")
+        if job == 3 and (self.folder / "3").stat().st_size == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return job * job
+
+
+def test_a_killed_worker_is_replaced_and_its_job_alone_is_done_again(tmp_path):
+    resources = PartResources(concurrency=1)
+    found = stream("squares", Squares, (str(tmp_path),), range(6), resources)
+    assert list(found) == [0, 1, 4, 9, 16, 25]
+    assert {int(file.name): file.stat().st_size for file in tmp_path.iterdir()}[3] == 2
+
+
+def test_the_parts_of_a_set_come_back_in_order_and_hold_the_vectors(bundles, make_set, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "PART", 7)
+    labelled = load_set(str(make_set()))
+    assert [job[2:] for job in jobs_of(labelled, "test")] == [(0, 7), (7, 14), (14, 21), (21, 28), (28, 30)]
+    root = str(tmp_path / "features")
+    found = encode_on_cluster(str(bundles[0]), [labelled], root, PartResources())
+    assert sum(part.encoded for part in found.values()) == 60
+    encoder = Encoder.load(bundles[0])
+    assert len(Place(features_of(root, encoder)).list("images")) == 10
+    asked = Asked(encoder, [labelled], root, Evaluate(bootstraps=20), recalled(found))
+    images = labelled.tables["test"].images.fetch(0, 30)
+    np.testing.assert_allclose(asked.vectors["tiny"].images("test"), encoder.encode_images(images), atol=1e-5)
+    again = encode_on_cluster(str(bundles[0]), [labelled], root, PartResources())
+    assert sum(part.encoded for part in again.values()) == 0
+
+
+def test_the_command_on_a_cluster_gives_what_it_gives_without(main, bundles, make_set, tmp_path, monkeypatch):
+    where = [str(make_set())]
+    command = ["--bundles", *map(str, bundles), "--sets", *where, "--draws", "50", "--out"]
+    assert main([*command, str(tmp_path / "here")]) == 0
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+    assert main([*command, str(tmp_path / "there")]) == 0
+    here, there = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("here", "there"))
+    assert here["encoded"] == there["encoded"] == {name: {"images": 60, "texts": 8} for name in ("clip0", "clip1")}
+    for name in ("clip0", "clip1"):
+        for task in ("zero_shot", "linear_probe"):
+            ours, theirs = (found["bundles"][name]["tiny"][task]["accuracy"] for found in (here, there))
+            assert ours == pytest.approx(theirs)
+    assert main([*command, str(tmp_path / "there"), "--seed", "1"]) == 0
+    again = json.loads((tmp_path / "there" / "evaluation.json").read_text())
+    assert again["encoded"] == {name: {"images": 0, "texts": 0} for name in ("clip0", "clip1")}
