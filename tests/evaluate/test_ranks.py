@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from biomedclip_ray.evaluate import ranks as ranks_module
-from biomedclip_ray.evaluate import retrieval
+from biomedclip_ray.evaluate import retrieval, tiles
 from biomedclip_ray.evaluate.ranks import DIRECTIONS, TIE, Keys, Ranks, rank
 
 
@@ -67,7 +66,7 @@ def test_ranks_are_those_of_the_float64_product(data, tile):
 
 def test_pieces_smaller_than_a_tile_change_nothing(monkeypatch):
     for name, value in (("_ROWS", 32), ("_COLUMNS", 50), ("_COUNTED", 7)):
-        monkeypatch.setattr(ranks_module, name, value)
+        monkeypatch.setattr(tiles, name, value)
     for text, image in DATA.values():
         check(unit(text), unit(image), {"strict": own(300), "thirds": Keys(*(np.arange(300) // 3,) * 2)}, 120)
 
