@@ -58,6 +58,10 @@ CASES = (
     Case("loss_memory.py", quick="--batches 4096", beside="open_clip_torch torch"),
     Case("train_vs_open_clip.py", quick="--quick --rounds 1 --steps 1", beside="open_clip_torch torch"),
     Case("train_gpu.py", beside="open_clip_torch torch"),
+    Case("ranks.py", quick="--sizes 2000 4000 --rounds 1 --faiss-at 2000", beside="numpy faiss-cpu"),
+    Case("intervals.py", quick="--quick", beside="scipy"),
+    Case("leaks.py", quick="--images 2000 --training 20000", beside="numpy"),
+    Case("features.py", quick="--images 64 --config sample_64 --rounds 1", beside="torch pillow"),
 )
 
 
