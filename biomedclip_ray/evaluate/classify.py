@@ -11,12 +11,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from biomedclip_ray.clip.prompts import class_weights
 from biomedclip_ray.evaluate.metrics import Float64s, choices
 from biomedclip_ray.evaluate.sets import LabelledSet
-from biomedclip_ray.evaluate.tasks import Floats, Vectors, answers, whole
+from biomedclip_ray.evaluate.tasks import Floats, Test, Vectors, answers
 
 
 class ZeroShot:
@@ -27,16 +26,9 @@ class ZeroShot:
     columns: ClassVar[dict[str, tuple[str, ...]]] = {"test": ("image", "label")}
 
     def run(self, vectors: Vectors, labelled: LabelledSet) -> pa.Table:
-        images = vectors.images("test")
-        kept = whole(images)
-        logits = self.logits(vectors, images[kept], labelled, labelled.templates)
-        test = labelled.tables["test"]
-        return answers(
-            [test.ids[row] for row in kept],
-            [test.clusters[row] for row in kept],
-            test.labels[kept],
-            logits,
-        )
+        test = Test.of(vectors, labelled)
+        logits = self.logits(vectors, test.images, labelled, labelled.templates)
+        return answers(test.ids, test.clusters, test.labels, logits)
 
     def logits(self, vectors: Vectors, images: Floats, labelled: LabelledSet, templates: list[str]) -> Float64s:
         """(n, classes) scaled cosines."""
@@ -46,13 +38,11 @@ class ZeroShot:
 
     def about(self, vectors: Vectors, labelled: LabelledSet, rows: pa.Table) -> dict[str, Any]:
         """What a reader needs beside the figures: prompts, and the accuracy of each template alone."""
-        images = vectors.images("test")
-        kept = whole(images)
-        labels: NDArray[np.int64] = rows["label"].to_numpy()
+        test = Test.of(vectors, labelled)
         single = {}
         for template in labelled.templates:
-            chosen = choices(self.logits(vectors, images[kept], labelled, [template]))
-            single[template] = float(chosen[np.arange(len(kept)), labels].mean())
+            chosen = choices(self.logits(vectors, test.images, labelled, [template]))
+            single[template] = float(chosen[np.arange(len(test.ids)), test.labels].mean())
         return {
             "class_names": labelled.class_names,
             "templates": labelled.templates,
@@ -68,12 +58,10 @@ class PromptPairs:
     columns: ClassVar[dict[str, tuple[str, ...]]] = {"test": ("image", "labels")}
 
     def run(self, vectors: Vectors, labelled: LabelledSet) -> pa.Table:
-        images = vectors.images("test")
-        kept = whole(images)
-        test = labelled.tables["test"]
-        scores = self.scores(vectors, images[kept], labelled)
-        rows = answers([test.ids[r] for r in kept], [test.clusters[r] for r in kept], np.zeros(len(kept), int), scores)
-        hot = np.array([[name in test.values[r] for name in labelled.classes] for r in kept])
+        test = Test.of(vectors, labelled)
+        scores = self.scores(vectors, test.images, labelled)
+        rows = answers(test.ids, test.clusters, np.zeros(len(test.ids), int), scores)
+        hot = np.array([[name in value for name in labelled.classes] for value in test.values])
         truth = pa.FixedSizeListArray.from_arrays(pa.array(hot.ravel()), len(labelled.classes))
         return rows.drop_columns(["label"]).append_column("labels", truth)
 
@@ -99,21 +87,17 @@ class Options:
     columns: ClassVar[dict[str, tuple[str, ...]]] = {"test": ("image", "options", "answer")}
 
     def run(self, vectors: Vectors, labelled: LabelledSet) -> pa.Table:
-        images = vectors.images("test")
-        kept = whole(images)
-        test = labelled.tables["test"]
-        texts = sorted({option for row in kept for option in test.options[row]})
+        test = Test.of(vectors, labelled)
+        offered = [labelled.tables["test"].options[row] for row in test.rows]
+        texts = sorted({option for options in offered for option in options})
         place = {text: number for number, text in enumerate(texts)}
         known = vectors.encode_text(texts).astype(np.float64)
         right, blind = [], []
-        for row in kept:
-            options = test.options[row]
-            scores = known[[place[option] for option in options]] @ images[row].astype(np.float64)
-            right.append(float(choices(scores[None])[0, options.index(test.values[row])]))
+        for options, value, image in zip(offered, test.values, test.images, strict=True):
+            scores = known[[place[option] for option in options]] @ image.astype(np.float64)
+            right.append(float(choices(scores[None])[0, options.index(value)]))
             blind.append(1 / len(options))
-        columns: dict[str, Any] = {"sample_id": [test.ids[row] for row in kept]}
-        columns |= {"cluster": [test.clusters[row] for row in kept], "right": right, "blind": blind}
-        return pa.table(columns)
+        return pa.table({"sample_id": test.ids, "cluster": test.clusters, "right": right, "blind": blind})
 
     def about(self, vectors: Vectors, labelled: LabelledSet, rows: pa.Table) -> dict[str, Any]:
         return {"options": "the option's text is the prompt"}

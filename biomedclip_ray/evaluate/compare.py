@@ -7,7 +7,7 @@ from __future__ import annotations
 import csv
 import html
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -91,7 +91,9 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     lines: dict[tuple[str, str], dict[str, Any]] = {}
     for bundle, sets in results.items():
         for name, found in sets.items():
-            splits = {f"vqa {split}": one for split, one in (found.get("vqa") or {}).items()}
+            splits = {
+                f"{task} {split}": one for task in ("vqa", "vqa_fusion") for split, one in found.get(task, {}).items()
+            }
             for task, measured in (found | splits).items():
                 figure, metric = main_figure(measured) if isinstance(measured, dict) else (None, "")
                 if figure is not None:
@@ -139,56 +141,57 @@ def main_figure(measured: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str
 def as_csv(lines: list[dict[str, Any]], bundles: list[str]) -> str:
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
-    writer.writerow(["set", "task", "metric", *(f"{b} {end}" for b in bundles for end in ("value", "low", "high"))])
+    ends = ("value", "low", "high")
+    writer.writerow([*_HEAD, *(f"{bundle} {end}" for bundle in bundles for end in ends)])
     for line in lines:
-        cells: list[Any] = [line["set"], line["task"], line["metric"]]
-        for bundle in bundles:
-            figure = line["bundles"].get(bundle, {})
-            cells += [figure.get(end, "") for end in ("value", "low", "high")]
-        writer.writerow(cells)
+        figures = [line["bundles"].get(bundle, {}) for bundle in bundles]
+        writer.writerow([*(line[key] for key in _HEAD), *(figure.get(end, "") for figure in figures for end in ends)])
     return sink.getvalue()
 
 
 def as_latex(lines: list[dict[str, Any]], bundles: list[str]) -> str:
     """A tabular of percentages; the best of a line is bold."""
-    rows = [" & ".join(["Set", "Task", "Metric", *map(_tex, bundles)]) + r" \\ \midrule"]
-    for line in lines:
-        best = max((figure["value"] for figure in line["bundles"].values()), default=None)
-        cells = [_tex(line[key]) for key in ("set", "task", "metric")]
-        for bundle in bundles:
-            figure = line["bundles"].get(bundle)
-            if figure is None:
-                cells.append("--")
-                continue
-            shown = f"{100 * figure['value']:.1f}"
-            shown = rf"\textbf{{{shown}}}" if figure["value"] == best else shown
-            if "low" in figure:
-                shown += f" [{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]"
-            cells.append(shown)
-        rows.append(" & ".join(cells) + r" \\")
+
+    def shown(value: float, low: float | None, high: float | None, best: bool) -> str:
+        text = rf"\textbf{{{100 * value:.1f}}}" if best else f"{100 * value:.1f}"
+        return text if low is None or high is None else f"{text} [{100 * low:.1f}, {100 * high:.1f}]"
+
+    rows = [" & ".join([*(key.capitalize() for key in _HEAD), *map(_tex, bundles)]) + r" \\ \midrule"]
+    for names, cells in _cells(lines, bundles, shown):
+        rows.append(" & ".join([*map(_tex, names), *(cell or "--" for cell in cells)]) + r" \\")
     head = r"\begin{tabular}{lll" + "r" * len(bundles) + "}\n\\toprule\n"
     return head + "\n".join(rows) + "\n\\bottomrule\n\\end{tabular}\n"
 
 
 def as_html(lines: list[dict[str, Any]], bundles: list[str]) -> str:
-    """A bare <table>."""
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("set", "task", "metric", *bundles))
+    """A bare <table>; the best of a line is bold."""
+
+    def shown(value: float, low: float | None, high: float | None, best: bool) -> str:
+        text = f"<b>{100 * value:.1f}%</b>" if best else f"{100 * value:.1f}%"
+        ends = "" if low is None or high is None else f" <small>{100 * low:.1f} – {100 * high:.1f}</small>"
+        return f'<td class="num">{text}{ends}</td>'
+
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in (*_HEAD, *bundles))
     body = []
+    for names, cells in _cells(lines, bundles, shown):
+        columns = [f"<td>{html.escape(name)}</td>" for name in names] + [cell or "<td>–</td>" for cell in cells]
+        body.append(f"<tr>{''.join(columns)}</tr>")
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>\n"
+
+
+_HEAD = ("set", "task", "metric")
+
+
+def _cells(
+    lines: list[dict[str, Any]], bundles: list[str], shown: Callable[[float, float | None, float | None, bool], str]
+) -> Iterator[tuple[list[str], list[str | None]]]:
+    """For each line its set, task and metric, and for each bundle `shown(value, low, high, whether it is the best)`;
+    None where it was not measured."""
     for line in lines:
         best = max((figure["value"] for figure in line["bundles"].values()), default=None)
-        cells = [f"<td>{html.escape(line[key])}</td>" for key in ("set", "task", "metric")]
-        for bundle in bundles:
-            figure = line["bundles"].get(bundle)
-            if figure is None:
-                cells.append("<td>–</td>")
-                continue
-            shown = f"{100 * figure['value']:.1f}%"
-            shown = f"<b>{shown}</b>" if figure["value"] == best else shown
-            if "low" in figure:
-                shown += f" <small>{100 * figure['low']:.1f} – {100 * figure['high']:.1f}</small>"
-            cells.append(f'<td class="num">{shown}</td>')
-        body.append(f"<tr>{''.join(cells)}</tr>")
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>\n"
+        figures = [line["bundles"].get(bundle) for bundle in bundles]
+        cells = [f and shown(f["value"], f.get("low"), f.get("high"), f["value"] == best) for f in figures]
+        yield [line[key] for key in _HEAD], cells
 
 
 def _tex(text: str) -> str:

@@ -22,7 +22,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from biomedclip_ray.evaluate.sets import LabelledSet
-from biomedclip_ray.evaluate.tasks import Floats, TooLittle, Vectors, answers, whole
+from biomedclip_ray.evaluate.tasks import Floats, Test, TooLittle, Vectors, answers
 
 Ints = NDArray[np.int64]
 
@@ -49,13 +49,11 @@ class LinearProbe:
 
     def run(self, vectors: Vectors, labelled: LabelledSet) -> pa.Table:
         train, labels, groups = training(vectors, labelled)
-        images = vectors.images("test")
-        kept = whole(images)
-        test = labelled.tables["test"]
+        test = Test.of(vectors, labelled)
         self.strength = choose(train, labels, groups, len(labelled.classes), self.seed)
         self.n_train = len(labels)
-        logits = fitted(train, labels, self.strength, images[kept], len(labelled.classes))
-        return answers([test.ids[r] for r in kept], [test.clusters[r] for r in kept], test.labels[kept], logits)
+        logits = fitted(train, labels, self.strength, test.images, len(labelled.classes))
+        return answers(test.ids, test.clusters, test.labels, logits)
 
     def about(self, vectors: Vectors, labelled: LabelledSet, rows: pa.Table) -> dict[str, Any]:
         return {"n_train": self.n_train, "C": self.strength}
@@ -123,9 +121,8 @@ def few_labels(vectors: Vectors, labelled: LabelledSet, seed: int = 0) -> dict[s
         {"share" | "shots": [{at, n, accuracy: {mean, sd}, balanced_accuracy: {...}} or {at, left_out: sentence}]}
     """
     train, labels, groups = training(vectors, labelled)
-    images = vectors.images("test")
-    kept = whole(images)
-    truth, test, classes = labelled.tables["test"].labels[kept], images[kept], len(labelled.classes)
+    asked = Test.of(vectors, labelled)
+    truth, test, classes = asked.labels, asked.images, len(labelled.classes)
     there = np.unique(truth)
     out: dict[str, Any] = {"seeds": SEEDS, "share": [], "shots": []}
     for kind, points in (("share", SHARES), ("shots", SHOTS)):

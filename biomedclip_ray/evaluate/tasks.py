@@ -8,11 +8,14 @@ recomputes it from them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+
+from biomedclip_ray.evaluate.sets import LabelledSet
 
 Floats = NDArray[np.floating[Any]]
 
@@ -43,7 +46,7 @@ class Task(Protocol):
     columns: ClassVar[dict[str, tuple[str, ...]]]
     """Table of the set -> columns that it must hold."""
 
-    def run(self, vectors: Vectors, labelled: Any) -> pa.Table:
+    def run(self, vectors: Vectors, labelled: LabelledSet) -> pa.Table:
         """One row a sample: sample_id, cluster, and what its kind needs. Rows without a vector are left out.
 
         Raises:
@@ -70,9 +73,27 @@ def logits_of(rows: pa.Table) -> NDArray[np.float64]:
     return flat.reshape(rows.num_rows, -1)
 
 
-def whole(vectors: Floats) -> NDArray[np.int64]:
-    """Rows that have a vector. Raises TooLittle where none has."""
-    kept = np.flatnonzero(np.isfinite(vectors).all(axis=1))
-    if not len(kept):
-        raise TooLittle("no image of the test table has a finite vector")
-    return kept
+@dataclass(frozen=True)
+class Test:
+    """The rows of the test table that have a vector."""
+
+    __test__ = False  # pytest takes every Test for a test
+    rows: NDArray[np.int64]
+    ids: list[str]
+    clusters: list[str]
+    values: list[Any]
+    """As the set gives them: label, labels or answer."""
+    labels: NDArray[np.int64]
+    """Of a classification; else empty."""
+    images: Floats
+
+    @classmethod
+    def of(cls, vectors: Vectors, labelled: LabelledSet) -> Test:
+        """Raises TooLittle where no row has a vector."""
+        table, images = labelled.tables["test"], vectors.images("test")
+        rows = np.flatnonzero(np.isfinite(images).all(axis=1))
+        if not len(rows):
+            raise TooLittle("no image of the test table has a finite vector")
+        ids, clusters, values = ([side[row] for row in rows] for side in (table.ids, table.clusters, table.values))
+        labels = table.labels[rows] if len(table.labels) else table.labels
+        return cls(rows, ids, clusters, values, labels, images[rows])
