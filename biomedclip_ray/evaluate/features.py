@@ -19,13 +19,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
 
 from biomedclip_ray.clip.vectors import to_column, to_matrix
 from biomedclip_ray.config.section import Precision
 from biomedclip_ray.evaluate.readers import Images
 from biomedclip_ray.evaluate.sets import LabelledSet, load_set
-from biomedclip_ray.images.image import perceptual_hash
+from biomedclip_ray.images.errors import UNREADABLE
+from biomedclip_ray.images.image import as_pillow, perceptual_hash
 from biomedclip_ray.run.ahead import fetch_ahead
 from biomedclip_ray.store.place import Place
 
@@ -172,12 +172,13 @@ def _pixels(encoder: Encoder, batch: list[tuple[str, bytes]]) -> tuple[Any, list
     found, reasons, hashes = [], [], []
     for _, data in batch:
         try:
-            with Image.open(io.BytesIO(data)) as image:  # decoded once for both
+            with as_pillow(data) as image:  # decoded once for both
                 pixels = encoder.pixels([image])
-                hashes.append(int(perceptual_hash(np.asarray(image.convert("RGB")))))
+                phash = int(perceptual_hash(np.asarray(image.convert("RGB"))))
             found.append(pixels)
+            hashes.append(phash)
             reasons.append("")
-        except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for bytes that are no image, or cut
+        except UNREADABLE as error:
             hashes.append(0)
             reasons.append(f"not readable as an image: {error}"[:200])
     return (torch.cat(found) if found else None), reasons, hashes

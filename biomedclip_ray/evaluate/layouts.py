@@ -7,7 +7,7 @@ dataset.json says `layout` (Parquet where it does not); everything else has a us
   group
 - csv: SPLIT.csv with image (a path from the folder), label, id, group; every cell is text ("NA" and "007" stay what
   they are)
-- image_folder: SPLIT/CLASS/any name
+- image_folder: SPLIT/CLASS/any name; DICOM files too
 - medmnist: NAME.npz with SPLIT_images and SPLIT_labels ("val" for validation)
 - h5: SPLIT.h5 with the arrays x and y
 - webdataset: SPLIT*.tar, KEY.jpg or .png beside KEY.cls (a number or a name), KEY.txt or KEY.json
@@ -20,19 +20,21 @@ import csv
 import hashlib
 import io
 import json
+import shutil
 import tarfile
-from collections.abc import Callable
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from biomedclip_ray.evaluate.readers import (
-    IMAGE_ENDINGS,
     Images,
     Raw,
     SetError,
-    bytes_of,
     files_of,
     hash_of,
     numbered,
@@ -40,6 +42,7 @@ from biomedclip_ray.evaluate.readers import (
     read_table,
     text_of,
 )
+from biomedclip_ray.images.formats import EXTENSIONS, has_extension
 from biomedclip_ray.store.place import Place
 
 
@@ -100,7 +103,7 @@ def _csv(place: Place, about: dict[str, Any], split: str, files: dict[str, str],
 def _image_folder(place: Place, about: dict[str, Any], split: str, files: dict[str, str], column: str) -> Raw | None:
     if column != "label":
         raise SetError(f"dataset.json: an image_folder names one class an image, and the task needs {column}")
-    paths = [name for name in place.list(split) if name.lower().endswith(IMAGE_ENDINGS)]
+    paths = [name for name in place.list(split) if has_extension(name)]
     if not paths:
         return None
     values = []
@@ -118,16 +121,25 @@ def _medmnist(place: Place, about: dict[str, Any], split: str, files: dict[str, 
     name = about.get("files", {}).get("all") or (names[0] if len(names) == 1 else "")
     if not name:
         raise SetError(f"holds {len(names)} .npz files; name the one in dataset.json as files.all")
-    data = bytes_of(place, name, files)
+    hash_of(place, name, files)
     short = "val" if split == "validation" else split
     try:
-        with np.load(io.BytesIO(data)) as arrays:
-            if f"{short}_images" not in arrays:
+        with place.open(name) as stream, zipfile.ZipFile(stream) as archive:
+            if f"{short}_images.npy" not in archive.namelist():
                 return None
-            pixels, labels = arrays[f"{short}_images"], arrays[f"{short}_labels"]
-    except (ValueError, OSError) as error:
-        raise SetError(f"{name} is no .npz file: {error}") from error
+            pixels, labels = (_on_disk(archive, f"{short}_{what}.npy") for what in ("images", "labels"))
+    except (ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
+        raise SetError(f"{name} is no .npz file of images and labels: {error}") from error
     return _of_arrays(name, about, pixels, labels, column)
+
+
+def _on_disk(archive: zipfile.ZipFile, member: str) -> Any:
+    """An array of an .npz, unpacked beside memory: at 224 pixels PathMNIST is 13 GB. Its file goes with the array."""
+    with tempfile.NamedTemporaryFile(suffix=".npy") as file:
+        with archive.open(member) as packed:
+            shutil.copyfileobj(packed, file, 1 << 20)
+        file.flush()
+        return np.load(file.name, mmap_mode="r")
 
 
 def _h5(place: Place, about: dict[str, Any], split: str, files: dict[str, str], column: str) -> Raw | None:
@@ -138,14 +150,38 @@ def _h5(place: Place, about: dict[str, Any], split: str, files: dict[str, str], 
         import h5py
     except ImportError as error:
         raise SetError(f"{name}: reading h5 needs h5py: pip install 'biomedclip-ray[sets]'") from error
-    data = bytes_of(place, name, files)
+    hash_of(place, name, files)
     keys = about.get("columns", {})
+    pixels, labels = keys.get("image", "x"), keys.get("label", "y")
     try:
-        with h5py.File(io.BytesIO(data)) as file:
-            pixels, labels = file[keys.get("image", "x")][:], file[keys.get("label", "y")][:]
+        with place.open(name) as stream, h5py.File(stream) as file:
+            file[pixels]
+            return _of_arrays(name, about, _H5Array(place, name, pixels), file[labels][:], column)
     except (OSError, KeyError) as error:
         raise SetError(f"{name}: {error}; it needs the arrays x and y, or columns in dataset.json") from error
-    return _of_arrays(name, about, pixels, labels, column)
+
+
+class _H5Array:
+    """An array of an h5 file, of which only the rows asked for are read."""
+
+    def __init__(self, place: Place, name: str, key: str) -> None:
+        self.place, self.name, self.key = place, name, key
+        with self._open() as array:
+            self.dtype, self.shape, self.ndim = array.dtype, array.shape, array.ndim
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def __getitem__(self, rows: slice) -> Any:
+        with self._open() as array:
+            return array[rows]
+
+    @contextmanager
+    def _open(self) -> Iterator[Any]:
+        import h5py
+
+        with self.place.open(self.name) as stream, h5py.File(stream) as file:
+            yield file[self.key]
 
 
 def _of_arrays(name: str, about: dict[str, Any], pixels: Any, labels: Any, column: str) -> Raw:
@@ -206,7 +242,7 @@ def _webdataset(place: Place, about: dict[str, Any], split: str, files: dict[str
             raise SetError(f"{key}: no .cls, .txt or .json beside the image; add one")
         values.append(value)
         groups.append(None if group is None else str(group))
-        images.append(next((own[end] for end in own if f".{end}" in IMAGE_ENDINGS), None))
+        images.append(next((own[end] for end in own if end in EXTENSIONS), None))
 
     def fetch(start: int, stop: int) -> list[bytes | None]:
         return [None if where is None else content(where) for where in images[start:stop]]

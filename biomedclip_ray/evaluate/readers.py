@@ -19,7 +19,6 @@ from PIL import Image
 from biomedclip_ray.store.place import Place
 
 QUESTIONS = ("question_id", "image_id", "question", "answer", "answer_type")
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".tif", ".tiff", ".webp", ".bmp")
 
 
 class SetError(ValueError):
@@ -58,11 +57,9 @@ class Raw:
 def read_table(place: Place, name: str, files: dict[str, str], id_column: str = "id", value: str | None = None) -> Raw:
     """A Parquet file with an image column. Raises SetError."""
     try:
-        data = place.read(name)
+        hash_of(place, name, files)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise SetError(f"holds no {name}") from error
-    files[name] = hashlib.sha256(data).hexdigest()
-    del data
     try:
         source = pq.ParquetFile(place.open(name))
     except pa.ArrowInvalid as error:

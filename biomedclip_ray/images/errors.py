@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from PIL.Image import DecompressionBombError
+
 from biomedclip_ray.schema import Reason
+
+UNREADABLE = (ArithmeticError, EOFError, DecompressionBombError, LookupError, OSError, SyntaxError, ValueError)
+"""What decoders raise for bytes that are no whole image."""
 
 
 class ImageError(ValueError):

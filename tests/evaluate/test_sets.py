@@ -11,15 +11,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
-from biomedclip_ray.config import ConfigError
+from biomedclip_ray.clip.encoder import Encoder
+from biomedclip_ray.config import ConfigError, Evaluate
+from biomedclip_ray.evaluate.bundles import Asked
 from biomedclip_ray.evaluate.registry import KNOWN
 from biomedclip_ray.evaluate.sets import LabelledSet, load_set, load_sets
+from biomedclip_ray.images.image import as_pillow
 
 
 def decoded(data: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    return np.asarray(as_pillow(data).convert("RGB"))
 
 
 def content(found: LabelledSet, table: str) -> list[tuple[int, bytes]]:
@@ -46,6 +48,30 @@ def as_image_folder(folder, about, splits) -> None:
             place = folder / split / label
             place.mkdir(parents=True, exist_ok=True)
             (place / f"{number:04}.png").write_bytes(image)
+
+
+def as_dicom_folder(folder, about, splits) -> None:
+    """As hospitals have them: uncompressed DICOM files, a folder a class."""
+    for split, rows in splits.items():
+        for number, (image, label, _) in enumerate(rows):
+            place = folder / split / label
+            place.mkdir(parents=True, exist_ok=True)
+            write_dicom(place / f"{number:04}.dcm", decoded(image))
+
+
+def write_dicom(path, pixels) -> None:
+    pydicom = pytest.importorskip("pydicom")
+    file = pydicom.Dataset()
+    file.file_meta = pydicom.dataset.FileMetaDataset()
+    file.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    file.SOPClassUID = file.file_meta.MediaStorageSOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
+    file.SOPInstanceUID = file.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
+    file.Rows, file.Columns = pixels.shape[:2]
+    file.SamplesPerPixel, file.PhotometricInterpretation, file.PlanarConfiguration = 3, "RGB", 0
+    file.BitsAllocated = file.BitsStored = 8
+    file.HighBit, file.PixelRepresentation = 7, 0
+    file.PixelData = pixels.tobytes()
+    file.save_as(path, enforce_file_format=True)
 
 
 def as_struct(folder, about, splits) -> None:
@@ -99,12 +125,17 @@ def as_coco(folder, about, splits) -> None:
 LAYOUTS = {
     "csv": as_csv,
     "image_folder": as_image_folder,
+    "dicom": as_dicom_folder,
     "parquet": as_struct,
     "medmnist": as_medmnist,
     "h5": as_h5,
     "webdataset": as_webdataset,
     "coco": as_coco,
 }
+
+
+LAYOUT_OF = {"dicom": "image_folder"}
+FORMS = [name for name in LAYOUTS if name not in ("medmnist", "h5")]  # whose images may differ in size
 
 
 def rows_of(folder, splits=("train", "test")):
@@ -118,20 +149,39 @@ def test_every_layout_holds_the_same_labels_and_pixels(layout, make_set, about, 
     other = tmp_path / layout
     other.mkdir()
     LAYOUTS[layout](other, about, rows_of(source))
-    (other / "dataset.json").write_text(json.dumps(about | {"layout": layout}))
+    (other / "dataset.json").write_text(json.dumps(about | {"layout": LAYOUT_OF.get(layout, layout)}))
     found, expected = load_set(str(other)), load_set(str(source))
     for table in ("train", "test"):
         assert content(found, table) == content(expected, table)
     assert found.files.keys() - {"dataset.json"}
 
 
-@pytest.mark.parametrize("name", ["bccd_cells", "pneumonia_mnist"])
-@pytest.mark.parametrize("layout", ["csv", "image_folder", "parquet", "webdataset", "coco"])
-def test_the_real_sets_in_every_layout_of_files(layout, name, eval_sets, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [*(("bccd_cells", layout) for layout in FORMS), *(("pneumonia_mnist", layout) for layout in LAYOUTS)],
+)
+def test_the_real_sets_in_every_form(name, layout, eval_sets, tmp_path):
     about = json.loads((eval_sets / name / "dataset.json").read_text())
     LAYOUTS[layout](tmp_path, about, rows_of(eval_sets / name, ("test",)))
-    (tmp_path / "dataset.json").write_text(json.dumps(about | {"layout": layout}))
+    (tmp_path / "dataset.json").write_text(json.dumps(about | {"layout": LAYOUT_OF.get(layout, layout)}))
     assert content(load_set(str(tmp_path)), "test") == content(load_set(str(eval_sets / name)), "test")
+
+
+@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout != "csv"])
+def test_a_real_set_in_every_form_gives_the_same_figures(layout, eval_sets, bundles, tmp_path):
+    source = eval_sets / "pneumonia_mnist"
+    about = json.loads((source / "dataset.json").read_text()) | {"rows": {}}
+    rows = {split: found[::12] for split, found in rows_of(source).items()}
+    found = []
+    for form in ("csv", layout):
+        folder = tmp_path / f"as {form}"
+        folder.mkdir(exist_ok=True)
+        LAYOUTS[form](folder, about, rows)
+        (folder / "dataset.json").write_text(json.dumps(about | {"layout": LAYOUT_OF.get(form, form)}))
+        asked = Asked(Encoder.load(bundles[0]), [load_set(str(folder))], str(tmp_path / form), Evaluate(bootstraps=20))
+        found.append(asked.first()["pneumonia_mnist"]["zero_shot"])
+    assert found[0]["accuracy"]["value"] == found[1]["accuracy"]["value"]
+    assert found[0]["auroc"]["value"] == pytest.approx(found[1]["auroc"]["value"], abs=1e-12)
 
 
 def test_the_readings_of_the_real_sets(eval_sets):
