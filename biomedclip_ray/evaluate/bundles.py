@@ -8,23 +8,21 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from biomedclip_ray.config import Evaluate, PartResources
 from biomedclip_ray.config.section import Precision
 from biomedclip_ray.evaluate.features import Each, Encoded, Job, Kept, Worker, features_of, jobs_of
-from biomedclip_ray.evaluate.on_sets import Measured, ask_untrained, measure_set
+from biomedclip_ray.evaluate.on_sets import Measured, Near, ask_untrained, measure_set
 from biomedclip_ray.evaluate.sets import LabelledSet
+from biomedclip_ray.evaluate.tasks import TooLittle
 from biomedclip_ray.store.place import Place
 
 if TYPE_CHECKING:
     from biomedclip_ray.clip.encoder import Encoder
 
-Near = Callable[[NDArray[np.uint64]], NDArray[np.bool_] | None]
 Written = dict[tuple[str, str], tuple[str, str, dict[str, Any]]]
 """(set, task) -> (kind, file of its rows below the place of all rows, what measure.py needs beside them)."""
 
@@ -33,13 +31,21 @@ class Asked:
     """One bundle at work on sets: everything encoded, then what needs no training, then all the rest."""
 
     def __init__(
-        self, encoder: Encoder, sets: Sequence[LabelledSet], features: str, section: Evaluate, each: Each | None = None
+        self,
+        encoder: Encoder,
+        sets: Sequence[LabelledSet],
+        features: str,
+        section: Evaluate,
+        each: Each | None = None,
+        uri: str = "",
     ) -> None:
-        """`features`: URI of the folder with the vectors of all bundles. `each`: see `features.Kept`."""
-        self.encoder, self.section = encoder, section
+        """`features`: URI of the folder with the vectors of all bundles. `each`: see `features.Kept`. `uri`: the
+        bundle's, for a fusion head.
+        """
+        self.encoder, self.section, self.uri = encoder, section, uri
         self.sets = {one.name: one for one in sets}
-        own = features_of(features, encoder)
-        self.vectors = {one.name: Kept(encoder, own, one, each) for one in sets}
+        self.features = features_of(features, encoder)
+        self.vectors = {one.name: Kept(encoder, self.features, one, each) for one in sets}
         self.begun: dict[str, Measured] = {}
 
     @property
@@ -71,7 +77,7 @@ class Asked:
 
         Args:
             rows: where the rows go, a file a set and task.
-            near: perceptual hashes -> which of them the bundle saw in training.
+            near: perceptual hashes and images -> which of them the bundle saw in training.
             told: called with each set's name and figures as they come.
         """
         section = self.section
@@ -88,6 +94,7 @@ class Asked:
                     near,
                     section.corruptions,
                     self.begun.get(name),
+                    self._fused(labelled) if section.fusion.epochs else None,
                 )
             shown[name] = figures
             for task, (kind, table, about) in found.items():
@@ -97,6 +104,22 @@ class Asked:
             if told is not None:
                 told(name, figures)
         return shown, written
+
+    def _fused(self, labelled: LabelledSet) -> Callable[[str], pa.Table | str]:
+        """What the fusion head of a split answered; it is trained here where no cluster did."""
+        from biomedclip_ray.evaluate import fusion
+
+        def said(split: str) -> pa.Table | str:
+            job = fusion.Job.of(self.uri, self.features, labelled, split, self.section)
+            where = Place(job.place)
+            try:
+                if not job.done:
+                    fusion.fit(job, self.encoder, fusion.InPlace(where))
+            except TooLittle as error:
+                return str(error)
+            return pq.read_table(where.open(fusion.SAID))
+
+        return said
 
 
 def _one_thread() -> AbstractContextManager[Any]:

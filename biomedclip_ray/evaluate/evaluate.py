@@ -24,7 +24,7 @@ from biomedclip_ray.corpus.aligned import check_aligned
 from biomedclip_ray.evaluate import plots, retrieval
 from biomedclip_ray.evaluate.bundles import Asked, Written, encode_on_cluster, gather, write_rows
 from biomedclip_ray.evaluate.compare import comparison, table
-from biomedclip_ray.evaluate.features import Encoded, Job, recalled
+from biomedclip_ray.evaluate.features import Encoded, Job, features_of, recalled
 from biomedclip_ray.evaluate.intervals import METHOD
 from biomedclip_ray.evaluate.leakage import check_leakage, near_copies
 from biomedclip_ray.evaluate.pool import Pool, each
@@ -199,6 +199,8 @@ def _on_sets(product: Product, sets: list[LabelledSet], bundle: Product, section
     features = f"{product.root}/features"
     # a bundle's vectors all over the cluster, then its figures in one task: small fits and sums of what lies in storage
     encoded = {uri: encode_on_cluster(uri, sets, features, resources, section.precision) for uri in uris}
+    if section.fusion.epochs:
+        _fuse(uris, sets, features, section)
     arguments = ([one.uri for one in sets], features, section, product.place.uri)
     wait_for_nodes("evaluate", known(), [(where, 1)], resources.wait_for_nodes_s)
     tasks = [task.remote(uri, *arguments, bundle if uri == own else None, encoded[uri]) for uri in uris]
@@ -212,6 +214,24 @@ def _on_sets(product: Product, sets: list[LabelledSet], bundle: Product, section
         ids = {name: found[uri][0] for name, uri in zip(names, uris, strict=True)}
         out["comparison"] = comparison(rows, section.bootstraps, section.seed, ids)
     return out
+
+
+def _fuse(uris: list[str], sets: list[LabelledSet], features: str, section: Evaluate) -> None:
+    """Train the fusion heads of all bundles, one after the other."""
+    from biomedclip_ray.evaluate.fusion import jobs_of, train_on_ray
+
+    where = place(known(), section.resources.num_cpus, section.resources.num_gpus)
+    find = ray.remote(**where.options)(_features_of)
+    owns = ray.get([find.remote(uri, features, section) for uri in uris])
+    for uri, own in zip(uris, owns, strict=True):
+        for job in jobs_of(uri, own, sets, section):
+            train_on_ray(job, section.resources)
+
+
+def _features_of(uri: str, features: str, section: Evaluate) -> str:
+    from biomedclip_ray.clip.encoder import Encoder
+
+    return features_of(features, Encoder.load(uri, precision=section.precision))
 
 
 def _name(uri: str, bundle_id: str, own: str) -> str:
@@ -231,8 +251,8 @@ def _sets_of(
     from biomedclip_ray.clip.encoder import Encoder
 
     encoder = Encoder.load(uri, precision=section.precision)
-    near = (lambda hashes: near_copies(hashes, trained)) if trained is not None else None
-    asked = Asked(encoder, load_sets(sets), features, section, recalled(encoded))
+    near = (lambda hashes, images: near_copies(hashes, images, trained)) if trained is not None else None
+    asked = Asked(encoder, load_sets(sets), features, section, recalled(encoded), uri)
     return encoder.bundle_id, *asked.all(Place(out).at(f"rows/{encoder.bundle_id}"), near)
 
 

@@ -1,5 +1,5 @@
-"""Was a bundle trained on what it is to be tested with? By article, by image and by group; reads ids and
-hashes only.
+"""Was a bundle trained on what it is to be tested with? By article, by image and by group, from ids and hashes; images
+of foreign sets whose hash is near one of training are looked at.
 """
 
 from __future__ import annotations
@@ -14,8 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from PIL import ImageOps
 
 from biomedclip_ray.config import ConfigError, PartResources
+from biomedclip_ray.corpus.near import SHAPE_LIMIT, look_alike, signature
+from biomedclip_ray.evaluate.readers import Images
+from biomedclip_ray.images.errors import UNREADABLE
+from biomedclip_ray.images.image import as_pillow
 from biomedclip_ray.run.ahead import fetch_ahead
 from biomedclip_ray.run.tasks import Tasks
 from biomedclip_ray.schema import hash64
@@ -23,6 +28,9 @@ from biomedclip_ray.store.product import Product
 
 NEAR_BITS = 4
 """Bits of 64 in which the perceptual hashes of two copies of an image may differ."""
+CANDIDATES = 8
+"""Training images whose pixels are compared with those of one image; more share a hash only where it says nothing."""
+_ROW_BITS = 32
 
 CHUNK = 32
 """Parts that one task reads."""
@@ -147,27 +155,66 @@ def _among(values: NDArray[Any], known: NDArray[Any]) -> NDArray[np.bool_]:
     return found
 
 
-def near_copies(hashes: NDArray[np.uint64], bundle: Product) -> NDArray[np.bool_] | None:
-    """Which images of a foreign set have a near copy among those that the bundle was trained on.
+@dataclass(frozen=True)
+class Copies:
+    """What of a foreign set the bundle saw in training. Both (m,)."""
+
+    near: NDArray[np.bool_]
+    """The perceptual hash of a training image is within NEAR_BITS: a hint, which plots on white give each other."""
+    same: NDArray[np.bool_]
+    """And the pixels of one of the first CANDIDATES such images are the same (`corpus.near.look_alike`)."""
+
+
+def near_copies(hashes: NDArray[np.uint64], images: Images, bundle: Product) -> Copies | None:
+    """Which images of a foreign set have a copy among those that the bundle was trained on.
 
     Args:
-        hashes: (m,) perceptual hashes (`images.image.perceptual_hash`).
+        hashes: (m,) perceptual hashes (`images.image.perceptual_hash`); images: the same images.
 
     Returns:
-        (m,), or None where the bundle was not trained here.
+        None where the bundle was not trained here.
     """
     trained = _trained_on(bundle)
     if trained is None:
         return None
+    corpus, pairs = trained
     search = NearSearch(hashes)
-    for judged, facts in _aligned(*trained, ["split", "kept"], ["phash"]):
+    for part, (judged, facts) in enumerate(_aligned(corpus, pairs, ["split", "kept"], ["phash"])):
         used = pc.and_(judged["kept"], pc.equal(judged["split"], "train"))
-        search.look_in(facts["phash"].filter(used).drop_null().to_numpy().astype(np.uint64))
-    return search.found
+        rows = np.flatnonzero(pc.and_(used, pc.is_valid(facts["phash"])).to_numpy(zero_copy_only=False))
+        search.look_in(facts["phash"].take(rows).to_numpy().astype(np.uint64), (part << _ROW_BITS) + rows)
+    return Copies(search.found, _same_pixels(search, images, pairs))
+
+
+def _same_pixels(search: NearSearch, images: Images, pairs: Product) -> NDArray[np.bool_]:
+    """A second look at those that were found: at the pixels, part by part."""
+    mine, names = search.candidates()
+    same = np.zeros(images.count, bool)
+    ours = {int(row): _look(images.fetch(int(row), int(row) + 1)[0]) for row in np.unique(mine)}
+    for part in np.unique(names >> _ROW_BITS):
+        here = np.flatnonzero(names >> _ROW_BITS == part)
+        rows, place = np.unique(names[here] & ((1 << _ROW_BITS) - 1), return_inverse=True)
+        theirs = [_look(data) for data in pairs.read(int(part), ["image"])["image"].take(rows).to_pylist()]
+        for row, at in zip(mine[here], place, strict=True):
+            one, other = ours[int(row)], theirs[at]
+            if one is not None and other is not None and abs(np.log(one[1] / other[1])) <= SHAPE_LIMIT:
+                same[row] |= bool(look_alike(one[0][None], other[0][None])[0])
+    return same
+
+
+def _look(data: bytes | None) -> tuple[NDArray[np.uint8], float] | None:
+    """An image's signature, and its height over its width; None where it cannot be read."""
+    try:
+        with as_pillow(data or b"") as image:
+            pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except UNREADABLE:
+        return None
+    return signature(pixels), pixels.shape[0] / pixels.shape[1]
 
 
 class NearSearch:
-    """Which of some hashes have one within NEAR_BITS among any number of others, given in turn.
+    """Which of some hashes have one within NEAR_BITS among any number of others, given in turn, and the first
+    CANDIDATES of those.
 
     Of NEAR_BITS + 1 pieces of the hash one must be equal (Norouzi et al. 2012, multi-index hashing), so only the hashes
     that share a piece are compared: some 20 of 32,768 instead of all, and the answer is brute force's.
@@ -175,7 +222,8 @@ class NearSearch:
 
     def __init__(self, hashes: NDArray[np.uint64]) -> None:
         self.hashes, self.place = np.unique(hashes, return_inverse=True)
-        self._hit = np.zeros(len(self.hashes), bool)
+        self._hits = np.zeros(len(self.hashes), np.int64)
+        self._near: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
         edges = np.linspace(0, 64, NEAR_BITS + 2).round().astype(int)
         self.pieces = []
         for low, high in pairwise(edges):
@@ -187,13 +235,34 @@ class NearSearch:
     @property
     def found(self) -> NDArray[np.bool_]:
         """(m,) in the order of the hashes given."""
-        out: NDArray[np.bool_] = self._hit[self.place]
+        out: NDArray[np.bool_] = self._hits[self.place] > 0
         return out
 
-    def look_in(self, others: NDArray[np.uint64]) -> None:
-        """Compare with some more; a block of them at a time stays in the cache."""
+    def candidates(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(row of the hashes given, name of another that is near), the first CANDIDATES of each row."""
+        if not self._near:
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        hashes, names = (np.concatenate(side) for side in zip(*self._near, strict=True))
+        order = np.argsort(hashes, kind="stable")
+        starts = np.searchsorted(hashes[order], np.arange(len(self.hashes) + 1))
+        counts = np.diff(starts)[self.place]
+        rows = np.repeat(np.arange(len(self.place)), counts)
+        within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return rows, names[order[np.repeat(starts[self.place], counts) + within]]
+
+    def _keep(self, mine: NDArray[np.int64], names: NDArray[np.int64]) -> None:
+        """Note pairs of a hash and another that is near, each once, while there is room for them."""
+        pairs = np.unique(np.stack([mine, names], axis=1), axis=0)
+        first = np.searchsorted(pairs[:, 0], pairs[:, 0])
+        kept = self._hits[pairs[:, 0]] + np.arange(len(pairs)) - first < CANDIDATES
+        self._near.append((pairs[kept, 0], pairs[kept, 1]))
+        np.add.at(self._hits, pairs[:, 0], 1)
+
+    def look_in(self, others: NDArray[np.uint64], names: NDArray[np.int64] | None = None) -> None:
+        """Compare with some more; a block of them at a time stays in the cache. `names`: what they are called."""
+        called = np.arange(len(others)) if names is None else names
         for start in range(0, len(others), 8192):
-            block = others[start : start + 8192]
+            block, found = others[start : start + 8192], []
             for low, mask, order, starts in self.pieces:
                 values = ((block >> low) & mask).astype(np.int64)
                 counts = starts[values + 1] - starts[values]
@@ -203,7 +272,10 @@ class NearSearch:
                     within = np.arange(ends[-1]) - np.repeat(ends - number, number)
                     mine = order[np.repeat(starts[values[rows]], number) + within]
                     near = np.bitwise_count(self.hashes[mine] ^ np.repeat(block[rows], number)) <= NEAR_BITS
-                    self._hit[mine[near]] = True
+                    if near.any():
+                        found.append((mine[near], np.repeat(called[start : start + 8192][rows], number)[near]))
+            if found:
+                self._keep(*(np.concatenate(side) for side in zip(*found, strict=True)))
 
 
 def _bounded(counts: NDArray[np.int64]) -> Iterator[slice]:

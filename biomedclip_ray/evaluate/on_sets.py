@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import Image
 
 from biomedclip_ray.evaluate import retrieval
 from biomedclip_ray.evaluate.classify import Options, PromptPairs, ZeroShot
 from biomedclip_ray.evaluate.corruptions import KINDS, STRENGTHS, corrupt, summary
 from biomedclip_ray.evaluate.features import Kept
+from biomedclip_ray.evaluate.leakage import Copies
 from biomedclip_ray.evaluate.measure import estimates, measure
 from biomedclip_ray.evaluate.metrics import choices
 from biomedclip_ray.evaluate.probe import LinearProbe, few_labels
@@ -29,6 +29,7 @@ from biomedclip_ray.evaluate.readers import Fetch, Images
 from biomedclip_ray.evaluate.sets import LabelledSet
 from biomedclip_ray.evaluate.tasks import TooLittle, logits_of
 from biomedclip_ray.evaluate.vqa import Questions
+from biomedclip_ray.images.image import as_pillow
 from biomedclip_ray.store.product import StageError
 
 Found = dict[str, tuple[str, pa.Table, dict[str, Any]]]
@@ -41,6 +42,8 @@ CORRUPTED = 500
 SHOWN_LEFT_OUT = 100
 """Rows left out that are named in the figures; all are counted."""
 
+
+Near = Callable[[NDArray[np.uint64], Images], Copies | None]
 
 Measured = tuple[dict[str, Any], Found]
 """The entry of one set in evaluation.json, and the rows behind it."""
@@ -80,20 +83,22 @@ def measure_set(
     draws: int,
     seed: int,
     max_left_out: float,
-    near: Callable[[NDArray[np.uint64]], NDArray[np.bool_] | None] | None = None,
+    near: Near | None = None,
     corruptions: bool = False,
     begun: Measured | None = None,
+    fused: Callable[[str], pa.Table | str] | None = None,
 ) -> Measured:
     """All figures of one set.
 
     Args:
-        near: perceptual hashes -> which of them the bundle saw in training (None: nobody knows).
+        near: perceptual hashes and images -> which of them the bundle saw in training (None: nobody knows).
         corruptions: whether the first CORRUPTED test images are made worse in 25 ways as well.
         begun: what `ask_untrained` gave; the other arguments and errors are its own.
+        fused: VQA split -> what a fusion head answered (`fusion.SAID`), or why it did not; None: there is none.
     """
     out, found = begun or ask_untrained(vectors, labelled, draws, seed, max_left_out)
     if labelled.task == "vqa":
-        found |= _questions(vectors, labelled, out, draws, seed)
+        found |= _questions(vectors, labelled, out, draws, seed, fused)
     if labelled.task == "classification":
         if corruptions and "zero_shot" in found:
             out["robustness"] = robustness(vectors, labelled)
@@ -101,12 +106,13 @@ def measure_set(
         if "linear_probe" in found:
             out["few_labels"] = few_labels(vectors, labelled, seed)
     asked = asked_of(labelled)
-    hashes = vectors.table(asked)[2]
-    seen = near(hashes) if near is not None else None
+    table = labelled.tables[asked]
+    seen = near(vectors.table(asked)[2], table.images) if near is not None else None
     out["images_near_training"] = None
     if seen is not None:
-        ids = [labelled.tables[asked].ids[row] for row in np.flatnonzero(seen)]
-        out["images_near_training"] = {"n": len(ids), "of": len(hashes), "ids": ids[:SHOWN_LEFT_OUT]}
+        ids = [table.ids[row] for row in np.flatnonzero(seen.same)]
+        out["images_near_training"] = {"n": len(ids), "of": len(table.ids), "by_hash_alone": int(seen.near.sum())}
+        out["images_near_training"]["ids"] = ids[:SHOWN_LEFT_OUT]
         if ids:
             out["without_near_training"] = _without(found, set(ids), seed)
     out["encoded"] = dict(vectors.encoded)
@@ -169,7 +175,7 @@ def _examples(labelled: LabelledSet, rows: pa.Table) -> dict[str, list[dict[str,
 
 def thumbnail(data: bytes) -> str:
     """An image as a data URI of at most 96 pixels."""
-    with Image.open(io.BytesIO(data)) as image:
+    with as_pillow(data) as image:
         image.thumbnail((96, 96))
         small = io.BytesIO()
         image.convert("RGB").save(small, "JPEG", quality=80)
@@ -233,7 +239,14 @@ def _validation(vectors: Kept, labelled: LabelledSet) -> tuple[NDArray[np.int64]
     return labelled.tables["validation"].labels[kept], logits
 
 
-def _questions(vectors: Kept, labelled: LabelledSet, out: dict[str, Any], draws: int, seed: int) -> Found:
+def _questions(
+    vectors: Kept,
+    labelled: LabelledSet,
+    out: dict[str, Any],
+    draws: int,
+    seed: int,
+    fused: Callable[[str], pa.Table | str] | None,
+) -> Found:
     found: Found = {}
     images = labelled.tables["images"]
     hashes: dict[str, str] = {}
@@ -251,6 +264,13 @@ def _questions(vectors: Kept, labelled: LabelledSet, out: dict[str, Any], draws:
         about = {"overlap": task.about(labelled, hashes)}
         out["vqa"][split] = measure("vqa", rows, draws, seed, about) | about
         found[f"vqa {split}"] = ("vqa", rows, {})
+        said = fused(split) if fused is not None else None
+        if isinstance(said, str):
+            out.setdefault("vqa_fusion", {})[split] = {"left_out": said}
+        elif said is not None:
+            rows = task.fused(labelled, said)
+            out.setdefault("vqa_fusion", {})[split] = measure("vqa", rows, draws, seed, about)
+            found[f"vqa_fusion {split}"] = ("vqa", rows, {})
     return found
 
 

@@ -276,7 +276,7 @@ def test_a_labelled_set_is_measured_with_all_that_it_takes_to_repeat_it(made, ev
     assert sorted(found["files"]) == ["dataset.json", "test.parquet", "train.parquet"]
     assert found["encoder"]["preprocessing"]["size"] == [64, 64]
     assert found["linear_probe"]["n_train"] == 20
-    assert found["images_near_training"] == {"n": 1, "of": 6, "ids": ["4"]}
+    assert found["images_near_training"] == {"n": 1, "of": 6, "by_hash_alone": 1, "ids": ["4"]}
     assert found["without_near_training"]["zero_shot"]["n"] == 5
 
 
