@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rich.console import Console
 
-from biomedclip_ray.config import ConfigError, Evaluate, PartResources
+from biomedclip_ray.config import ConfigError, Evaluate, Fusion, PartResources
 from biomedclip_ray.evaluate.bundles import Asked, Written, encode_on_cluster, gather
 from biomedclip_ray.evaluate.compare import as_csv, as_html, as_latex, comparison, table
 from biomedclip_ray.evaluate.features import Each, recalled
@@ -85,6 +85,8 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         "--max-left-out", type=float, default=0.05, help="share of a set's images that may lack a vector"
     )
     parser.add_argument("--corruptions", action="store_true", help="also 500 test images a set made worse in 25 ways")
+    parser.add_argument("--fusion", type=int, default=0, metavar="EPOCHS", help="train a head that answers questions")
+    parser.add_argument("--tower-rate", type=float, default=0.0, help="learning rate of the towers beside that head")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="of the towers")
     parser.add_argument("--dry-run", action="store_true", help="read and check the sets; start nothing")
     return parser.parse_args(arguments)
@@ -100,6 +102,7 @@ def _run(options: argparse.Namespace, sets: list[LabelledSet]) -> None:
         max_left_out=options.max_left_out,
         corruptions=options.corruptions,
         precision=options.precision,
+        fusion=Fusion(epochs=options.fusion, tower_rate=options.tower_rate),
     )
     encoders = [
         (_name(uri, options.bundles), Encoder.load(uri, precision=section.precision)) for uri in options.bundles
@@ -109,7 +112,7 @@ def _run(options: argparse.Namespace, sets: list[LabelledSet]) -> None:
     bundles: dict[str, Asked] = {}
     for uri, (name, encoder) in zip(options.bundles, encoders, strict=True):
         each = _on_cluster(uri, sets, features, section) if os.environ.get("RAY_ADDRESS") else None
-        bundles[name] = Asked(encoder, sets, features, section, each)
+        bundles[name] = Asked(encoder, sets, features, section, each, uri)
         bundles[name].encode()
     log.info("images encoded: %s, %.1f s", _counts(bundles, "images"), time.monotonic() - started)
     started = time.monotonic()
@@ -117,6 +120,12 @@ def _run(options: argparse.Namespace, sets: list[LabelledSet]) -> None:
     if first:
         console.print(bundles_table(first, list(bundles)))
         log.info("texts encoded: %s, first table after %.1f s", _counts(bundles, "texts"), time.monotonic() - started)
+    if os.environ.get("RAY_ADDRESS") and section.fusion.epochs:
+        from biomedclip_ray.evaluate.fusion import jobs_of, train_on_ray
+
+        for bundle in bundles.values():
+            for job in jobs_of(bundle.uri, bundle.features, sets, section):
+                train_on_ray(job, _resources())
     results: dict[str, Any] = {}
     rows: dict[str, Written] = {}
     for name, bundle in bundles.items():
@@ -158,18 +167,25 @@ def _name(uri: str, every: list[str]) -> str:
 def _on_cluster(bundle: str, sets: list[LabelledSet], features: str, section: Evaluate) -> Each:
     """Encodes all sets on the cluster that RAY_ADDRESS names: a worker on each GPU, else on each CPU."""
     import ray
+    import ray.data
 
-    from biomedclip_ray.run.capacity import known
-
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # it sets its level when it is imported
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that it shows no bars
     if not ray.is_initialized():
         try:
             ray.init(os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level=logging.WARNING)
         except ConnectionError as error:
             raise ConfigError(f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {str(error).splitlines()[0]}") from error
+    return recalled(encode_on_cluster(bundle, sets, features, _resources(), section.precision))
+
+
+def _resources() -> PartResources:
+    """Of a worker on the connected cluster: a GPU and its share of the CPUs, or one CPU."""
+    from biomedclip_ray.run.capacity import known
+
     gpus, cpus = known().total("GPU"), known().total("CPU")
     beside = max(1, int(cpus / gpus) - 1) if gpus else 1
-    resources = PartResources(num_cpus=beside, num_gpus=1 if gpus else 0)
-    return recalled(encode_on_cluster(bundle, sets, features, resources, section.precision))
+    return PartResources(num_cpus=beside, num_gpus=1 if gpus else 0)
 
 
 if __name__ == "__main__":

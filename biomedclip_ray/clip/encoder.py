@@ -104,8 +104,12 @@ class Encoder:
     @torch.inference_mode()
     def encode_pixels(self, pixels: torch.Tensor) -> np.ndarray:
         """uint8 (n, 3, size, size) from `pixels` -> float32 (n, dimensions), in one forward pass."""
+        return self._numpy(self.model.encode_image(self.normalised(pixels)))
+
+    def normalised(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 (n, 3, size, size) from `pixels` -> what the image tower is given, on its device."""
         scaled = pixels.to(self.device).to(torch.float32).div(255).sub_(self._mean).div_(self._std)
-        return self._numpy(self.model.encode_image(scaled.to(self._dtype)))
+        return scaled.to(self._dtype)
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         """float32 (n, dimensions), unit length, row i for text i; longer texts are cut

@@ -35,7 +35,7 @@ from biomedclip_ray.config.data import (
     Splits,
     TextClassifier,
 )
-from biomedclip_ray.config.model import Embed, Evaluate, Model, Train, TrainResources
+from biomedclip_ray.config.model import Embed, Evaluate, Fusion, Model, Train, TrainResources
 from biomedclip_ray.config.operate import Budget, Notice
 from biomedclip_ray.config.section import ConfigError, PartResources, Section, StageSection
 from biomedclip_ray.config.serve import Access, ApiKey, Serve, ServedModel, ServeResources
@@ -55,6 +55,7 @@ __all__ = [
     "CurateSelect",
     "Embed",
     "Evaluate",
+    "Fusion",
     "Ingest",
     "IngestSelect",
     "Kinds",

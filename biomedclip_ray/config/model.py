@@ -205,6 +205,29 @@ class Train(Section):
         return self
 
 
+class Fusion(Section):
+    epochs: Annotated[int, Field(ge=0)] = 0
+    """Passes over the training questions of each VQA split; 0 trains no fusion head."""
+    batch: Positive = 64
+    """Questions of one optimiser step."""
+    rate: Annotated[float, Field(gt=0)] = 5e-4
+    """Peak learning rate of the head."""
+    tower_rate: Annotated[float, Field(ge=0)] = 0.0
+    """That of the towers; 0 leaves them frozen, and each image and question goes through them once."""
+    width: Positive = 256
+    """Of the head; a multiple of 4, its attention heads."""
+    layers: Positive = 2
+    """Of cross-attention."""
+    workers: Positive = 1
+    """Of Ray Train, each with what evaluate.resources says."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> Fusion:
+        if self.width % 4:
+            raise ValueError(f"width {self.width} is no multiple of 4, the attention heads")
+        return self
+
+
 class Evaluate(Section):
     split: Literal["test", "validation"] = "test"
     """The split that is measured on; never the one that chose the checkpoint."""
@@ -220,8 +243,10 @@ class Evaluate(Section):
     """Whether each classification set is asked again with 500 test images made worse in 25 ways; encodes
     12,500 more.
     """
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Annotated[Literal["float32", "bfloat16"], Later()] = "float32"
     """In what the towers compute; vectors in bfloat16 are kept apart from those in float32."""
+    fusion: Annotated[Fusion, Later()] = Fusion()
+    """A head that answers visual questions from patches, trained for each VQA split."""
     seed: int = 0
     """Of every draw: the same seed, the same result."""
     resources: PartResources = PartResources()

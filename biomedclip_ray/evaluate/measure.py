@@ -209,7 +209,9 @@ def _labels_of(rows: pa.Table) -> np.ndarray:
 
 def _vqa_part(rows: pa.Table, part: str, metric: str) -> pa.Table:
     kept = rows if part == "all" else rows.filter(pc.equal(rows["answer_type"], part))
-    return kept.filter(pc.is_valid(kept["zero_shot.exact"])) if "zero_shot" in metric else kept
+    if "zero_shot" not in metric:
+        return kept
+    return kept.filter(pc.is_valid(kept["zero_shot.exact"])) if "zero_shot.exact" in kept.column_names else kept[:0]
 
 
 def _vqa_estimates(rows: pa.Table, draws: int, seed: int) -> dict[str, Estimate]:

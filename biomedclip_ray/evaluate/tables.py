@@ -84,8 +84,9 @@ def set_lines(sets: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                 if metric in measured:
                     control = measured.get("control_shuffled", {}).get(metric)
                     yield base | {"metric": metric, "figure": measured[metric], "n": measured["n"], "control": control}
-        for split, measured in found.get("vqa", {}).items():
-            base = {"set": name, "task": f"vqa, {split}", "left_out": left_out, "control": None}
+        asked = {task: found.get(task, {}) for task in ("vqa", "vqa_fusion")}
+        for task, split, measured in ((task, *one) for task, splits in asked.items() for one in splits.items()):
+            base = {"set": name, "task": f"{task.replace('_', ' ')}, {split}", "left_out": left_out, "control": None}
             if "left_out" in measured:
                 yield base | {"metric": f"not measured: {measured['left_out']}", "figure": None, "n": 0}
                 continue

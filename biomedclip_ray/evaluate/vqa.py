@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -57,6 +58,13 @@ class Questions:
         rows = answer(train, test, (shown[0], asked[0]), (shown[1], asked[1]), self.seed)
         return rows.append_column("zero_shot.exact", pa.array(_yes_or_no(vectors, test, shown[1]), pa.float64()))
 
+    def fused(self, labelled: LabelledSet, said: pa.Table) -> pa.Table:
+        """The rows of a fusion head's answers, `fusion.SAID`."""
+        train, test = (labelled.questions[labelled.splits[self.split][part]] for part in ("train", "test"))
+        place = {name: row for row, name in enumerate(test["question_id"].to_pylist())}
+        asked = test.take([place[name] for name in said["question_id"].to_pylist()])
+        return judged(train, asked, {name: said[name].to_pylist() for name in said.column_names if name in SYSTEMS})
+
     def about(self, labelled: LabelledSet, hashes: dict[str, str]) -> dict[str, Any]:
         """Overlap of the test questions' images with train's.
 
@@ -91,23 +99,33 @@ def answer(
     Raises:
         TooLittle: train holds one answer, or one group.
     """
-    answers = np.array([normal(text) for text in train["answer"].to_pylist()])
-    truth = [normal(text) for text in test["answer"].to_pylist()]
+    answers = answers_of(train)
     groups, clusters = (np.unique(rows["group"].to_pylist(), return_inverse=True)[1] for rows in (train, test))
-    if len(set(answers.tolist())) < 2:
-        raise TooLittle(f"train holds one answer ({answers[0]!r}); there is nothing to choose from")
     if len(set(groups.tolist())) < 2:
         raise TooLittle("train holds one group; its penalty cannot be chosen on another")
-    kinds, train_kinds = (np.array(rows["answer_type"].to_pylist()) for rows in (test, train))
     whole = _chosen(_features(*fit), answers, groups, seed)
     blind = _chosen(fit[1], answers, groups, seed)
-    commonest = {kind: _commonest(answers[train_kinds == kind]) for kind in ("closed", "open")}
     said = {
         "model": whole.predict(_features(*ask)),
         "question_only": blind.predict(ask[1]),
-        "other_images": whole.predict(_features(ask[0][_elsewhere(clusters, seed)], ask[1])),
-        "majority": np.array([commonest[kind] for kind in kinds]),
+        "other_images": whole.predict(_features(ask[0][elsewhere(clusters, seed)], ask[1])),
     }
+    return judged(train, test, said)
+
+
+def answers_of(train: pa.Table) -> NDArray[np.str_]:
+    """The answer of each training question, as they are compared. Raises TooLittle where they are all one."""
+    answers = np.array([normal(text) for text in train["answer"].to_pylist()])
+    if len(set(answers.tolist())) < 2:
+        raise TooLittle(f"train holds one answer ({answers[0]!r}); there is nothing to choose from")
+    return answers
+
+
+def judged(train: pa.Table, test: pa.Table, said: Mapping[str, Sequence[str]]) -> pa.Table:
+    """The rows of `answer`, from what each system said to the test questions; what train says most stands beside it."""
+    answers, truth = answers_of(train), [normal(text) for text in test["answer"].to_pylist()]
+    kinds, train_kinds = (np.array(rows["answer_type"].to_pylist()) for rows in (test, train))
+    commonest = {kind: _commonest(answers[train_kinds == kind]) for kind in ("closed", "open")}
     columns: dict[str, Any] = {
         "sample_id": test["question_id"],
         "cluster": test["group"],
@@ -118,9 +136,10 @@ def answer(
         "answer": pa.array(truth),
         "known": pa.array(np.isin(truth, answers).astype(float)),
     }
-    for system, given in said.items():
-        pairs = list(zip(given.tolist(), truth, strict=True))
-        columns[f"{system}.answer"] = pa.array(given.tolist())
+    for system, given in {**said, "majority": [commonest[kind] for kind in kinds]}.items():
+        texts = [str(text) for text in given]
+        pairs = list(zip(texts, truth, strict=True))
+        columns[f"{system}.answer"] = pa.array(texts)
         columns[f"{system}.exact"] = pa.array([float(a == b) for a, b in pairs])
         if system == "model":
             columns["model.token_f1"] = pa.array([token_f1(a, b) for a, b in pairs])
@@ -205,7 +224,7 @@ def _ridge(penalty: float) -> Pipeline:
     return make_pipeline(StandardScaler(), RidgeClassifier(alpha=penalty))
 
 
-def _elsewhere(clusters: NDArray[Any], seed: int) -> NDArray[np.int64]:
+def elsewhere(clusters: NDArray[Any], seed: int) -> NDArray[np.int64]:
     """For each row a random row of another cluster (its own where there is only one)."""
     random = np.random.default_rng(seed)
     rows = np.arange(len(clusters))

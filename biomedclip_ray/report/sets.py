@@ -75,6 +75,7 @@ def _one(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
                 }
             )
     few = found.get("few_labels") or {}
+    classes = (found.get("zero_shot") or {}).get("classes", [])
     curves = []
     for kind, words in (("shots", "labels of each class"), ("share", "share of train's labels")):
         few_points = [
@@ -84,7 +85,8 @@ def _one(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
         ]
         left = [p for p in few.get(kind, []) if "left_out" in p]
         if few_points or left:
-            curves.append({"words": words, "points": few_points, "left_out": left})
+            plot = _few_plot(few_points, kind, words, 1 / max(len(classes), 1)) if len(few_points) > 1 else ""
+            curves.append({"words": words, "points": few_points, "left_out": left, "plot": plot})
     return {
         "name": name,
         "left_out": found["left_out"],
@@ -94,8 +96,18 @@ def _one(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
         "tasks": tasks,
         "robustness": found.get("robustness"),
         "curves": curves,
-        "vqa": found.get("vqa", {}),
+        "vqa": found.get("vqa", {})
+        | {f"{split}, by a fusion head": one for split, one in found.get("vqa_fusion", {}).items()},
     }
+
+
+def _few_plot(points: list[tuple[float, float, float]], kind: str, words: str, chance: float) -> Markup:
+    """Balanced accuracy by labels, its mean with a line a standard deviation above and below."""
+    scale = 100 if kind == "share" else 1  # ticks are whole numbers
+    title = f"balanced accuracy by {words}{', in percent' if kind == 'share' else ''}"
+    mean, above, below = ([(scale * at, value + sign * sd) for at, value, sd in points] for sign in (0, 1, -1))
+    others = [("", above), ("", below)] if any(sd for _, _, sd in points) else []
+    return svg.curve(mean, title, (chance, "chance"), others, small=True)
 
 
 def _shaded(row: list[float]) -> list[tuple[str, float]]:

@@ -8,12 +8,13 @@ import signal
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import ray
 
 from biomedclip_ray.clip.encoder import Encoder
-from biomedclip_ray.config import Evaluate, PartResources
-from biomedclip_ray.evaluate import features
+from biomedclip_ray.config import Evaluate, Fusion, PartResources
+from biomedclip_ray.evaluate import features, fusion
 from biomedclip_ray.evaluate.bundles import Asked, encode_on_cluster
 from biomedclip_ray.evaluate.features import features_of, jobs_of, recalled
 from biomedclip_ray.evaluate.sets import load_set
@@ -21,6 +22,7 @@ from biomedclip_ray.run.stream import stream
 from biomedclip_ray.store.place import Place
 from tests.evaluate.conftest import about, bundles, make_set
 from tests.evaluate.test_evaluate_cli import main
+from tests.evaluate.test_fusion import quizzes
 
 __all__ = ["about", "bundles", "main", "make_set"]  # fixtures
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -78,3 +80,17 @@ def test_the_command_on_a_cluster_gives_what_it_gives_without(main, bundles, mak
     assert main([*command, str(tmp_path / "there"), "--seed", "1"]) == 0
     again = json.loads((tmp_path / "there" / "evaluation.json").read_text())
     assert again["encoded"] == {name: {"images": 0, "texts": 0} for name in ("clip0", "clip1")}
+
+
+def test_a_fusion_head_through_ray_train_is_the_one_trained_here(bundles, tmp_path):
+    labelled = load_set(str(quizzes(tmp_path / "halves", 18)))
+    section = Evaluate(fusion=Fusion(epochs=3, batch=8, width=32, layers=1))
+    here, there = (
+        fusion.Job.of(str(bundles[0]), str(tmp_path / name), labelled, "disjoint", section) for name in ("one", "two")
+    )
+    fusion.fit(here, Encoder.load(bundles[0]), fusion.InPlace(Place(here.place)))
+    fusion.train_on_ray(there, PartResources())
+    answers = [pq.read_table(Place(job.place).open(fusion.SAID)).to_pylist() for job in (here, there)]
+    assert answers[0] == answers[1]
+    assert Place(there.place).list("run")  # checkpoints, from which a killed run goes on
+    fusion.train_on_ray(there, PartResources())  # done: nothing starts
