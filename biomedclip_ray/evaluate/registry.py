@@ -8,7 +8,8 @@ source to be cited.
 Sources: MedMNIST v2 (Yang et al. 2023, Sci. Data 10:41, table 2); PatchCamelyon (Veeling et al. 2018, arXiv
 1806.03962); LC25000 (Borkowski et al. 2019, arXiv 1912.12142); VQA-RAD (Lau et al. 2018, doi:10.1038/sdata.2018.251);
 the list of 26 rows is benchmark_manifest.csv of Yale-BIDS-Chen-Lab/medpmc-clip-eval (commit 2e7b5d2); BiomedCLIP: Zhang
-et al. 2023, arXiv 2303.00915.
+et al. 2023, arXiv 2303.00915; UniMed-CLIP: Khattak et al. 2024, arXiv 2412.10372, sets and classes from
+clipeval/dataset_catalog.json and constants.py of mbzuai-oryx/UniMed-CLIP (commit 6f09177).
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ class Known:
     """Papers whose list it is on."""
     rows: dict[str, int] = field(default_factory=dict)
     put: str = ""
+    classes: int = 0
+    """How many its papers tell apart; 0: not known here."""
+    prompts: str = ""
+    """Where published prompts for its classes stand."""
 
     @property
     def fetch(self) -> str:
@@ -44,7 +49,9 @@ _PUT = {
     "parquet": "test.parquet with columns image and label beside dataset.json",
     "options": "test.parquet with columns image, options and answer (task: options)",
 }
-_MEDPMC, _PAPER = "medpmc-clip-eval", "BiomedCLIP"
+_MEDPMC, _PAPER, _UNIMED = "medpmc-clip-eval", "BiomedCLIP", "UniMed-CLIP"
+_UNIMED_PROMPTS = "constants.py of https://github.com/mbzuai-oryx/UniMed-CLIP (CC BY-NC 4.0)"
+_UNIMED_SETS = "https://github.com/mbzuai-oryx/UniMed-CLIP (docs/EVALUATION_DATA.md)"
 _MEDMNIST = "https://medmnist.com"
 _MICROBENCH = "https://huggingface.co/datasets/jnirschl/uBench"
 
@@ -52,6 +59,10 @@ _MICROBENCH = "https://huggingface.co/datasets/jnirschl/uBench"
 def _mnist(specialty: str, train: int, validation: int, test: int, *lists: str) -> Known:
     rows = {"train": train, "validation": validation, "test": test}
     return Known(specialty, _MEDMNIST, "medmnist", lists, rows)
+
+
+def _unimed(specialty: str, classes: int, layout: str = "csv") -> Known:
+    return Known(specialty, _UNIMED_SETS, layout, (_UNIMED,), classes=classes, prompts=_UNIMED_PROMPTS)
 
 
 def _micro(specialty: str) -> Known:
@@ -71,14 +82,26 @@ KNOWN: dict[str, Known] = {
         "neoplastic",
         "https://github.com/basveeling/pcam",
         "h5",
-        (_PAPER, _MEDPMC),
+        (_PAPER, _MEDPMC, _UNIMED),
         {"train": 262_144, "validation": 32_768, "test": 32_768},
+        classes=2,
+        prompts=_UNIMED_PROMPTS,
     ),
     "LC25000_Lung": Known(
-        "neoplastic", "https://github.com/tampapath/lung_colon_image_set", "image_folder", (_PAPER, _MEDPMC)
+        "neoplastic",
+        "https://github.com/tampapath/lung_colon_image_set",
+        "image_folder",
+        (_PAPER, _MEDPMC, _UNIMED),
+        classes=3,
+        prompts=_UNIMED_PROMPTS,
     ),
     "LC25000_Colon": Known(
-        "neoplastic", "https://github.com/tampapath/lung_colon_image_set", "image_folder", (_PAPER, _MEDPMC)
+        "neoplastic",
+        "https://github.com/tampapath/lung_colon_image_set",
+        "image_folder",
+        (_PAPER, _MEDPMC, _UNIMED),
+        classes=2,
+        prompts=_UNIMED_PROMPTS,
     ),
     "TCGA-TIL": Known(
         "neoplastic",
@@ -90,7 +113,9 @@ KNOWN: dict[str, Known] = {
         "chest x-ray",
         "https://www.kaggle.com/c/rsna-pneumonia-detection-challenge",
         "csv",
-        (_PAPER, _MEDPMC),
+        (_PAPER, _MEDPMC, _UNIMED),
+        classes=2,
+        prompts=_UNIMED_PROMPTS,
         put="the images and a test.csv of image, label and group (the patient) made from stage_2_train_labels.csv",
     ),
     "DAD": Known("surgery", "the Dresden Surgical Anatomy Dataset", "coco", (_MEDPMC,)),
@@ -113,4 +138,23 @@ KNOWN: dict[str, Known] = {
     "tang_et_al_2019": _micro("non-neoplastic"),
     "wong_et_al_2022": _micro("non-neoplastic"),
     "wu_et_al_2023": _micro("non-neoplastic"),
+    "acl_mri": _unimed("knee MRI", 2),
+    "meniscal_mri": _unimed("knee MRI", 2),
+    "breast_us": _unimed("breast ultrasound", 2),
+    "thyroid_us": _unimed("thyroid ultrasound", 2),
+    "chexpert-5x200": _unimed("chest x-ray", 5),
+    "radimagenet": _unimed("radiology", 165),
+    "CT_axial": _unimed("CT", 11),
+    "CT_coronal": _unimed("CT", 11),
+    "CT_sagittal": _unimed("CT", 11),
+    "dr_regular": _unimed("color fundus", 5),
+    "refuge_retina": _unimed("color fundus", 2),
+    "five_retina": _unimed("color fundus", 4),
+    "odir_retina": _unimed("color fundus", 3),
+    "NCK_CRC": _unimed("neoplastic", 8, "image_folder"),
+    "BACH": _unimed("neoplastic", 4),
+    "SICAPv2": _unimed("neoplastic", 4),
+    "Osteo": _unimed("neoplastic", 3),
+    "skin_cancer": _unimed("dermatopathology", 16),
+    "skin_tumor": _unimed("dermatopathology", 4),
 }

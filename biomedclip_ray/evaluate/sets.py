@@ -261,13 +261,16 @@ class _Loader:
 
     def _counts(self, name: str, tables: dict[str, Samples]) -> list[str]:
         """What differs from the counts that dataset.json or the registry states; a warning, not an error."""
-        expected = self.about.get("rows") or (KNOWN[name].rows if name in KNOWN else {})
+        known, classes = KNOWN.get(name), self.about.get("classes", [])
+        expected = self.about.get("rows") or (known.rows if known else {})
         out = []
+        if known and known.classes and classes and len(classes) != known.classes:
+            out.append(f"{len(classes)} classes, {known.classes} are stated")
         for split, wanted in expected.items():
             if split in tables and isinstance(wanted, int) and len(tables[split].ids) != wanted:
                 out.append(f"{split} holds {len(tables[split].ids)} rows, {wanted} are stated")
         for split, table in tables.items():
-            absent = sorted(set(self.about.get("classes", [])) - {v for v in table.values if isinstance(v, str)})
+            absent = sorted(set(classes) - {v for v in table.values if isinstance(v, str)})
             if absent and self.about["task"] == "classification" and self.about.get("labels") != "numbers":
                 out.append(f"{split} holds no row of {', '.join(absent)}")
         return out

@@ -296,6 +296,13 @@ def test_another_count_than_stated_is_a_warning(make_set, about):
     assert load_set(str(folder)).warnings == ["test holds 30 rows, 600 are stated"]
 
 
-def test_the_list_of_medpmc_clip_eval_has_26_rows():
+def test_another_number_of_classes_than_a_set_is_known_for_is_a_warning(make_set, about):
+    folder = make_set()
+    (folder / "dataset.json").write_text(json.dumps(about | {"name": "BACH"}))
+    assert load_set(str(folder)).warnings == ["3 classes, 4 are stated"]
+
+
+def test_the_lists_of_papers_are_whole():
+    assert sum("UniMed-CLIP" in known.lists for known in KNOWN.values()) == 23
     assert sum("medpmc-clip-eval" in known.lists for known in KNOWN.values()) == 26
     assert sum("BiomedCLIP" in known.lists for known in KNOWN.values()) == 5
