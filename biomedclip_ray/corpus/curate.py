@@ -79,28 +79,29 @@ def _work(attempt: Attempt, run_parts: RunParts, config: Config, pairs: Product)
     """
     attempt.parts = pairs.parts
     section = config.curate
-    submit = partial(run_parts.tasks.submit, section.resources)
-    source = run_parts.tasks.put(pairs)
+    tasks = run_parts.tasks
+    submit = partial(tasks.submit, section.resources)
+    source = tasks.put(pairs)
     chunks = [range(at, min(at + _CHUNK, pairs.parts)) for at in range(0, max(1, pairs.parts), _CHUNK)]
     read = [submit(_read, source, chunk, section, outputs=9) for chunk in chunks]
     ids, sizes, pair, article, figure, picture, text, phash, marks = zip(*read, strict=True)
     numbers, first = submit(_number, *picture, outputs=2)
     near, search = NO_EDGES, {"bits": section.near_bits}
     if section.near_bits is not None:
-        near, search = _near(run_parts.tasks, submit, source, section.near_bits, first, phash, sizes)
+        near, search = _near(tasks, submit, source, section.near_bits, first, phash, sizes)
     others = [submit(_number, *column, outputs=2)[0] for column in (article, figure, text)]
     found, *verdicts = submit(
         _decide, section, len(chunks), near, search, numbers, *others, *sizes, *pair, *marks, outputs=len(chunks) + 1
     )
     missing = set(attempt.missing_parts())
-    run_parts.tasks.get(
+    tasks.get(
         [
             submit(_write, attempt, chunk, names, verdict)[0]
             for chunk, names, verdict in zip(chunks, ids, verdicts, strict=True)
             if missing.intersection(chunk)
         ]
     )
-    [facts] = run_parts.tasks.get([found])
+    [facts] = tasks.get([found])
     log.info("near duplicates: %s", facts["near"])
     return Made(facts)
 

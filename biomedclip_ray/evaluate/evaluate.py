@@ -43,7 +43,7 @@ from biomedclip_ray.store.product import Product, StageError
 
 VERSION = 4
 
-PARTS_TOGETHER = 16
+PARTS_TOGETHER = 32
 """Parts of the pairs in one part of this stage. A split of 0.2% is two pairs of each: read one after the other behind a
 store that answers in 30 ms they were 111 ms a part, and no batch for a GPU.
 """

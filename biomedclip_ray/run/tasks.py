@@ -33,14 +33,22 @@ class Tasks(Protocol):
 
 
 class RayTasks:
-    """Tasks of the connected Ray cluster."""
+    """Tasks of the connected Ray cluster. A function is told to it once for each size, not for each task: a new one is
+    pickled, fetched and given a worker anew.
+    """
+
+    def __init__(self) -> None:
+        self._functions: dict[tuple[Callable[..., Any], float, bool], Any] = {}
 
     def put(self, value: Any) -> Any:
         return ray.put(value)
 
     def submit(self, resources: PartResources, function: Callable[..., Any], *args: Any, outputs: int = 1) -> list[Any]:
-        options = place(known(), resources.num_cpus, beside="gpus" if resources.num_gpus else "cpus").options
-        handles = ray.remote(**options)(function).options(num_returns=outputs).remote(*args)
+        key = (function, resources.num_cpus, bool(resources.num_gpus))
+        if key not in self._functions:
+            options = place(known(), resources.num_cpus, beside="gpus" if resources.num_gpus else "cpus").options
+            self._functions[key] = ray.remote(**options)(function)
+        handles = self._functions[key].options(num_returns=outputs).remote(*args)
         return list(handles) if outputs > 1 else [handles]
 
     def get(self, handles: Sequence[Any]) -> list[Any]:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from biomedclip_ray.run.ahead import fetch_ahead
 from biomedclip_ray.store.product import Product
 from biomedclip_ray.train.order import Rows, mix
 
@@ -87,10 +88,16 @@ def find_rows(
 
 def texts(pairs: Product, corpus: Product, split: str) -> Iterator[str]:
     """The training texts of the kept rows of a split, in storage order; what a tokenizer is fitted on."""
-    for part in range(corpus.parts):
+
+    def read(part: int) -> list[str]:
         marks = corpus.read(part, ["split", "kept"])
         wanted = pc.and_(pc.equal(marks["split"], split), marks["kept"])
-        yield from pairs.read(part, ["text"])["text"].filter(wanted).to_pylist()
+        found: list[str] = pairs.read(part, ["text"])["text"].filter(wanted).to_pylist()
+        return found
+
+    with ThreadPoolExecutor(_THREADS) as threads:
+        for _, found in fetch_ahead(threads, read, range(corpus.parts), _THREADS):
+            yield from found
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +21,9 @@ import ray
 from ray.exceptions import RayError
 from ray.train import Checkpoint
 
+from biomedclip_ray.run.ahead import fetch_ahead
 from biomedclip_ray.run.placement import Placement
-from biomedclip_ray.store.parquet import parquet_bytes
+from biomedclip_ray.store.parquet import parquet_bytes, some_rows
 from biomedclip_ray.store.place import Place
 from biomedclip_ray.store.product import Product
 from biomedclip_ray.train import checkpoint as checkpoints
@@ -31,22 +33,32 @@ PAIRS = "validation.parquet"
 FIGURES = "validation"
 SCORE = "validation_recall_at_10"
 K = 10
+_AHEAD = 8  # parts that are read at once: a row group of images each
 
 
 def copy_pairs(pairs: Product, corpus: Product, count: int, place: Place) -> int:
     """Copy the first `count` kept validation pairs (storage order is hash order) to the product; how
     many there were.
     """
+
+    def read(part: int) -> pa.Table | None:
+        marks = corpus.read(part, ["split", "kept"])
+        rows = np.flatnonzero(pc.and_(pc.equal(marks["split"], SPLIT), marks["kept"]).to_numpy())
+        if not len(rows):
+            return None
+        with pairs.open_data(part) as source:
+            found = some_rows(pq.ParquetFile(source), rows[:count], ["pair_id", "image", "text"])
+            return pa.concat_tables(table for _, table in found)
+
     tables: list[pa.Table] = []
     found = 0
-    for part in range(corpus.parts):
-        if found >= count:
-            break
-        marks = corpus.read(part, ["split", "kept"])
-        wanted = pc.and_(pc.equal(marks["split"], SPLIT), marks["kept"])
-        if pc.any(wanted).as_py():
-            tables.append(pairs.read(part, ["pair_id", "image", "text"]).filter(wanted).slice(0, count - found))
-            found += tables[-1].num_rows
+    with ThreadPoolExecutor(_AHEAD) as threads:
+        for _, table in fetch_ahead(threads, read, range(corpus.parts), _AHEAD):
+            if table is not None:
+                tables.append(table.slice(0, count - found))
+                found += tables[-1].num_rows
+            if found >= count:
+                break
     if tables:
         place.write(PAIRS, parquet_bytes(pa.concat_tables(tables)))
     return found
