@@ -17,11 +17,16 @@ import pyarrow.parquet as pq
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from biomedclip_ray.config import PartResources
 from biomedclip_ray.run.ahead import fetch_ahead
+from biomedclip_ray.run.tasks import HereTasks, Tasks
 from biomedclip_ray.store.product import Product
 from biomedclip_ray.train.order import Rows, mix
 
+CHUNK = 32
+"""Parts that one task reads."""
 _THREADS = 16
+_RESOURCES = PartResources(num_cpus=0.5)  # it waits for storage
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,11 @@ class SplitRows:
 
 
 def find_rows(
-    pairs: Product, corpus: Product, split: str, kind_weights: Mapping[str, float] | None = None
+    pairs: Product,
+    corpus: Product,
+    split: str,
+    kind_weights: Mapping[str, float] | None = None,
+    tasks: Tasks | None = None,
 ) -> SplitRows:
     """The kept rows of `split`; a pair of a kind in `kind_weights` stands there as often as its weight says.
 
@@ -65,10 +74,13 @@ def find_rows(
     Raises:
         ValueError: pairs and corpus do not have the same rows in a part, or the split is empty.
     """
-    weights = dict(kind_weights or {})
-    with ThreadPoolExecutor(_THREADS) as threads:
-        found = list(threads.map(lambda part: _part_rows(pairs, corpus, part, split, weights), range(corpus.parts)))
-    found = [piece for piece in found if len(piece.row)]
+    weights, run = dict(kind_weights or {}), tasks or HereTasks()
+    products = run.put((pairs, corpus))
+    read = [
+        run.submit(_RESOURCES, _read, products, range(at, min(at + CHUNK, corpus.parts)), split, weights)[0]
+        for at in range(0, corpus.parts, CHUNK)
+    ]
+    found = [piece for chunk in run.get(read) for piece in chunk if len(piece.row)]
     if not found:
         raise ValueError(
             f"the corpus {corpus.uri} keeps no pair of the split {split!r}; look at its ledger counts, "
@@ -109,6 +121,11 @@ class _PartRows:
     group: Rows
     article: Rows
     figure: Rows
+
+
+def _read(products: tuple[Product, Product], parts: range, split: str, weights: dict[str, float]) -> list[_PartRows]:
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return list(threads.map(lambda part: _part_rows(*products, part, split, weights), parts))
 
 
 def _part_rows(pairs: Product, corpus: Product, part: int, split: str, weights: dict[str, float]) -> _PartRows:

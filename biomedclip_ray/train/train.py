@@ -84,7 +84,7 @@ def _work(attempt: Attempt, run_parts: RunParts, config: Config, pairs: Product,
         exported = _bundle(config, place, _provenance(config, start, 0, 0, None))
         facts = {**start, **exported, "steps": 0, "pairs": 0, "attempts": 0}
         return Made(facts, counts=(Count("pair", 0, 0),))
-    rows = find_rows(pairs, corpus, SPLIT, config.train.kind_weights)
+    rows = find_rows(pairs, corpus, SPLIT, config.train.kind_weights, run_parts.tasks)
     steps = total_steps(len(rows), config.train.epochs, config.train.batch)
     start = _start(config, pairs, corpus, place)
     log.info(
