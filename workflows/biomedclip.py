@@ -215,8 +215,9 @@ def _erase(config: Config, name: str) -> None:
     for bundle in done.bundles:
         console.print(f"Trained on it, and cannot forget: bundle {bundle}", soft_wrap=True)
     console.print(
-        "What own.uri, the source and exports hold is not touched. Indices are made anew by the same command without "
-        "--erase, which deploys them too; a server that runs answers no search from one that held it (503).",
+        "What own.uri, the source and exports hold is not touched. Index and evaluation are made anew by the same "
+        "command without --erase, which deploys too; a server that runs answers no search from an index that held it "
+        "(503).",
         soft_wrap=True,
     )
 

@@ -1,9 +1,9 @@
 """Withdraw what must go, a patient's or a publisher's wish: an article, a figure, a pair, a patient of one's own pairs.
 
 Products are immutable but for this. The rows leave each product's files, finished or not, with whatever the ledgers say
-of them, and the manifests count anew. The index is made anew by the next run from vectors that stay; models cannot
-forget, so the bundles that were trained on the rows are named. Only hashes are kept, so that another configuration does
-not take the rows in again.
+of them, and the manifests count anew. Index and evaluation are made anew by the next run from vectors that stay; models
+cannot forget, so the bundles that were trained on the rows are named. Only hashes are kept, so that another
+configuration does not take the rows in again.
 """
 
 from __future__ import annotations
@@ -11,22 +11,19 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from biomedclip_ray.config import Config
+from biomedclip_ray.config import STAGES, Config
 from biomedclip_ray.corpus.own import ids_of
 from biomedclip_ray.store.attempt import Attempt
 from biomedclip_ray.store.erased import Erased, wholes
 from biomedclip_ray.store.lease import HeldError, alive
 from biomedclip_ray.store.place import Place
 from biomedclip_ray.store.product import FINGERPRINT, MANIFEST, Product
-
-_STAGES = ("catalog", "ingest", "preprocess", "curate", "embed")
-_UNITS = {"catalog": "article_version", "embed": "pair"}
 
 
 @dataclass
@@ -38,7 +35,7 @@ class Withdrawal:
     bundles: list[str] = field(default_factory=list)
     """Bundles that were trained on a row that left."""
     again: list[str] = field(default_factory=list)
-    """Indices that the next run makes anew."""
+    """Indices and evaluations that the next run makes anew."""
 
 
 def erase(config: Config, name: str) -> Withdrawal:
@@ -53,7 +50,7 @@ def erase(config: Config, name: str) -> Withdrawal:
     """
     root = config.root
     place = Place(root)
-    names = [f"{stage}/{one}" for stage in _STAGES for one in place.at(stage).folders() if FINGERPRINT.fullmatch(one)]
+    names = [f"{stage}/{one}" for stage in STAGES for one in place.at(stage).folders() if FINGERPRINT.fullmatch(one)]
     if busy := alive(place.at(one) for one in names):
         raise HeldError(f"{busy[0]}; nothing is erased while a driver works in this root: wait for it, or stop it")
     ids = ids_of(config, name)
@@ -64,7 +61,7 @@ def erase(config: Config, name: str) -> Withdrawal:
         gone, trained = _erase_from(product, ids)
         if trained:
             seen_by.add(product.fingerprint)
-        if gone and product.stage == "embed":
+        if gone and _sums_up(product):
             _open_again(product)
             done.again.append(one)
         elif gone and product.finished:
@@ -99,7 +96,7 @@ def _erase_from(product: Product, ids: frozenset[str]) -> tuple[int, bool]:
         left = rows.filter(out)
         if "split" in left.column_names and "kept" in left.column_names:
             trained |= bool(pc.any(pc.and_(pc.equal(left["split"], "train"), left["kept"])).as_py())
-        kept = _kept(product.stage, left)
+        kept = _kept(product.stage, left, current.counts(part))
         lost = Counter(ledger.filter(said)["unit"].to_pylist())
         counts = {unit: (kept[unit] + lost[unit], kept[unit]) for unit in kept.keys() | lost.keys()}
         current.take_out(part, rows.filter(pc.invert(out)), ledger.filter(pc.invert(said)), counts)
@@ -107,15 +104,17 @@ def _erase_from(product: Product, ids: frozenset[str]) -> tuple[int, bool]:
     return gone, trained
 
 
-def _kept(stage: str, rows: pa.Table) -> Counter[str]:
-    """How many units of each kind rows are."""
+def _kept(stage: str, rows: pa.Table, units: Iterable[str]) -> Counter[str]:
+    """How many units of each kind rows are; a stage that is not named here has one unit, and a row for each."""
     if stage == "curate":
         return Counter({"pair": rows["kept"].to_pylist().count(True)})
     if stage == "preprocess":
         return Counter("panel" if panel else "picture" for panel in rows["panel"].to_pylist())
     if stage == "ingest":
         return Counter({"article": rows.num_rows, "figure": sum(map(len, rows["figures"].to_pylist()))})
-    return Counter({_UNITS[stage]: rows.num_rows})
+    if stage == "catalog":
+        return Counter({"article_version": rows.num_rows})
+    return Counter(dict.fromkeys(units, rows.num_rows))
 
 
 def _matches(column: pa.ChunkedArray, ids: frozenset[str]) -> pa.Array:
@@ -124,8 +123,13 @@ def _matches(column: pa.ChunkedArray, ids: frozenset[str]) -> pa.Array:
     )
 
 
+def _sums_up(product: Product) -> bool:
+    """Whether it holds more than parts: an index, or an evaluation with the rank of each pair."""
+    return any(not name.startswith(("data/", "ledger/", "_")) for name in product.place.list())
+
+
 def _open_again(product: Product) -> None:
-    """Take a finished index back to its parts: tables and their indices hold words and vectors of rows that left."""
+    """Take a product back to its parts: what was made of them holds words, vectors and ids of rows that left."""
     product.place.delete(MANIFEST)
     for name in product.place.list():
         if not name.startswith(("data/", "ledger/")):

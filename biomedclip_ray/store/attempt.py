@@ -82,6 +82,11 @@ class Attempt:
         with self.place.open(ledger_name(part)) as file:
             return pq.ParquetFile(file).read().cast(LEDGER)
 
+    def counts(self, part: int) -> dict[str, list[int]]:
+        """How many of each unit came into a part that is done, and how many were kept."""
+        counts: dict[str, list[int]] = self._note(part)["counts"]
+        return counts
+
     def scan(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """Every part in order, when all are done."""
         for part in range(self._all_parts()):
@@ -105,7 +110,7 @@ class Attempt:
 
     def take_out(self, part: int, data: pa.Table, ledger: pa.Table, gone: dict[str, tuple[int, int]]) -> None:
         """Write a part without rows that were erased: `gone` says how many of each unit came in and were kept."""
-        note = json.loads(pq.read_schema(pa.BufferReader(self.place.read(ledger_name(part)))).metadata[_META])
+        note = self._note(part)
         counts = {
             unit: (came_in - gone.get(unit, (0, 0))[0], kept - gone.get(unit, (0, 0))[1])
             for unit, (came_in, kept) in note["counts"].items()
@@ -177,6 +182,11 @@ class Attempt:
             **(facts or {}),
         }
         self.place.write(MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
+
+    def _note(self, part: int) -> dict[str, Any]:
+        ledger = pa.BufferReader(self.place.read(ledger_name(part)))
+        note: dict[str, Any] = json.loads(pq.read_schema(ledger).metadata[_META])
+        return note
 
     def _all_parts(self) -> int:
         if self.parts is None:

@@ -25,8 +25,8 @@ from biomedclip_ray.run.parts import in_process
 from biomedclip_ray.sample import make_bucket
 from biomedclip_ray.sources.inventory import resolve_inventory
 from biomedclip_ray.sources.own_files import find_files
-from biomedclip_ray.store.attempt import attempt
-from biomedclip_ray.store.ledger import Count
+from biomedclip_ray.store.attempt import Attempt, attempt
+from biomedclip_ray.store.ledger import Count, Ledger
 from biomedclip_ray.store.product import Product
 
 
@@ -179,3 +179,21 @@ def test_an_id_that_nothing_bears_changes_nothing(made: tuple[Config, dict[str, 
     done = erase(config, "P-1000")
     assert (done.rows, done.bundles, done.again) == ({}, [], [])
     assert _all_rows(tmp_path / "root") == before
+
+
+def test_a_pair_leaves_the_evaluation_too_and_that_is_made_anew(tmp_path: Path) -> None:
+    config = _config(tmp_path)
+    pool = Product.plan(config.root, "evaluate", 1, {}, [])
+    ledger = Ledger("evaluate")
+    ledger.count("held-out pair", 3, 3)
+    with attempt(pool, 1) as current:
+        rows = {"pair_id": [f"PMC{n}.1/F1#0" for n in range(3)], "image_vector": [[0.25], [0.5], [0.75]]}
+        current.write_part(0, pa.table(rows), ledger.table(), ledger.counts)
+        current.place.write("rows/pool.txt", b"PMC1.1/F1#0 at rank 3")
+        current.finish_parts(0)
+    done = erase(config, "PMC1")
+    name = f"evaluate/{pool.fingerprint}"
+    assert (done.rows, done.again) == ({name: 1}, [name])
+    assert Attempt(pool, "resumed").read(0)["image_vector"].to_pylist() == [[0.25], [0.75]]
+    assert not pool.finished and "PMC1." not in _all_rows(tmp_path / "root")
+    assert Attempt(pool, "resumed").counts(0) == {"held-out pair": [2, 2]}
