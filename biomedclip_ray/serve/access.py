@@ -26,16 +26,16 @@ from biomedclip_ray.serve.observe import notes
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 SCOPES = {
-    "/v1/embeddings": "embed",
-    "/v1/classify": "embed",
-    "/v1/similarity": "embed",
     "/v1/search": "search",
     "/v1/map": "search",
     "/v1/models": None,
+    "/v1": "embed",
     "/mcp": "search",
     "/metrics": "admin",
 }
-"""What a path needs, by its beginning; None: any key. Other paths are the page, its files, /health, /ready: no key."""
+"""What a path needs, by the first beginning that fits; None: any key. Other paths are the page, its files, /health,
+/ready: no key. A route of /v1 that is not named here is shut, not open.
+"""
 
 
 class Guard:

@@ -61,6 +61,18 @@ def test_a_key_opens_what_its_scopes_name_and_nothing_else():
     assert asked(keyed(scopes=("admin",)), "GET", "/metrics", headers=bearer())[0].status_code == 200
 
 
+def test_a_route_of_v1_that_nobody_gave_a_scope_is_shut():
+    app = create_app({"biomedclip": Table()}, keyed(scopes=("search",)))
+    app.add_api_route("/v1/new", lambda: {"secret": 1})
+
+    async def go(**headers: str) -> int:
+        transport = httpx.ASGITransport(app, client=("10.0.0.1", 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=headers) as http:
+            return (await http.get("/v1/new")).status_code
+
+    assert asyncio.run(go()) == 401 and asyncio.run(go(**bearer())) == 403
+
+
 @pytest.mark.parametrize("headers", [{}, bearer("wrong"), bearer(KEY_SHA256), {"Authorization": KEY}, bearer("")])
 def test_without_the_right_key_the_answer_is_401_as_openais_clients_read_it(headers):
     (answer,) = asked(keyed(), headers=headers)
