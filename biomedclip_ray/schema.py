@@ -229,6 +229,18 @@ def index_schema(dimensions: int) -> pa.Schema:
     )
 
 
+COLUMNS = {
+    "catalog": CATALOG,
+    "ingest": ARTICLES,
+    "figures of ingest": pa.schema(list(FIGURE)),
+    "preprocess": PAIRS,
+    "curate": CORPUS,
+    "embed": index_schema(512),
+    "ledger of every stage": LEDGER,
+}
+"""What REFERENCE.md shows, stage by stage."""
+
+
 ACKNOWLEDGEMENT = (
     "Articles and figures come from PubMed Central, courtesy of the U.S. National Library of Medicine (NLM). This is "
     "a copy "

@@ -16,17 +16,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from biomedclip_ray.config import Config
-from biomedclip_ray.schema import ARTICLES, CATALOG, CORPUS, FIGURE, LEDGER, PAIRS, Reason, index_schema, sentence_of
-
-_COLUMNS = (
-    ("catalog", CATALOG),
-    ("ingest", ARTICLES),
-    ("figures of ingest", pa.schema(list(FIGURE))),
-    ("preprocess", PAIRS),
-    ("curate", CORPUS),
-    ("embed", index_schema(512)),
-    ("ledger of every stage", LEDGER),
-)
+from biomedclip_ray.schema import COLUMNS, Reason, sentence_of
 
 
 def reference() -> str:
@@ -36,7 +26,7 @@ def reference() -> str:
     lines += ["A YAML file and dotted overrides. What stands in a `resources` section says how fast, never what."]
     lines += ["", "| key | default | what it says |", "|---|---|---|"]
     lines += [f"| `{key}` | {default} | {told} |" for key, default, told in _keys(Config, "")]
-    for stage, schema in _COLUMNS:
+    for stage, schema in COLUMNS.items():
         lines += ["", f"## Columns: {stage}", "", "| column | type | what it says |", "|---|---|---|"]
         lines += [f"| `{field.name}` | {_type(field.type)} | {sentence_of(field)} |" for field in schema]
     lines += ["", "## Ledger reasons", "", "| reason | what it says | tried again |", "|---|---|---|"]
