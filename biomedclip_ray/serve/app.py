@@ -15,37 +15,27 @@ fails, Serve leaves the old ones serving.
 
 import asyncio
 import hashlib
-import logging
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import FastAPI
 from pydantic import Field, model_validator
 from ray import serve
-from ray.exceptions import RayActorError
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from biomedclip_ray.config import Serve, ServedModel
-from biomedclip_ray.serve.answers import Classified, Embedded, MapPoints, ModelFacts, Problem, Question, Searched
-from biomedclip_ray.serve.errors import RETRY_AFTER_S, Refusal, busy, unavailable
+from biomedclip_ray.serve.backend import RemoteEngine
+from biomedclip_ray.serve.errors import RETRY_AFTER_S
 from biomedclip_ray.serve.ingress import create_app
-from biomedclip_ray.serve.inputs import Item
-from biomedclip_ray.serve.pulse import Address, Pulse
 from biomedclip_ray.serve.replica import Engine
-
-T = TypeVar("T")
-
-log = logging.getLogger("ray.serve")
 
 INGRESS_CPUS = 0.25
 CHEAP_REQUESTS = 64
 """Requests an ingress takes besides those that wait for the model: page, health, refusals."""
 
-ASK_AGAIN_S = 0.2
 START_TRIES = 2
 """A wrong URI does not get right by trying it twenty times, which is Serve's default."""
 
@@ -157,60 +147,3 @@ class Ingress:
 
         app.router.lifespan_context = lifespan
         return app
-
-
-class RemoteEngine:
-    """`backend.Engine` by a handle; what Ray raises when nobody can answer becomes 429 or 503, and so
-    does a dead node.
-    """
-
-    def __init__(self, handle: DeploymentHandle, silence_s: float) -> None:
-        self._handle = handle
-        self._pulse = Pulse(self._beats_at, silence_s)
-
-    async def wait_for(self, application: str) -> None:
-        """Until an engine of these arguments answers."""
-        while True:
-            try:
-                facts = await _answered(self._handle.facts.remote())
-            except Refusal as refusal:
-                log.info("waiting for the engine: %s", refusal.message)
-            else:
-                if facts.application == application:
-                    self._pulse.heard(facts.engine)
-                    return
-            await asyncio.sleep(ASK_AGAIN_S)
-
-    async def facts(self) -> ModelFacts:
-        return await self._heard(self._handle.facts.remote())
-
-    async def embed(self, items: list[Item]) -> Embedded:
-        return await self._heard(self._handle.embed.remote(items))
-
-    async def search(self, question: Question) -> Searched | Problem:
-        return await self._heard(self._handle.search.remote(question))
-
-    async def classify(self, items: list[Item], labels: list[str], templates: list[str]) -> Classified:
-        return await self._heard(self._handle.classify.remote(items, labels, templates))
-
-    async def points(self) -> MapPoints | Problem:
-        return await self._heard(self._handle.points.remote())
-
-    async def _heard(self, response: Awaitable[T]) -> T:
-        answer = await self._pulse.guard(_answered(response))
-        if isinstance(answer, ModelFacts | Embedded | Searched | Classified | MapPoints):
-            self._pulse.heard(answer.engine)
-        return answer
-
-    async def _beats_at(self) -> Address | None:
-        facts: ModelFacts = await _answered(self._handle.facts.remote())
-        return facts.engine
-
-
-async def _answered(response: Awaitable[T]) -> T:
-    try:
-        return await response
-    except BackPressureError as error:
-        raise busy("busy; try again shortly") from error
-    except (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError) as error:
-        raise unavailable("the model's process went away and is being replaced; try again shortly") from error

@@ -1,11 +1,18 @@
-"""A served model as the ingress knows it: what it asks the engine, and when the engine last proved that it works."""
+"""A served model as the ingress knows it: what it asks the engine, how that is reached, and when it last proved that it
+works.
+
+All that says what an engine can be asked stands here, but for the answering itself (`replica.py`). Ray is imported
+where an engine is asked through it, so that the routes are tested in a process without.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import io
+import logging
 import time
-from collections.abc import Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Awaitable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from PIL import Image
 
@@ -19,14 +26,21 @@ from biomedclip_ray.serve.answers import (
     Question,
     Searched,
 )
-from biomedclip_ray.serve.errors import Refusal, unavailable
+from biomedclip_ray.serve.errors import Refusal, busy, unavailable
 from biomedclip_ray.serve.inputs import Item
 from biomedclip_ray.serve.limits import Room
+from biomedclip_ray.serve.pulse import Address, Pulse
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+
+log = logging.getLogger("ray.serve")
 
 T = TypeVar("T")
 
 PROBE_TEXT = "a figure"
 READY_TIMEOUT_S = 3.0
+ASK_AGAIN_S = 0.2
 _NEVER = float("-inf")
 
 
@@ -38,6 +52,66 @@ class Engine(Protocol):
     async def search(self, question: Question) -> Searched | Problem: ...
     async def classify(self, items: list[Item], labels: list[str], templates: list[str]) -> Classified: ...
     async def points(self) -> MapPoints | Problem: ...
+
+
+class RemoteEngine:
+    """`backend.Engine` by a handle; what Ray raises when nobody can answer becomes 429 or 503, and so
+    does a dead node.
+    """
+
+    def __init__(self, handle: DeploymentHandle, silence_s: float) -> None:
+        self._handle = handle
+        self._pulse = Pulse(self._beats_at, silence_s)
+
+    async def wait_for(self, application: str) -> None:
+        """Until an engine of these arguments answers."""
+        while True:
+            try:
+                facts = await _answered(self._handle.facts.remote())
+            except Refusal as refusal:
+                log.info("waiting for the engine: %s", refusal.message)
+            else:
+                if facts.application == application:
+                    self._pulse.heard(facts.engine)
+                    return
+            await asyncio.sleep(ASK_AGAIN_S)
+
+    async def facts(self) -> ModelFacts:
+        return await self._heard(self._handle.facts.remote())
+
+    async def embed(self, items: list[Item]) -> Embedded:
+        return await self._heard(self._handle.embed.remote(items))
+
+    async def search(self, question: Question) -> Searched | Problem:
+        return await self._heard(self._handle.search.remote(question))
+
+    async def classify(self, items: list[Item], labels: list[str], templates: list[str]) -> Classified:
+        return await self._heard(self._handle.classify.remote(items, labels, templates))
+
+    async def points(self) -> MapPoints | Problem:
+        return await self._heard(self._handle.points.remote())
+
+    async def _heard(self, response: Awaitable[T]) -> T:
+        answer = await self._pulse.guard(_answered(response))
+        if isinstance(answer, ModelFacts | Answers | Searched | MapPoints):
+            self._pulse.heard(answer.engine)
+        return answer
+
+    async def _beats_at(self) -> Address | None:
+        facts: ModelFacts = await _answered(self._handle.facts.remote())
+        return facts.engine
+
+
+async def _answered(response: Awaitable[T]) -> T:
+    from ray.exceptions import RayActorError
+    from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
+
+    try:
+        return await response
+    except BackPressureError as error:
+        raise busy("busy; try again shortly") from error
+    except (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError) as error:
+        raise unavailable("the model's process went away and is being replaced; try again shortly") from error
 
 
 class Backend:

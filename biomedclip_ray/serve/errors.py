@@ -82,8 +82,8 @@ def error_response(refusal: Refusal) -> Response:
     return Response(json.dumps(refusal.body()), refusal.status, headers, media_type="application/json")
 
 
-def add_error_handlers(app: FastAPI, bodies: dict[str, type[BaseModel]]) -> None:
-    """Every error leaves in OpenAI's shape; `bodies` (route -> body) tells what an unknown field may have meant."""
+def add_error_handlers(app: FastAPI) -> None:
+    """Every error leaves in OpenAI's shape."""
 
     @app.exception_handler(Refusal)
     async def refused(request: Request, refusal: Refusal) -> Response:
@@ -91,7 +91,7 @@ def add_error_handlers(app: FastAPI, bodies: dict[str, type[BaseModel]]) -> None
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return error_response(_explain(error.errors()[0], bodies.get(request.url.path), request))
+        return error_response(_explain(error.errors()[0], _body_of(request), request))
 
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> Response:
@@ -129,6 +129,14 @@ def _explain(error: Any, body: type[BaseModel] | None, request: Request) -> Refu
     if error["type"] == "missing":
         return Refusal(f"{field} is missing", param=field, code="missing_field")
     return Refusal(f"{field}: {error['msg'].removeprefix('Value error, ')}", param=field, code="wrong_value")
+
+
+def _body_of(request: Request) -> type[BaseModel] | None:
+    """The model of the route's JSON body, which tells what an unknown field may have meant; None where it has none."""
+    route = request.scope.get("route")
+    params = route.dependant.body_params if isinstance(route, APIRoute) else []
+    kind = params[0].field_info.annotation if len(params) == 1 else None
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
 def _inside(body: type[BaseModel], path: list[str]) -> type[BaseModel]:

@@ -60,7 +60,7 @@ def create_app(engines: Mapping[str, Engine], settings: Serve, behind_proxy: boo
         )
     app.add_middleware(Guard, access=settings.access, host=resources.host)
     app.add_middleware(Observe, metrics=metrics, answers_id=not behind_proxy)
-    add_error_handlers(app, schemas.BODIES)
+    add_error_handlers(app)
     add_page(app)
     _add_state(app, backends, settings, metrics)
     add_vectors(app, backends, settings, room, metrics)

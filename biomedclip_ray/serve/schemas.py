@@ -351,12 +351,6 @@ class Ready(BaseModel):
     seconds_ago: float = Field(description="Since an answer with finite vectors came from the model.")
 
 
-BODIES: dict[str, type[BaseModel]] = {
-    "/v1/embeddings": EmbeddingsBody,
-    "/v1/search": SearchBody,
-    "/v1/classify": ClassifyBody,
-    "/v1/similarity": SimilarityBody,
-}
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer} for status in (400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 500, 503)
 }
