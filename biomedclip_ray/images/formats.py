@@ -1,7 +1,8 @@
 """The image formats, each in one row: how it is told, how its files end, who decodes it, where it is taken.
 
 Everything that lists formats reads this table: media names in articles, own files, decoding, serving and the page's
-file picker. A new format is a row here and a function in `image.py`'s table of decoders. Pure, and cheap to import.
+file picker. A new format is a row here, and where no decoder fits, one more in the tables of `image.py`. Pure, and
+cheap to import.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Format:
     """One row of the table."""
 
     name: str
-    """What `original_format` says."""
+    """What `original_format` says; of Decoder.PILLOW also Pillow's own name."""
     extensions: tuple[str, ...]
     decoder: Decoder
     magic: Callable[[bytes], bool]

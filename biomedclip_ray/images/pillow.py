@@ -49,7 +49,8 @@ def read(data: bytes, name: str, limits: Limits | None, page: int = 0) -> Decode
         raise ImageError(Reason.TOO_MANY_PIXELS, str(error)) from error
     except Exception as error:  # Pillow's plug-ins raise a dozen types on broken bytes; each becomes one ledger row
         detail = f"{type(error).__name__}: {error}".partition(" <_io.BytesIO")[0]
-        cut = "truncated" in str(error).lower() or isinstance(error, EOFError) or _ends_early(data, name)
+        said_so = any(words in detail.lower() for words in ("truncated", "not enough image data"))
+        cut = said_so or isinstance(error, EOFError) or _ends_early(data, name)
         raise ImageError(Reason.TRUNCATED_IMAGE if cut else Reason.BROKEN_IMAGE, detail) from error
 
 

@@ -9,6 +9,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from biomedclip_ray.images import pillow
 from biomedclip_ray.images.errors import ImageError, Limits
 from biomedclip_ray.images.formats import ARTICLE_EXTENSIONS, FORMATS, ONLINE_NAMES, PICKER, has_extension, identify
 from biomedclip_ray.images.image import as_pillow, read, size
@@ -155,4 +156,12 @@ def test_a_cut_file_of_hospitals_codecs_is_truncated(kind: str, share: float) ->
     }[kind]()
     with pytest.raises(ImageError) as caught:
         read(bytes(data[: int(len(data) * share)]), ANY)
+    assert caught.value.reason is Reason.TRUNCATED_IMAGE
+
+
+def test_what_pillow_calls_not_enough_is_truncated_in_a_format_without_a_rule_of_its_own() -> None:
+    data = bytes(imagecodecs.qoi_encode(scene()))
+    assert np.array_equal(pillow.read(data, "QOI", ANY).pixels, scene())
+    with pytest.raises(ImageError) as caught:
+        pillow.read(data[: len(data) // 2], "QOI", ANY)
     assert caught.value.reason is Reason.TRUNCATED_IMAGE
