@@ -65,15 +65,14 @@ def set_lines(sets: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """
     for name, found in sets.items():
         left_out = found["left_out"]["n"]
-        for task in ("zero_shot", "linear_probe", "options", "retrieval"):
-            measured = found.get(task)
-            if measured is None:
+        for task, measured in found.items():
+            if not _is_task(measured):
                 continue
             base = {"set": name, "task": task.replace("_", " "), "left_out": left_out, "control": None}
             if "left_out" in measured:
                 yield base | {"metric": f"not measured: {measured['left_out']}", "figure": None, "n": 0}
                 continue
-            if task == "retrieval":
+            if DIRECTIONS[0] in measured:
                 for way in DIRECTIONS:
                     for metric, figure in measured[way].items():
                         if metric.startswith("recall") or metric == "mrr":
@@ -110,6 +109,13 @@ def bundles_table(lines: list[dict[str, Any]], bundles: list[str]) -> Table:
             cells.append(f"{shown} ({_share(figure['low'])} - {_share(figure['high'])})" if "low" in figure else shown)
         table.add_row(line["set"], line["task"].replace("_", " "), line["metric"], *cells)
     return table
+
+
+def _is_task(entry: Any) -> bool:
+    """Whether a set's entry is that of a task, measured or left out with a sentence; vqa has one a split."""
+    if not isinstance(entry, dict):
+        return False
+    return isinstance(entry.get("left_out"), str) or not entry.keys().isdisjoint((*_METRICS, *DIRECTIONS))
 
 
 def comparison_table(pairs: list[dict[str, Any]]) -> Table:

@@ -57,9 +57,8 @@ def sets_page(evaluation: Mapping[str, Any]) -> str:
 def _one(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
     """What one set has besides its figures."""
     tasks = []
-    for task in ("zero_shot", "linear_probe"):
-        measured = found.get(task) or {}
-        if "confusion" in measured:
+    for task, measured in found.items():
+        if isinstance(measured, dict) and "confusion" in measured:
             points = [(bin_["confidence"], bin_["accuracy"]) for bin_ in measured["reliability"]]
             tasks.append(
                 {

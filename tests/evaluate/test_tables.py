@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from biomedclip_ray.evaluate.tables import tables
+from biomedclip_ray.evaluate.tables import set_lines, tables
 
 
 def test_each_figure_stands_beside_chance_and_control() -> None:
@@ -29,3 +29,23 @@ def test_each_figure_stands_beside_chance_and_control() -> None:
     assert "text to image recall@10 50.0% 40.0% - 60.0% 10.0% 5.0 11.0%".split() in lines
     assert "image to text median rank 3 2 - 4.5 50.5 49".split() in lines
     assert "gel 20 75.0% 75.0% 50.0%".split() in lines
+
+
+def test_a_task_is_shown_whatever_it_is_called() -> None:
+    figure = {"value": 0.5, "low": 0.4, "high": 0.6}
+    found = {
+        "name": "s",
+        "left_out": {"n": 1, "of": 9},
+        "zero_shot": {"n": 8, "accuracy": figure},
+        "nearest_mean": {"n": 8, "accuracy": figure},
+        "linear_probe": {"left_out": "there is no train table"},
+        "robustness": {"n": 8, "clean": 0.5, "kinds": {}},
+        "few_labels": {"shots": []},
+        "encoded": {"test": 8},
+    }
+    lines = [(line["task"], line["metric"]) for line in set_lines({"s": found})]
+    assert lines == [
+        ("zero shot", "accuracy"),
+        ("nearest mean", "accuracy"),
+        ("linear probe", "not measured: there is no train table"),
+    ]
