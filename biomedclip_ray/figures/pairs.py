@@ -24,20 +24,37 @@ def whole_pair(pair_id: str, article: Row, figure: Row, picture: Picture, media:
     """
     return {
         "pair_id": pair_id,
+        "panel": 0,
+        "panel_label": None,
+        "box": None,
+        "media_name": media["key"].rsplit("/", 1)[1],
+        "media_md5": media["md5"],
+        **_around(article, figure),
+        **_facts(picture, _whole_text(figure, mentions)),
+    }
+
+
+def renewed(pair: Row, article: Row, figure: Row, mentions: int) -> Row:
+    """A pair of an earlier product whose image is the same, with what article and figure say now; of a panel the
+    caption must be the same.
+    """
+    row = pair | _around(article, figure)
+    text = row["text"] if row["panel"] else _whole_text(figure, mentions)
+    return row if text == row["text"] else row | _worded(row["image"], text)
+
+
+def _around(article: Row, figure: Row) -> Row:
+    """What a pair has from its article and its figure."""
+    return {
         "article_id": article["article_id"],
         "pmcid": article["pmcid"],
         "part": article["part"],
         "figure_id": figure["figure_id"],
-        "panel": 0,
-        "panel_label": None,
-        "box": None,
         "label": figure["label"],
         "is_table": figure["is_table"],
         "caption": figure["caption"],
         "mentions": [mention["sentence"] for mention in figure["mentions"]],
         "adapted": figure["adapted"],
-        "media_name": media["key"].rsplit("/", 1)[1],
-        "media_md5": media["md5"],
         "license": figure["license"],
         "title": article["title"],
         "journal": article["journal"],
@@ -46,13 +63,11 @@ def whole_pair(pair_id: str, article: Row, figure: Row, picture: Picture, media:
         "keywords": article["keywords"],
         "doi": article["doi"],
         "pmid": article["pmid"],
-        **_facts(
-            picture, _with_mentions(training_text(in_one_language(figure["spoken"]), figure["label"]), figure, mentions)
-        ),
     }
 
 
-def _with_mentions(text: str, figure: Row, mentions: int) -> str:
+def _whole_text(figure: Row, mentions: int) -> str:
+    text = training_text(in_one_language(figure["spoken"]), figure["label"])
     in_order = sorted(figure["mentions"], key=lambda mention: not mention["in_body"])
     sentences = [training_text(mention["sentence"]) for mention in in_order[:mentions]]
     return " ".join(filter(None, [text, *sentences]))
@@ -112,10 +127,7 @@ def _panel_facts(
 
 def _facts(picture: Picture, text: str) -> Row:
     """What a pair has from its own image and its own text."""
-    kind, score = figure_kind(decode(picture.jpeg), text)
     return {
-        "text": text,
-        "language": language(text),
         "image": picture.jpeg,
         "width": picture.width,
         "height": picture.height,
@@ -124,8 +136,18 @@ def _facts(picture: Picture, text: str) -> Row:
         "original_format": picture.original_format,
         "image_note": picture.note or None,
         "sha256": picture.sha256,
-        "text_sha256": text_sha256(text),
         "phash": picture.phash,
+        **_worded(picture.jpeg, text),
+    }
+
+
+def _worded(jpeg: bytes, text: str) -> Row:
+    """What a pair has from its text, and from both."""
+    kind, score = figure_kind(decode(jpeg), text)
+    return {
+        "text": text,
+        "language": language(text),
+        "text_sha256": text_sha256(text),
         "figure_kind": kind,
         "figure_kind_score": score,
     }

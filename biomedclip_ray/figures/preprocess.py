@@ -1,7 +1,8 @@
 """Stage preprocess: articles and media -> one row for each pair of an image and its text.
 
 Media pass through memory once: threads fetch ahead while the task decodes, checks, resizes and encodes. Originals are
-not stored. Alternatives of an image are tried in order until one decodes; an image that none gives is one ledger row.
+not stored. Of an article that has changed since the parent only images whose files have changed are read. Alternatives
+of an image are tried in order until one decodes; an image that none gives is one ledger row.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import pyarrow as pa
 
 from biomedclip_ray.config import Config, ConfigError, Preprocess, Source
 from biomedclip_ray.figures.clip_kinds import bundle_id, name_kinds
-from biomedclip_ray.figures.pairs import may_be_cut, panel_pairs, whole_pair
+from biomedclip_ray.figures.pairs import may_be_cut, panel_pairs, renewed, whole_pair
 from biomedclip_ray.figures.select import Classifier, classifier_sha256, left_out, load_classifier
 from biomedclip_ray.images.errors import ImageError
 from biomedclip_ray.images.image import Picture, prepare
@@ -33,6 +34,7 @@ from biomedclip_ray.store.product import Product
 
 VERSION = 8
 UNIT, PANEL = "picture", "panel"
+_BY_ITS_TEXT = (Reason.TEXT_FILTER.value, Reason.TEXT_CLASSIFIER.value)
 _THUMBNAIL_SIDE = 200
 """Pixels of a short side below which the image of an alternative may be a thumbnail."""
 
@@ -114,8 +116,11 @@ def _part(
         if found := unwanted.get(graphic.figure["figure_id"]):
             ledger.drop(UNIT, graphic.pair_id, *found)
             ledger.count(UNIT, 1, 0)
+        elif (known := _known(graphic, before, previous, config)) is not None:
+            _take(*known, ledger, rows)
         else:
             wanted.append(graphic)
+    again = len(rows)
     threads = source.resources.threads
     with ThreadPoolExecutor(threads) as pool:
         for graphic, fetched in fetch_ahead(pool, lambda g: _fetch(bucket, g.media[0]), wanted, ahead=2 * threads):
@@ -125,7 +130,47 @@ def _part(
     withdrawn = tuple(
         sorted({row["pair_id"] for taken in previous.rows.values() for row in taken} - {r["pair_id"] for r in rows})
     )
-    return PartResult(pa.Table.from_pylist(rows, schema=PAIRS), ledger, reused, withdrawn)
+    return PartResult(pa.Table.from_pylist(rows, schema=PAIRS), ledger, again, withdrawn)
+
+
+def _known(
+    graphic: _Graphic, before: dict[str, list[dict[str, Any]]], previous: Previous, config: Preprocess
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]] | None:
+    """An image's rows and ledger rows by the parent, where the article has changed and its files have not: the same
+    keys with the same md5. None where it must be read.
+    """
+    article_id = graphic.article["article_id"]
+    earlier = next((g for g in _graphics(before.get(article_id, [])) if g.pair_id == graphic.pair_id), None)
+    files = _files(graphic)
+    if earlier is None or files is None or _files(earlier) != files:
+        return None
+    base = graphic.pair_id.removesuffix("#0")
+    rows = [row for row in previous.rows.get(article_id, []) if row["pair_id"].rpartition("#")[0] == base]
+    lost = [row for row in previous.dropped.get(article_id, []) if row["id"].rpartition("#")[0] == base]
+    if (not rows and not lost) or any(row["transient"] or row["reason"] in _BY_ITS_TEXT for row in lost):
+        return None
+    if not config.panels or not may_be_cut(graphic.figure):
+        rows = [row for row in rows if not row["panel"]]
+        lost = [row for row in lost if row["unit"] == UNIT]
+    elif not may_be_cut(earlier.figure) or any(earlier.figure[k] != graphic.figure[k] for k in ("spoken", "label")):
+        return None  # panels are cut by the caption
+    return [renewed(row, graphic.article, graphic.figure, config.mentions) for row in rows], lost
+
+
+def _files(graphic: _Graphic) -> list[tuple[str, str]] | None:
+    """Keys and md5 of an image's files in their order; None where a md5 is not known."""
+    found = [(media["key"], media["md5"]) for media in graphic.media if media["found"]]
+    return found if found and all(md5 for _, md5 in found) else None
+
+
+def _take(taken: list[dict[str, Any]], lost: list[dict[str, Any]], ledger: Ledger, rows: list[dict[str, Any]]) -> None:
+    rows += taken
+    ledger.rows += lost
+    for unit in (UNIT, PANEL):
+        kept = sum((row["panel"] > 0) == (unit == PANEL) for row in taken)
+        gone = sum(row["unit"] == unit for row in lost)
+        if kept or gone:
+            ledger.count(unit, kept + gone, kept)
 
 
 def _classifier(product: Product, config: Preprocess) -> Classifier | None:

@@ -24,7 +24,7 @@ from biomedclip_ray.sources.bucket import Bucket, ObjectError, SourceError
 from biomedclip_ray.sources.inventory import find_inventory, read_entries, read_list, read_listed, shard_entries
 from biomedclip_ray.sources.open import open_bucket
 from biomedclip_ray.store.attempt import Attempt
-from biomedclip_ray.store.delta import Previous, earlier_catalog, load_parent
+from biomedclip_ray.store.delta import Previous, earlier_catalog, load_parent, unchanged
 from biomedclip_ray.store.erased import Erased
 from biomedclip_ray.store.ledger import Ledger, PartResult
 from biomedclip_ray.store.product import Product
@@ -93,8 +93,9 @@ def _part(part: int, attempt: Attempt, source: Source) -> PartResult:
         newest = versions[-1]
         for entry in versions[:-1]:
             ledger.drop(UNIT, _article_id(entry), Reason.SUPERSEDED, f"by {_article_id(newest)}")
-        if before.get(pmcid) == versions and previous.knows(_article_id(newest)):
-            rows += previous.take(_article_id(newest), ledger)
+        if unchanged(before.get(pmcid), versions) and previous.knows(_article_id(newest)):
+            taken = previous.take(_article_id(newest), ledger)
+            rows += [row | {"last_modified": newest["last_modified"]} for row in taken]
         else:
             fresh.append(newest)
     reused = len(rows)

@@ -21,7 +21,7 @@ from biomedclip_ray.schema import ARTICLES, Reason, figure_ids
 from biomedclip_ray.sources.bucket import Bucket, ObjectError
 from biomedclip_ray.sources.open import open_bucket, unreachable
 from biomedclip_ray.store.attempt import Attempt
-from biomedclip_ray.store.delta import Previous, finished_before
+from biomedclip_ray.store.delta import Previous, finished_before, unchanged
 from biomedclip_ray.store.ledger import Ledger, PartResult
 from biomedclip_ray.store.product import Product
 
@@ -65,7 +65,7 @@ def _part(
     fresh = []
     for entry in entries:
         article_id = entry["article_id"]
-        if before.get(article_id) == [entry] and previous.knows(article_id):
+        if unchanged(before.get(article_id), [entry]) and previous.knows(article_id):
             taken = previous.take(article_id, ledger)
             kept = sum(len(row["figures"]) for row in taken)
             ledger.count(FIGURE, kept + previous.count(article_id, FIGURE), kept)

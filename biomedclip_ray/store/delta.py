@@ -55,6 +55,17 @@ class Previous:
         return sum(row["unit"] == unit for row in self.dropped.get(article_id, []))
 
 
+def unchanged(earlier: list[Row] | None, now: list[Row]) -> bool:
+    """Whether rows are the same but for when they were last touched: an object put again with the same ETag is the
+    same.
+    """
+    return earlier is not None and list(map(_without_touch, earlier)) == list(map(_without_touch, now))
+
+
+def _without_touch(row: Row) -> Row:
+    return {name: value for name, value in row.items() if name != "last_modified"}
+
+
 def earlier_catalog(product: Product) -> Product | None:
     """The newest finished catalog of an earlier inventory with the same configuration and version, or None."""
     found: list[tuple[str, Product]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -24,6 +25,7 @@ OLD, NEW = "2026-11-19T01-00Z", "2026-11-20T01-00Z"
 ADDED = {"PMC99000009.1", "PMC12419688.1", "PMC1298938.1"}
 CHANGED = {"PMC99000002.2", "PMC2924383.1", "PMC99000006.1"}
 WITHDRAWN = "PMC99000013.1"
+REPLACED = "PMC2924383.1/pone.0012255.g003.jpg"
 
 
 def _products(config: Config) -> list[Product]:
@@ -47,6 +49,12 @@ def _that_day(corpus: Path, folder: Path) -> Path:
     shutil.copytree(folder / "PMC99000007.1", folder / WITHDRAWN, copy_function=shutil.copyfile)
     (folder / WITHDRAWN / "PMC99000007.1.xml").rename(folder / WITHDRAWN / f"{WITHDRAWN}.xml")
     shutil.rmtree(folder / INVENTORIES / NEW)
+    # of PMC2924383 the PMID was corrected since, and one image of four replaced
+    metadata, replaced = folder / "metadata" / "PMC2924383.1.json", folder / REPLACED
+    md5 = hashlib.md5(replaced.read_bytes()).hexdigest()
+    replaced.write_bytes(replaced.read_bytes() + b"trailer")
+    text = metadata.read_text().replace(md5, hashlib.md5(replaced.read_bytes()).hexdigest())
+    metadata.write_text(text.replace('"pmid": "20808861"', '"pmid": "1"'))
     return folder
 
 
@@ -63,6 +71,8 @@ def test_a_later_inventory_fetches_only_what_is_new_or_changed(corpus: Path, tmp
         key.removeprefix("metadata/").split("/")[0].removesuffix(".json") for key in s3.gets if "inventory" not in key
     }
     assert touched == ADDED | CHANGED
+    of_changed = [key for key in s3.gets if key.startswith(REPLACED.partition("/")[0])]
+    assert sorted(of_changed) == ["PMC2924383.1/PMC2924383.1.xml", REPLACED]
     scratch = _products(config("scratch", uri, NEW))
     for synced, whole in zip(after, scratch, strict=True):
         assert synced.fingerprint == whole.fingerprint

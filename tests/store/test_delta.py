@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from biomedclip_ray.store.attempt import attempt
-from biomedclip_ray.store.delta import finished_before
+from biomedclip_ray.store.delta import finished_before, unchanged
 from biomedclip_ray.store.ledger import Count
 from biomedclip_ray.store.product import Product
 
@@ -38,3 +38,9 @@ def test_a_delta_that_ended_half_way_is_passed_over(tmp_path: Path) -> None:
     assert found is not None and product is not None
     assert (found.fingerprint, product.fingerprint) == (second.fingerprint, nearer.fingerprint)
     assert finished_before(first, plan) == (None, None)
+
+
+def test_an_object_put_again_with_the_same_etag_has_not_changed() -> None:
+    entry = {"key": "a", "etag": "1", "last_modified": "2026-11-01"}
+    assert unchanged([entry], [entry | {"last_modified": "2026-11-02"}])
+    assert not unchanged([entry], [entry | {"etag": "2"}]) and not unchanged(None, [entry])
