@@ -40,6 +40,7 @@ _ARTICLE_TYPE = column(
 _KEYWORDS = column("keywords", _STRINGS, "of the article")
 _DOI = column("doi", pa.string(), "of the article: whom to credit")
 _PMID = column("pmid", pa.string(), "of the article in PubMed")
+_PREPRINT = column("preprint", pa.string(), "DOI of the preprint that the article names as its own; they share a split")
 _LICENSE = column(
     "license", pa.string(), "licence code of the figure, else of its article; unknown: none could be read"
 )
@@ -121,6 +122,7 @@ ARTICLES = pa.schema(
         _KEYWORDS,
         _DOI,
         _PMID,
+        _PREPRINT,
         column("license", pa.string(), "licence code of the article"),
         column("license_source", pa.string(), "where the licence is stated: metadata, or a place in the XML"),
         column("figures", pa.list_(FIGURE), "in document order"),
@@ -170,6 +172,7 @@ PAIRS = pa.schema(
         _KEYWORDS,
         _DOI,
         _PMID,
+        _PREPRINT,
         column("source_split", pa.string(), "own pairs may name their split; null: by hash of the PMCID"),
     ]
 )

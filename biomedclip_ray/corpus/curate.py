@@ -58,9 +58,11 @@ from biomedclip_ray.store.product import Product
 
 log = logging.getLogger(__name__)
 
-VERSION = 6
+VERSION = 7
 UNIT = "pair"
-_COLUMNS = "pair_id pmcid doi source_split figure_id panel text sha256 text_sha256 phash license figure_kind".split()
+_COLUMNS = (
+    "pair_id pmcid doi preprint source_split figure_id panel text sha256 text_sha256 phash license figure_kind".split()
+)
 _CHUNK = 32  # parts of one task
 _THREADS = 16  # of a task: a read behind an object store waits for four answers in turn
 _HASHES = ("pair_id", "pmcid", "figure_id", "sha256", "text_sha256")
@@ -235,9 +237,9 @@ def _marks(table: pa.Table, config: Curate) -> NDArray[np.int8]:
     places = {kind: number for number, kind in enumerate(config.balance)}
     kinds = table["figure_kind"].to_pylist()
     split = [
-        split_of(drawn_by(pmcid, doi), config.splits) if said is None else SPLITS.index(said)
-        for pmcid, doi, said in zip(
-            *(table[name].to_pylist() for name in ("pmcid", "doi", "source_split")), strict=True
+        split_of(drawn_by(pmcid, doi, preprint), config.splits) if said is None else SPLITS.index(said)
+        for pmcid, doi, preprint, said in zip(
+            *(table[name].to_pylist() for name in ("pmcid", "doi", "preprint", "source_split")), strict=True
         )
     ]
     reason = [

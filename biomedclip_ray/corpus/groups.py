@@ -71,11 +71,12 @@ class Verdict:
 _PREPRINT = re.compile(r"10\.(?:1101|64898)/\d[\d.]*")
 
 
-def drawn_by(pmcid: str, doi: str | None) -> str:
-    """What an article's split is drawn by: its PMCID, or for a preprint the id of its DOI. PubMed Central's copy of a
-    preprint and bioRxiv's own then share a split, in one corpus or in two.
+def drawn_by(pmcid: str, doi: str | None, preprint: str | None = None) -> str:
+    """What an article's split is drawn by: its PMCID, or the id of its DOI for a preprint, or of the preprint that it
+    names as its own. PubMed Central's copy of a preprint, bioRxiv's own and the article that came of it then share a
+    split, in one corpus or in two.
     """
-    return preprint_id(doi) if doi and _PREPRINT.fullmatch(doi) else pmcid
+    return next((preprint_id(each) for each in (doi, preprint) if each and _PREPRINT.fullmatch(each)), pmcid)
 
 
 def split_of(pmcid: str, splits: Splits) -> int:

@@ -63,6 +63,7 @@ def _around(article: Row, figure: Row) -> Row:
         "keywords": article["keywords"],
         "doi": article["doi"],
         "pmid": article["pmid"],
+        "preprint": article["preprint"],
     }
 
 

@@ -36,6 +36,8 @@ class Article:
     keywords: tuple[str, ...]
     doi: str | None
     pmid: str | None
+    preprint: str | None
+    """DOI of the preprint that it names as its own."""
     license: str | None
     license_source: str | None
     figures: tuple[Figure, ...]
@@ -157,7 +159,7 @@ def _with_facts(article: etree._Element, figures: tuple[Figure, ...]) -> Article
     journal = front.find("journal-meta") if front is not None else None
     if journal is not None:
         journal = next(journal.iter("journal-title"), None)
-    title = doi = pmid = license_ = source = None
+    title = doi = pmid = preprint = license_ = source = None
     bare = False
     years: list[int] = []
     keywords: list[str] = []
@@ -178,6 +180,8 @@ def _with_facts(article: etree._Element, figures: tuple[Figure, ...]) -> Article
             license_, source = stated_license(child)
         elif tag in ("license", "copyright-statement"):
             bare = True
+        elif tag in _HISTORIES:
+            preprint = preprint or _preprint(child)
         elif tag == "kwd-group" and child.get("kwd-group-type") != "abbreviations":
             keywords.extend(text_of(kwd, CAPTION) for kwd in child.iter("kwd", "compound-kwd"))
     if bare and license_ is None and meta is not None:  # NLM 2.x has no permissions element around them
@@ -190,10 +194,29 @@ def _with_facts(article: etree._Element, figures: tuple[Figure, ...]) -> Article
         keywords=tuple(dict.fromkeys(filter(None, keywords))),
         doi=doi,
         pmid=pmid,
+        preprint=preprint,
         license=license_,
         license_source=source,
         figures=figures,
     )
+
+
+_HISTORIES = ("related-article", "related-object", "pub-history")
+_HREF = "{http://www.w3.org/1999/xlink}href"
+_KINDS = ("related-article-type", "link-type", "event-type", "content-type")
+_DOI = re.compile(r"10\.\d{4,9}/[^\s?#]+")
+_VERSION = re.compile(r"v\d{1,2}$")
+
+
+def _preprint(element: etree._Element) -> str | None:
+    """The DOI of what a `related-article`, or an event of the `pub-history`, calls the article's preprint."""
+    for part in element.iter("{*}*"):
+        kinds = " ".join(part.get(name) or "" for name in _KINDS)
+        if "preprint" in kinds.lower():
+            for inner in part.iter("{*}*"):
+                if found := _DOI.search(inner.get(_HREF) or inner.text or ""):
+                    return _VERSION.sub("", found[0].rstrip(".,;"))
+    return None
 
 
 def _year(pub_date: etree._Element) -> list[int]:

@@ -25,7 +25,7 @@ from biomedclip_ray.store.delta import Previous, finished_before, unchanged
 from biomedclip_ray.store.ledger import Ledger, PartResult
 from biomedclip_ray.store.product import Product
 
-VERSION = 7
+VERSION = 8
 ARTICLE, FIGURE = "article", "figure"
 
 
@@ -163,6 +163,7 @@ def article_row(entry: dict[str, Any], article: Article, allowed: frozenset[str]
         "keywords": list(article.keywords),
         "doi": entry["doi"] or article.doi,
         "pmid": entry["pmid"] or article.pmid,
+        "preprint": article.preprint,
         "license": license_code,
         "license_source": license_source,
         "figures": figures,

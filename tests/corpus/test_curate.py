@@ -213,3 +213,9 @@ def test_balance_keeps_a_number_or_a_share_of_a_kind_and_more_is_a_superset() ->
 )
 def test_copies_of_a_preprint_share_a_split(pmcid: str, doi: str | None, expected: str) -> None:
     assert drawn_by(pmcid, doi) == expected
+
+
+def test_an_article_that_names_its_preprint_shares_its_split() -> None:
+    preprint = "10.1101/2024.05.08.593085"
+    assert drawn_by("PMC7", "10.7554/eLife.1", preprint) == drawn_by("RX20240508593085", preprint)
+    assert drawn_by("PMC7", "10.7554/eLife.1", "10.21203/rs.3.rs-1/v1") == "PMC7"  # no server that is read here

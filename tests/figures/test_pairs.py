@@ -15,7 +15,9 @@ from biomedclip_ray.images.image import prepare
 from biomedclip_ray.sample.plots import compound
 from biomedclip_ray.schema import Reason
 
-ARTICLE = dict.fromkeys(("article_id", "pmcid", "title", "journal", "year", "article_type", "doi", "pmid"), "x")
+ARTICLE = dict.fromkeys(
+    ("article_id", "pmcid", "title", "journal", "year", "article_type", "doi", "pmid", "preprint"), "x"
+)
 ARTICLE |= {"part": 0, "keywords": []}  # type: ignore[dict-item]
 CAPTION = "Figure 2. Lungs of mice. (A) A radiograph of 10^4 cells. (B) A gel with lanes."
 

@@ -59,7 +59,7 @@ def _article(*media: tuple[str | None, int]) -> dict[str, Any]:
         "mentions": [],
     }
     figure |= {"adapted": False, "license": "CC BY", "media": files}
-    return dict.fromkeys(("title", "journal", "year", "article_type", "doi", "pmid")) | {
+    return dict.fromkeys(("title", "journal", "year", "article_type", "doi", "pmid", "preprint")) | {
         "article_id": "PMC1.1",
         "pmcid": "PMC1",
         "part": 0,

@@ -711,6 +711,34 @@ def test_the_year_is_that_of_the_first_publication():
     assert parse("", f"<front><article-meta>{dates}</article-meta></front>").year == 2011
 
 
+@pytest.mark.parametrize(
+    ("meta", "preprint"),
+    [
+        (
+            '<related-article related-article-type="preprint" ext-link-type="doi" xlink:href="10.1101/486050"/>',
+            "10.1101/486050",
+        ),
+        (
+            '<pub-history><event event-type="preprint-publication"><self-uri content-type="preprint" '
+            'xlink:href="https://doi.org/10.1101/2024.05.08.593085v2"/></event></pub-history>',
+            "10.1101/2024.05.08.593085",
+        ),
+        (
+            '<pub-history><event event-type="preprint"><article-id pub-id-type="doi">10.1101/486050</article-id>'
+            "</event></pub-history>",
+            "10.1101/486050",
+        ),
+        ('<related-article related-article-type="commentary" xlink:href="10.1101/486050"/>', None),
+        (
+            '<pub-history><event event-type="received"><self-uri xlink:href="10.1101/486050"/></event></pub-history>',
+            None,
+        ),
+    ],
+)
+def test_the_preprint_that_an_article_names_as_its_own_is_told(meta, preprint):
+    assert parse("", f"<front><article-meta>{meta}</article-meta></front>").preprint == preprint
+
+
 def test_an_article_inside_an_answer_of_oai_pmh_is_found():
     fig = "<body><fig id='F1'><caption><p>Text.</p></caption></fig></body>"
     jats = f'<article xmlns="https://jats.nlm.nih.gov/ns/archiving/1.3/" article-type="review-article">{fig}</article>'
