@@ -248,12 +248,14 @@ def _run(config: Config, options: argparse.Namespace, record: RunRecord, driver:
     connect()
     import ray
 
+    from biomedclip_ray.cost.account import foresee
     from biomedclip_ray.run.capacity import connected, remember
 
     try:
         remember(capacity := connected(options.cluster))
         _refuse(check_cluster(config, steps, capacity) + unpriced(config.budget, capacity))
         run.begin()
+        record.content["plan"] = foresee(config, inventory, capacity, Path(__file__).with_name("rates.json"))
         record.stages = run.stages
         record.begin()
         try:
@@ -305,9 +307,12 @@ def _tell(run: Run, config: Config, own: OwnFiles | None) -> tuple[Product, Prod
 
 def _sum_up(run: Run, config: Config) -> None:
     """What the stages did, also where one of them failed: the table, what was measured, and the report."""
+    from biomedclip_ray.cost.account import account_table
     from biomedclip_ray.report.report import write_report
 
     run.show(console)
+    if run.meter is not None and (account := account_table(run.meter.record.content["plan"], run.stages)) is not None:
+        console.print(account)
     for stage in run.stages:
         if stage["name"] == "evaluate":
             console.print(*tables(json.loads(Place(stage["product"]).read("evaluation.json"))))

@@ -87,6 +87,7 @@ def whole(config: Config, rates: Rates, world: World, cluster: Cluster) -> Whole
     pool = source.pictures * world.kept * (splits.test if config.evaluate.split == "test" else splits.validation)
     parts = max(1.0, source.articles / config.source.articles_per_part)
     train = config.train.resources
+    cores = max(1.0, train.cpus_per_worker)  # a worker has one thread at least
     share = config.train.batch / (train.max_workers or 1)
     twice = train.forward_pairs is not None and share > train.forward_pairs
     passes = _TWICE if twice else _TRAINING
@@ -98,7 +99,10 @@ def whole(config: Config, rates: Rates, world: World, cluster: Cluster) -> Whole
         machine.towers(
             "train",
             seen * forward * passes,
-            (bool(train.gpus_per_worker), train.max_workers * (train.gpus_per_worker or train.cpus_per_worker)),
+            (
+                bool(train.gpus_per_worker),
+                train.max_workers * (train.gpus_per_worker or cores),
+            ),
             read * world.kept * config.train.epochs,
             parts * config.train.epochs,
         ),

@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from biomedclip_ray.cost.account import lines
 from biomedclip_ray.report import svg
 from biomedclip_ray.report.words import duration_text
 from biomedclip_ray.store.place import Place
@@ -44,6 +45,7 @@ def nodes_section(root: str, run: dict[str, Any]) -> Markup:
         stages=[stage for stage in run["stages"] if "this_run" in stage],
         between=next((entry for entry in record["spent"] if entry["stage"] == ""), None),
         money=record["money"],
+        account=lines(record.get("plan", ""), run["stages"]),
     )
     return Markup(rendered)
 

@@ -1,0 +1,69 @@
+"""The plan of a run is made before it begins, and stands beside what it took."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from biomedclip_ray.config import STAGES, load
+from biomedclip_ray.cost.account import account_table, foresee, lines
+from biomedclip_ray.run.capacity import Capacity, NodeKind, of_file
+from biomedclip_ray.sample import make_bucket
+from biomedclip_ray.sources.inventory import find_inventory
+from biomedclip_ray.sources.open import open_bucket
+
+ROOT = Path(__file__).resolve().parents[2]
+RATES = ROOT / "workflows" / "rates.json"
+HERE = Capacity((NodeKind("2 CPUs", {"CPU": 2.0}, {}, 1, True),), "a test")
+
+
+def planned(*overrides: str, capacity: Capacity = HERE) -> Any:
+    config = load(ROOT / "workflows/configs/sample.yaml", overrides)
+    inventory = find_inventory(open_bucket(config.source.uri, config.source.resources), "newest")
+    return foresee(config, inventory, capacity, RATES)
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("account") / "bucket"
+    make_bucket(folder, n_articles=12, seed=1)
+    return f"source.uri={folder}"
+
+
+def test_a_run_of_few_articles_is_planned_for_those_alone(bucket: str) -> None:
+    plan = planned(bucket)
+    assert tuple(plan) == STAGES
+    for stage in plan.values():
+        assert 0 < stage["low"]["seconds"] <= stage["likely"]["seconds"] <= stage["high"]["seconds"] < 600
+
+
+def test_money_follows_the_prices_and_what_is_not_planned_is_said(bucket: str) -> None:
+    aws = of_file(str(ROOT / "cluster/aws.yaml"))
+    plan = planned(bucket, "budget.prices={cpu: 3.6, gpu: 36, head: 0}", capacity=aws)
+    ingest = plan["ingest"]["likely"]
+    assert ingest["money"] == pytest.approx(ingest["seconds"] * 32 * 0.001, rel=0.01)
+    unsized = Capacity((NodeKind("not up yet", {}, {}, 3),), "a test")
+    assert planned(bucket, capacity=unsized).startswith("a test: no node type says how many CPUs it has")
+    assert foresee(load(ROOT / "workflows/configs/sample.yaml"), None, HERE, RATES).startswith("own.alone=true")
+
+
+def test_what_a_stage_took_over_all_its_runs_stands_beside_its_plan_and_what_was_skipped_does_not() -> None:
+    def of(seconds: float) -> dict[str, Any]:
+        return {bound: {"seconds": seconds * n, "money": n} for bound, n in (("low", 1), ("likely", 2), ("high", 3))}
+
+    plan = {"catalog": of(5), "ingest": of(10), "train": of(50)}
+    stages = [
+        {"name": "catalog", "state": "skipped", "seconds": 9.0},
+        {"name": "ingest", "state": "resumed", "seconds": 30.0, "money": 4.0},
+        {"name": "train", "state": "ran", "seconds": 80.0, "money": 1.0},
+        {"name": "deploy", "state": "ran", "seconds": 8.0},
+    ]
+    ingest, train, total = lines(plan, stages)
+    assert (ingest["name"], ingest["took"], ingest["likely"], ingest["ratio"]) == ("ingest", 30.0, 20, 1.5)
+    assert (train["ratio"], train["paid"], train["money"]) == (0.8, 1.0, 2)
+    assert (total["took"], total["likely"], total["paid"]) == (110.0, 120, 5.0)
+    assert account_table(plan, stages) is not None
+    assert account_table("no plan", stages) is None
+    assert lines(plan, stages[:1]) == []
