@@ -16,6 +16,7 @@ from biomedclip_ray.evaluate.features import Features, Kept
 from biomedclip_ray.evaluate.sets import load_set
 from biomedclip_ray.store.place import Place
 from biomedclip_ray.store.product import StageError
+from tests.evaluate.conftest import png
 
 
 @pytest.fixture
@@ -89,6 +90,26 @@ def test_a_vector_that_is_not_finite_has_that_as_its_reason(encoder, make_set, t
     assert set(reasons) == {"the vector is not finite"} and np.isnan(vectors).all()
     with pytest.raises(StageError, match="30 of 30 images"):
         Asked(encoder, [found], str(tmp_path / "f"), Evaluate(bootstraps=5)).first()
+
+
+class Odd(Encoder):
+    """A tower that fails on a black image."""
+
+    def encode_pixels(self, pixels):
+        vectors = super().encode_pixels(pixels)
+        vectors[(pixels == 0).flatten(1).all(dim=1).numpy()] = np.nan
+        return vectors
+
+
+def test_one_vector_of_many_that_is_not_finite_is_left_out_by_its_id(bundles, make_set, tmp_path):
+    folder = make_set()
+    table = pq.read_table(folder / "test.parquet").to_pylist()
+    table[5]["image"] = png(np.zeros((24, 24, 3), np.uint8))
+    pq.write_table(pa.Table.from_pylist(table), folder / "test.parquet")
+    asked = Asked(Odd.load(bundles[0]), [load_set(str(folder))], str(tmp_path / "f"), Evaluate(bootstraps=20))
+    found = asked.first()["tiny"]
+    assert found["left_out"]["rows"] == [{"id": "5", "reason": "the vector is not finite"}]
+    assert found["zero_shot"]["n"] == 29
 
 
 def test_rows_lie_beside_the_figures(encoder, make_set, tmp_path):

@@ -14,7 +14,7 @@ import ray
 
 from biomedclip_ray.clip.encoder import Encoder
 from biomedclip_ray.config import Evaluate, Fusion, PartResources
-from biomedclip_ray.evaluate import features, fusion
+from biomedclip_ray.evaluate import evaluate, features, fusion
 from biomedclip_ray.evaluate.bundles import Asked, encode_on_cluster
 from biomedclip_ray.evaluate.features import features_of, jobs_of, recalled
 from biomedclip_ray.evaluate.sets import load_set
@@ -94,3 +94,13 @@ def test_a_fusion_head_through_ray_train_is_the_one_trained_here(bundles, tmp_pa
     assert answers[0] == answers[1]
     assert Place(there.place).list("run")  # checkpoints, from which a killed run goes on
     fusion.train_on_ray(there, PartResources())  # done: nothing starts
+
+
+def test_the_stage_trains_heads_first_and_its_tasks_read_what_they_said(bundles, tmp_path):
+    labelled = load_set(str(quizzes(tmp_path / "halves", 18)))
+    section = Evaluate(bootstraps=20, fusion=Fusion(epochs=1, batch=8, width=32, layers=1))
+    uri, root = str(bundles[0]), str(tmp_path / "features")
+    evaluate._fuse([uri], [labelled], root, section)
+    encoded = encode_on_cluster(uri, [labelled], root, section.resources)
+    _, shown, _ = evaluate._sets_of(uri, [labelled.uri], root, section, str(tmp_path), None, encoded)
+    assert shown["halves"]["vqa_fusion"]["disjoint"]["all"]["n"] == 12
