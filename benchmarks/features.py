@@ -26,7 +26,7 @@ from biomedclip_ray.clip.encoder import Encoder
 from biomedclip_ray.clip.model import build_model, model_config
 from biomedclip_ray.clip.tokenizer import fit_tokenizer
 from biomedclip_ray.config import Model
-from biomedclip_ray.evaluate.features import PART, encode_part
+from biomedclip_ray.evaluate.features import PART, Features, encode_part
 from biomedclip_ray.evaluate.readers import Images
 
 BOUND = 0.90
@@ -66,8 +66,9 @@ def main() -> int:
             plain = encoder.encode_images(data)
             loop.append(time.perf_counter() - started)
             started = time.perf_counter()
+            features = Features(f"{scratch}/features{number}")
             for start in range(0, len(data), PART):
-                encode_part(encoder, f"{scratch}/features{number}", images, start, min(start + PART, len(data)))
+                encode_part(encoder, features, images, start, min(start + PART, len(data)))
             ours.append(time.perf_counter() - started)
     ratio = float(np.median(loop) / np.median(ours))
     print(f"  {len(plain):,} images: loop {np.median(loop):.1f} s, evaluate {np.median(ours):.1f} s")

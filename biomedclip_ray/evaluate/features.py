@@ -11,8 +11,7 @@ import hashlib
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,16 +52,21 @@ class Encoded:
 
 @dataclass
 class Features:
-    """The kept vectors of one bundle at one place."""
+    """The kept vectors of one bundle at one place. Parts never change, so each is asked for its keys once."""
 
     uri: str
+    _seen: set[str] = field(default_factory=set)
+    _have: dict[str, dict[str, str]] = field(default_factory=dict)
 
-    def have(self, kind: str) -> dict[str, str]:
+    def have(self, kind: str) -> Mapping[str, str]:
         """key -> file of every item of a kind ("images", "texts") that is kept."""
-        out: dict[str, str] = {}
+        found = self._have.setdefault(kind, {})
         for name in self._files(kind):
-            out |= dict.fromkeys(_column(self.uri, name, "key"), name)
-        return out
+            if name not in self._seen:
+                column = pq.read_table(Place(self.uri).open(name), columns=["key"])["key"]
+                found.update(dict.fromkeys(column.to_pylist(), name))
+                self._seen.add(name)
+        return found
 
     def keep(self, kind: str, keys: Sequence[str], vectors: Floats, reasons: Sequence[str], hashes: Any = None) -> None:
         """Write a part. Items with a reason have no vector. `hashes`: perceptual hashes (uint64) of images."""
@@ -111,23 +115,18 @@ class Features:
         return [f"{kind}/{name.rpartition('/')[2]}" for name in Place(self.uri).list(kind)]
 
 
-@lru_cache(maxsize=4096)
-def _column(uri: str, name: str, column: str) -> tuple[str, ...]:
-    """A column of a part; parts never change."""
-    return tuple(pq.read_table(Place(uri).open(name), columns=[column])[column].to_pylist())
-
-
 def key_of(data: bytes) -> str:
     """What an image or a text is known by."""
     return hashlib.sha256(data).hexdigest()[:32]
 
 
-def encode_part(encoder: Encoder, uri: str, images: Images, start: int, stop: int, threads: int = 1) -> Encoded:
+def encode_part(
+    encoder: Encoder, features: Features, images: Images, start: int, stop: int, threads: int = 1
+) -> Encoded:
     """Encode rows start..stop of a table's images that are not kept yet. Decoding runs ahead of the
     model in threads.
     """
-    features = Features(uri)
-    known = set(features.have("images"))
+    known, new = features.have("images"), set[str]()
     keys: list[str] = []
     fresh: list[tuple[str, bytes]] = []
     made: list[tuple[list[str], Floats, list[str], list[int]]] = []
@@ -136,8 +135,8 @@ def encode_part(encoder: Encoder, uri: str, images: Images, start: int, stop: in
             for data in images.fetch(first, min(first + _READ, stop)):
                 key = NO_IMAGE if data is None else key_of(data)
                 keys.append(key)
-                if data is not None and key not in known:
-                    known.add(key)
+                if data is not None and key not in known and key not in new:
+                    new.add(key)
                     fresh.append((key, data))
             made += _encode(encoder, fresh, pool, threads)
             fresh = []
@@ -220,11 +219,11 @@ class Kept:
 
     def _here(self, jobs: list[Job]) -> Iterator[Encoded]:
         for _, table, start, stop in jobs:
-            yield encode_part(self.encoder, self.features.uri, self.labelled.tables[table].images, start, stop)
+            yield encode_part(self.encoder, self.features, self.labelled.tables[table].images, start, stop)
 
     def of(self, images: Images) -> Floats:
         """(n, d) vectors of any images, encoded here, in this process; kept like all others."""
-        part = encode_part(self.encoder, self.features.uri, images, 0, images.count)
+        part = encode_part(self.encoder, self.features, images, 0, images.count)
         self.encoded["images"] += part.encoded
         there = [row for row, key in enumerate(part.keys) if key != NO_IMAGE]
         vectors = np.full((images.count, self.encoder.dimensions), np.nan, np.float32)
@@ -269,14 +268,16 @@ class Worker:
 
         torch.set_num_threads(max(1, threads))
         self.encoder, self.threads = Encoder.load(bundle, precision=precision), threads
-        self.uri = features_of(features, self.encoder)
+        self.features = Features(features_of(features, self.encoder))
         self.sets: dict[str, LabelledSet] = {}
 
     def __call__(self, job: Job) -> Encoded:
         where, table, start, stop = job
         if where not in self.sets:
             self.sets[where] = load_set(where)
-        return encode_part(self.encoder, self.uri, self.sets[where].tables[table].images, start, stop, self.threads)
+        return encode_part(
+            self.encoder, self.features, self.sets[where].tables[table].images, start, stop, self.threads
+        )
 
 
 def features_of(root: str, encoder: Encoder) -> str:
