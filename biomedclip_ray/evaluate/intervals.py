@@ -6,8 +6,8 @@ width where every row is right. So the draws give the variance only, and the int
 interval with the effective number of rows that this variance stands for and the t quantile of the effective number of
 clusters (Korn & Graubard 1998, Survey Methodology 24:193; Dean & Pagano 2015, J. Surv. Stat. Methodol. 3:484). A
 variance from few clusters with a miss (or a hit) in them says little: it is weighed by their number against one
-cluster's worth of intraclass correlation 0.15. benchmarks/intervals.py simulates it: 93 to 98% in every cell from 20
-clusters on.
+cluster's worth of intraclass correlation 0.15. benchmarks/intervals.py simulates it: 94.3 to 97.4% in every cell
+from 20 clusters on (4,000 sets each).
 """
 
 from __future__ import annotations
