@@ -10,7 +10,7 @@ import lance
 import numpy as np
 from numpy.typing import NDArray
 
-from biomedclip_ray.store.place import Place
+from biomedclip_ray.store.place import KMS_KEY, Place
 from biomedclip_ray.store.product import StageError
 
 TABLE = "index.lance"
@@ -93,7 +93,10 @@ def open_table(place: Place) -> lance.LanceDataset:
 
 def storage_options(place: Place) -> dict[str, str] | None:
     """What Lance's own S3 client must be told that pyarrow reads from the URI or the environment."""
-    endpoint = place.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if not place.uri.startswith("s3://") or not endpoint:
+    if not place.uri.startswith("s3://"):
         return None
-    return {"aws_endpoint": endpoint, "allow_http": str(endpoint.startswith("http://")).lower()}
+    endpoint = place.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    key = os.environ.get(KMS_KEY)
+    options = {"aws_endpoint": endpoint, "allow_http": str(endpoint.startswith("http://")).lower()} if endpoint else {}
+    options |= {"aws_server_side_encryption": "aws:kms", "aws_sse_kms_key_id": key} if key else {}
+    return options or None

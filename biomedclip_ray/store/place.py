@@ -22,6 +22,11 @@ from urllib.parse import parse_qs
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+KMS_KEY = "BIOMEDCLIP_SSE_KMS_KEY_ID"
+"""Environment variable with the id or ARN of the KMS key that objects are put under (SSE-KMS), on every node; none: the
+bucket's own default.
+"""
+
 
 class StorageError(OSError):
     """A place that cannot be reached, read or written; the message names the URI and the fix."""
@@ -233,7 +238,7 @@ def _put(place: Place, data: bytes, only_if_absent: bool = False) -> bool:
     condition = {"IfNoneMatch": "*"} if only_if_absent else {}
     try:
         _client(place.endpoint or os.environ.get("AWS_ENDPOINT_URL")).put_object(
-            Bucket=bucket, Key=key, Body=data, **condition
+            Bucket=bucket, Key=key, Body=data, **condition, **_own_key()
         )
     except ClientError as error:
         if only_if_absent and error.response["ResponseMetadata"]["HTTPStatusCode"] in (409, 412):
@@ -242,6 +247,12 @@ def _put(place: Place, data: bytes, only_if_absent: bool = False) -> bool:
     except BotoCoreError as error:
         raise StorageError(f"{place.uri}: {error}") from error
     return True
+
+
+def _own_key() -> dict[str, str]:
+    """Of a put: the key of one's own that the environment names."""
+    key = os.environ.get(KMS_KEY)
+    return {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key} if key else {}
 
 
 @lru_cache(maxsize=16)
