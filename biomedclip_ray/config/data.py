@@ -189,7 +189,7 @@ class Preprocess(StageSection):
     """Pixels of the stored image's short side; a smaller original is never enlarged."""
     quality: Annotated[int, Field(ge=1, le=100)] = 90
     """JPEG quality of the stored image."""
-    min_side: Side = 32
+    min_side: Positive = 32
     """Pixels; smaller images are icons and equations."""
     max_pixels: Positive = 178_956_970
     """Pixels an original may claim before it is decoded (Pillow's own decompression-bomb limit)."""

@@ -30,14 +30,14 @@ from biomedclip_ray.figures.captions import language, text_sha256, training_text
 from biomedclip_ray.figures.clip_kinds import bundle_id, name_kinds
 from biomedclip_ray.figures.kinds import figure_kind
 from biomedclip_ray.images.errors import ImageError
-from biomedclip_ray.images.image import Picture, decode, prepare_each
+from biomedclip_ray.images.image import Picture, decode, file_sha256, prepare_each, prepare_file
 from biomedclip_ray.images.reading import Reading
 from biomedclip_ray.jats.licenses import license_code
 from biomedclip_ray.run.ahead import fetch_ahead
 from biomedclip_ray.run.capacity import Capacity
 from biomedclip_ray.run.stage import Made, RunParts, Stage
 from biomedclip_ray.schema import PAIRS, Reason, hash64, pair_id
-from biomedclip_ray.sources.own.images import read_image
+from biomedclip_ray.sources.own.images import LargeFile, read_image
 from biomedclip_ray.sources.own.record import OwnFiles, Record, group_name
 from biomedclip_ray.sources.own_files import records
 from biomedclip_ray.store.attempt import Attempt
@@ -208,7 +208,7 @@ def _write_without(attempt: Attempt, part: int, rows: pa.Table, repeated: list[d
     attempt.write_part(part, rows, ledger.table(), ledger.counts)
 
 
-def _picture(files: OwnFiles, record: Record) -> bytes | ImageError:
+def _picture(files: OwnFiles, record: Record) -> bytes | LargeFile | ImageError:
     """The image's bytes, or why there are none."""
     try:
         return read_image(files, record)
@@ -217,7 +217,7 @@ def _picture(files: OwnFiles, record: Record) -> bytes | ImageError:
 
 
 def _pairs(
-    record: Record, image: bytes | ImageError, part: int, own: Own, config: Preprocess, key: bytes
+    record: Record, image: bytes | LargeFile | ImageError, part: int, own: Own, config: Preprocess, key: bytes
 ) -> Iterator[dict[str, Any] | ImageError]:
     """A row of PAIRS, or why there is none, for each image that the record's file is asked for."""
     split = _SPLITS.get((record.split or "").lower())
@@ -228,12 +228,22 @@ def _pairs(
         yield ImageError(Reason.BAD_SPLIT, record.split)
     elif not text:
         yield ImageError(Reason.NO_CAPTION)
+    elif isinstance(image, LargeFile):
+        with image.on_disk() as path:
+            record = replace(record, id=record.id or file_sha256(path)[:16])
+            for picture in prepare_file(path, _reading(own), **_checks(config)):
+                yield (
+                    picture if isinstance(picture, ImageError) else _pair(record, picture, text, split, part, own, key)
+                )
     else:
         # frames and tiles of one file are one figure, and never stand in two splits
         record = replace(record, id=record.id or hashlib.sha256(image).hexdigest()[:16])
-        reading = Reading(own.frames, own.tiles, own.burned_in)
-        for picture in prepare_each(image, reading, **_checks(config)):
+        for picture in prepare_each(image, _reading(own), **_checks(config)):
             yield picture if isinstance(picture, ImageError) else _pair(record, picture, text, split, part, own, key)
+
+
+def _reading(own: Own) -> Reading:
+    return Reading(own.frames, own.tiles, own.burned_in)
 
 
 def _keyed(patient: str, key: bytes) -> str:

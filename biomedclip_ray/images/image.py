@@ -12,6 +12,7 @@ import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -106,8 +107,39 @@ def prepare_each(
     """`prepare` for every image that a file is asked for; of several each has a sha256 of its own."""
     limits = Limits(max(min_side, 1), max_pixels, max_aspect)
     digest = hashlib.sha256(data).hexdigest()
+    yield from _prepared(each(data, limits, short_side, reading), digest, quality)
+
+
+def prepare_file(
+    path: Path,
+    reading: Reading,
+    *,
+    short_side: int,
+    quality: int,
+    min_side: int,
+    max_pixels: int,
+    max_aspect: float,
+) -> Iterator[Picture | ImageError]:
+    """`prepare_each` of a large file: a whole slide, which may have gigabytes, is not read whole."""
+    limits = Limits(max(min_side, 1), max_pixels, max_aspect)
+    if not tiff.is_slide(path):
+        data = path.read_bytes()
+        yield from _prepared(each(data, limits, short_side, reading), hashlib.sha256(data).hexdigest(), quality)
+        return
+    images = slides.each_of(path, limits, reading)
+    shown = ((name, _shrunken(decoded, SLIDE, short_side)) for name, decoded in images)
+    yield from _prepared(shown, file_sha256(path), quality)
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file's bytes, a piece at a time."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _prepared(images: Iterator[tuple[str, Read]], digest: str, quality: int) -> Iterator[Picture | ImageError]:
     try:
-        for name, image in each(data, limits, short_side, reading):
+        for name, image in images:
             own = hashlib.sha256(f"{digest} {name}".encode()).hexdigest() if name else digest
             try:
                 yield _stored(image, quality, own)

@@ -17,6 +17,7 @@ import logging
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,11 +55,11 @@ class _Choice:
     """Planes that stand in no page of their own: ImageJ writes large stacks behind one page."""
 
 
-def is_slide(data: bytes) -> bool:
-    """Whether a TIFF is a whole slide by its scanner's tags: OpenSlide's to read."""
+def is_slide(data: bytes | Path) -> bool:
+    """Whether a TIFF, or the file at a path, is a whole slide by its scanner's tags: OpenSlide's to read."""
     _quiet()
     try:
-        with tifffile.TiffFile(io.BytesIO(data)) as file:
+        with tifffile.TiffFile(data if isinstance(data, Path) else io.BytesIO(data)) as file:
             page = file.pages.first
             return bool(page.is_svs or page.is_ndpi or page.is_scn or page.is_bif or page.is_philips)
     except Exception:  # broken, which `read` says in words

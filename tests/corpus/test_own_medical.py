@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +21,7 @@ from biomedclip_ray.store.product import Product
 
 
 def _config(root: Path, uri: Path, **own: object) -> Config:
-    whole = {"root": str(root), "own": {"uri": str(uri), "alone": True, **own}, "preprocess": {"min_side": 8}}
+    whole = {"root": str(root), "own": {"uri": str(uri), "alone": True, **own}, "preprocess": {"min_side": 1}}
     return parse(whole, "test")
 
 
@@ -48,7 +51,7 @@ def test_dicom_goes_in_by_patient_and_no_word_of_a_patient_comes_out(tmp_path: P
     rows = _rows(pairs)
     [count] = pairs.manifest["counts"]
     assert count["in"] == count["kept"] + sum(count["dropped"].values()) and count["kept"] == len(rows)
-    assert rows["media_name"].nunique() >= 90
+    assert rows["media_name"].nunique() >= 101
     assert rows["media_name"].value_counts().iloc[0] == 30  # of examples_ybr_color.dcm, each frame
     assert (rows.groupby("media_name")["article_id"].nunique() == 1).all()
     assert set(count["dropped"]) <= {
@@ -98,3 +101,44 @@ def test_the_key_decides_a_patients_group(tmp_path: Path) -> None:
     assert groups[0]["0.dcm"] == groups[0]["1.dcm"] != groups[0]["2.dcm"]
     with pytest.raises(ConfigError, match="own.patient_key"):
         _take(_config(tmp_path / "none", folder, patient_key=str(tmp_path / "no.key")))
+
+
+_LARGE_SLIDE = """
+import resource, sys
+from pathlib import Path
+import numpy as np, tifffile
+from tests.corpus.test_own_medical import _config, _rows, _take
+
+def taken(folder, side):
+    folder.mkdir()
+    about = f"Aperio Image Library v1\\r\\n{side}x{side} |AppMag = 20|MPP = 0.5"
+    y, x = np.ogrid[: side // 4, : side // 4]
+    level = np.full((side // 4, side // 4, 3), 245, np.uint8)
+    level[(x - side // 8) ** 2 + (y - side // 8) ** 2 < (side // 10) ** 2] = (190, 80, 150)
+    tile = np.random.default_rng(0).integers(120, 200, (256, 256, 3), np.uint8)
+    with tifffile.TiffWriter(folder / "a.svs") as writer:
+        how = {"tile": (256, 256), "photometric": "rgb", "description": about, "metadata": None}
+        tiles = (tile for _ in range((side // 256) ** 2))
+        writer.write(tiles, shape=(side, side, 3), dtype=np.uint8, **how)
+        writer.write(level[::8, ::8], photometric="rgb", description="Aperio thumbnail", metadata=None)
+        writer.write(level, **how)
+        writer.write(np.ascontiguousarray(level[::4, ::4]), **how)
+    (folder / "pairs.csv").write_text("image,caption\\na.svs,A slide of tissue\\n")
+    rows = _rows(_take(_config(folder / "root", folder, tiles=2)))
+    return (folder / "a.svs").stat().st_size, len(rows)
+
+here = Path(sys.argv[1])
+assert taken(here / "small", 2048)[1] == 3
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+size, pairs = taken(here / "large", 12288)
+print(size, pairs, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+def test_a_large_slide_is_not_read_whole(tmp_path: Path) -> None:
+    """480 MB on disk, and less than half of it in memory: the level of the thumbnail, and tiles."""
+    told = subprocess.run([sys.executable, "-c", _LARGE_SLIDE, tmp_path], capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr
+    size, pairs, grown = map(int, told.stdout.split()[-3:])
+    assert size > 400e6 and pairs == 3 and grown < 200e6, grown
+    shutil.rmtree(tmp_path / "large")

@@ -1,7 +1,8 @@
 """Whole slides by OpenSlide: a thumbnail, and tiles of tissue.
 
-OpenSlide wants a file, so the bytes go into a temporary one. Tiles are squares of `TILE` pixels at the level nearest to
-`MICRONS` a pixel; where there is more tissue than tiles are asked for, they are spread evenly over it.
+OpenSlide wants a file: bytes go into a temporary one, a slide of gigabytes is read where it lies. Tiles are squares of
+`TILE` pixels at the level nearest to `MICRONS` a pixel; where there is more tissue than tiles are asked for, they are
+spread evenly over it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -37,7 +39,15 @@ def read(data: bytes, name: str, limits: Limits) -> Decoded:
 
 def each(data: bytes, limits: Limits, reading: Reading) -> Iterator[tuple[str, Decoded]]:
     """The thumbnail, and as many tiles of tissue as are asked for. Raises ImageError."""
-    with _opened(data) as slide:
+    with tempfile.NamedTemporaryFile(suffix=".tif") as file:
+        file.write(data)
+        file.flush()
+        yield from each_of(Path(file.name), limits, reading)
+
+
+def each_of(path: Path, limits: Limits, reading: Reading) -> Iterator[tuple[str, Decoded]]:
+    """`each` of a file, of which only the tiles that are shown are read. Raises ImageError."""
+    with _opened(path) as slide:
         thumbnail = _on_white(slide.get_thumbnail((THUMBNAIL, THUMBNAIL)))
         limits.check(thumbnail.shape[1], thumbnail.shape[0])
         width, height = slide.dimensions
@@ -49,23 +59,16 @@ def each(data: bytes, limits: Limits, reading: Reading) -> Iterator[tuple[str, D
 
 
 @contextmanager
-def _opened(data: bytes) -> Iterator[Any]:
+def _opened(path: Path) -> Iterator[Any]:
     try:
         import openslide
     except ImportError as error:
         raise missing("a whole slide", error) from error
-    with tempfile.NamedTemporaryFile(suffix=".tif") as file:
-        file.write(data)
-        file.flush()
-        try:
-            slide = openslide.OpenSlide(file.name)
-        except openslide.OpenSlideError as error:
-            raise ImageError(Reason.BROKEN_IMAGE, f"OpenSlide: {error}".replace(file.name, "the file")) from error
-        with slide:
-            try:
-                yield slide
-            except openslide.OpenSlideError as error:
-                raise ImageError(Reason.BROKEN_IMAGE, f"OpenSlide: {error}".replace(file.name, "the file")) from error
+    try:
+        with openslide.OpenSlide(str(path)) as slide:
+            yield slide
+    except openslide.OpenSlideError as error:
+        raise ImageError(Reason.BROKEN_IMAGE, f"OpenSlide: {error}".replace(str(path), "the file")) from error
 
 
 def _on_white(image: Any) -> Pixels:

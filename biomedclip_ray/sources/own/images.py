@@ -8,19 +8,49 @@ none is.
 
 from __future__ import annotations
 
+import tempfile
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from urllib.parse import unquote
 
 from biomedclip_ray.images.errors import ImageError
-from biomedclip_ray.images.formats import IMAGE_ENDINGS
+from biomedclip_ray.images.formats import FORMATS, IMAGE_ENDINGS, Decoder, has_extension
 from biomedclip_ray.schema import Reason
 from biomedclip_ray.sources.own.record import OwnFiles, Record
 from biomedclip_ray.store.place import Place
 
+LARGE = 64 << 20
+"""Bytes from which a TIFF or slide is not read whole before it is known what it is."""
+_PIECE = 8 << 20
+_OF_SLIDES = tuple(e for row in FORMATS if row.decoder in (Decoder.TIFF, Decoder.SLIDE) for e in row.extensions)
 
-def read_image(files: OwnFiles, record: Record) -> bytes:
-    """The image's bytes. Raises ImageError that says why there are none."""
+
+@dataclass(frozen=True)
+class LargeFile:
+    """A file that may be a slide of gigabytes: read where it lies, or from a copy on disk."""
+
+    place: Place
+    name: str
+
+    @contextmanager
+    def on_disk(self) -> Iterator[Path]:
+        """Its path, a temporary one where the place is a bucket."""
+        if self.place.local is not None:
+            yield self.place.local / self.name
+            return
+        with tempfile.NamedTemporaryFile(suffix=".tif") as copy, self.place.open(self.name) as file:
+            while piece := file.read(_PIECE):
+                copy.write(piece)
+            copy.flush()
+            yield Path(copy.name)
+
+
+def read_image(files: OwnFiles, record: Record) -> bytes | LargeFile:
+    """The image's bytes; of a large TIFF or slide only where it is. Raises ImageError that says why there are none."""
     if record.fault is not None:
         raise ImageError(*record.fault)
     if isinstance(record.image, bytes):
@@ -29,13 +59,20 @@ def read_image(files: OwnFiles, record: Record) -> bytes:
     name = _below(files.place, record.image, record.named)
     try:
         try:
-            return files.place.read(name)
+            return _read(files.place, name)
         except (FileNotFoundError, IsADirectoryError):
-            return files.place.read(_fitting(files, name, record.named))
+            return _read(files.place, _fitting(files, name, record.named))
     except FileNotFoundError as error:
         raise ImageError(Reason.MISSING_OBJECT, name) from error
     except OSError as error:
         raise ImageError(Reason.FETCH_FAILED, f"{name}: {error}") from error
+
+
+def _read(place: Place, name: str) -> bytes | LargeFile:
+    if not has_extension(name, _OF_SLIDES):
+        return place.read(name)
+    with place.open(name) as file:
+        return LargeFile(place, name) if file.size() > LARGE else bytes(file.read())
 
 
 def without_ending(name: str) -> str:
