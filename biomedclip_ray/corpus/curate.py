@@ -88,10 +88,10 @@ def _work(attempt: Attempt, run_parts: RunParts, config: Config, pairs: Product)
     read = [submit(_read, source, chunk, section, outputs=9) for chunk in chunks]
     ids, sizes, pair, article, figure, picture, text, phash, marks = zip(*read, strict=True)
     numbers, first = submit(_number, *picture, outputs=2)
+    others = [submit(_number, *column, outputs=2)[0] for column in (article, figure, text)]
     near, search = NO_EDGES, {"bits": section.near_bits}
     if section.near_bits is not None:
         near, search = _near(tasks, submit, source, section.near_bits, first, phash, sizes)
-    others = [submit(_number, *column, outputs=2)[0] for column in (article, figure, text)]
     found, *verdicts = submit(
         _decide, section, len(chunks), near, search, numbers, *others, *sizes, *pair, *marks, outputs=len(chunks) + 1
     )
