@@ -16,15 +16,13 @@ its shards are full from some 200,000 pairs on. Exit 1 above 4 GB, or above 2 GB
 from __future__ import annotations
 
 import argparse
-import json
 import mmap
+import os
 import pickle
 import resource
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,16 +110,25 @@ class Children(HereTasks):
         if function is read:
             found = read(*self.get(args))
             return [self.put(one) for one in found]
-        job = {"function": (function.__module__, function.__name__), "args": args, "outputs": outputs}
-        job["files"] = [str(self.folder / f"{self.files + n + 1}") for n in range(outputs)]
+        files = [self.folder / f"{self.files + n + 1}" for n in range(outputs)]
         self.files += outputs
-        command = [sys.executable, __file__, "--child"]
-        done = subprocess.run(command, input=pickle.dumps(job), stdout=subprocess.PIPE, check=True)
-        told = json.loads(done.stdout)
+        pid = os.fork()  # a process of its own, without importing everything once more
+        if not pid:
+            code = 1
+            try:
+                found = function(*self.get(args))
+                for one, file in zip(found if outputs > 1 else [found], files, strict=True):
+                    dump(one, file)
+                code = 0
+            finally:
+                os._exit(code)
+        _, status, usage = os.wait4(pid, 0)
         name = function.__name__
-        self.peaks[name] = max(self.peaks.get(name, 0.0), told["peak_gb"])
-        self.seconds[name] = self.seconds.get(name, 0.0) + told["seconds"]
-        return [Path(file) for file in job["files"]]
+        if status:
+            raise RuntimeError(f"{name} failed")
+        self.peaks[name] = max(self.peaks.get(name, 0.0), usage.ru_maxrss / 1e6)
+        self.seconds[name] = self.seconds.get(name, 0.0) + usage.ru_utime + usage.ru_stime
+        return files
 
     def get(self, handles: Sequence[Any]) -> list[Any]:
         return [load(one) if isinstance(one, Path) else one for one in handles]
@@ -160,20 +167,6 @@ def load(path: Path) -> Any:
     return pickle.loads(body, buffers=[whole[first : first + size] for first, size in sizes])
 
 
-def child() -> None:
-    job = pickle.loads(sys.stdin.buffer.read())
-    module, name = job["function"]
-    looks._signatures = noise
-    function = getattr(sys.modules[module], name)
-    args = [load(one) if isinstance(one, Path) else one for one in job["args"]]
-    started = time.process_time()
-    found = function(*args)
-    seconds = time.process_time() - started
-    for one, file in zip(found if job["outputs"] > 1 else [found], job["files"], strict=True):
-        dump(one, Path(file))
-    print(json.dumps({"peak_gb": peak_gb(), "seconds": seconds}))
-
-
 def peak_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
@@ -193,7 +186,7 @@ class Stub:
 def measure(pairs: int, share: float, scratch: str | None) -> dict[str, float]:
     """GB of each task at most."""
     folder = Path(tempfile.mkdtemp(dir=scratch))
-    curate._read = read
+    curate._read, looks._signatures = read, noise
     tasks = Children(folder)
     stub: Any = Stub(tasks)
     try:
@@ -213,11 +206,7 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=TARGET)
     parser.add_argument("--share", type=float, default=0.2, help="of the images, that are near another")
     parser.add_argument("--scratch", help="folder for files: some 5 GB at 25 million")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.child:
-        child()
-        return 0
     sizes = [options.pairs] if options.pairs >= TARGET else [options.pairs // 3, options.pairs]
     found = [measure(pairs, options.share, options.scratch) for pairs in sizes]
     peaks = found[-1]
