@@ -1,13 +1,13 @@
 """The embed stage beside the bare forward passes of its pairs, with and without building the index.
 
-    python benchmarks/embed.py [--pairs N] [--tower small|base] [--data FOLDER]
+    python benchmarks/embed.py [--pairs N] [--turns N] [--tower small|base] [--data FOLDER]
 
 The towers are BiomedCLIP's (ViT-B/16 and BERT base; `small`: ViT-S/16 and six layers of 384) at random weights, the
 pairs real ones. The bare forward gets decoded pixels and token ids in the stage's batches; the stage reads its part,
 decodes, tokenizes, draws thumbnails and folds captions besides; with the index it also writes the table and builds
-every index. Seconds are processor time in one process, in turns, the median of three. Prints `embed_vs_forward ratio=X`
-(bound 0.95) and `embed_with_index_vs_forward ratio=X` (0.85), the forward's seconds over the stage's; exit 1 below a
-bound.
+every index. Seconds are processor time in one process, in turns, the median of `--turns`. Prints
+`embed_vs_forward ratio=X` (bound 0.95) and `embed_with_index_vs_forward ratio=X` (0.85), the forward's seconds over the
+stage's; exit 1 below a bound.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ SIZES = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--pairs", type=int, default=48, help="of one part")
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--tower", choices=tuple(SIZES), default="base")
     add_data_option(parser)
     options = parser.parse_args()
@@ -78,7 +79,7 @@ def main() -> int:
 
         seconds: dict[str, list[float]] = {"forward": [], "part": [], "index": []}
         forward()
-        for _ in range(3):
+        for _ in range(options.turns):
             seconds["forward"].append(_spent(forward)[0])
             took, result = _spent(lambda: stage(0))
             seconds["part"].append(took)

@@ -241,7 +241,8 @@ def _faiss(matrix: np.ndarray) -> Callable[..., Callable[[np.ndarray], Any]]:
 
 def child(step: str, folder: str, rows: int, width: int, path: Path | None = None, *more: str) -> Any:
     """A step in a process of its own, by the modules of `path` where given."""
-    environment = {**os.environ, "PYTHONPATH": str(path or Path(__file__).parents[1]), "LANCE_LOG": "error"}
+    modules = [str(path or Path(__file__).parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, modules)), "LANCE_LOG": "error"}
     command = [sys.executable, __file__, "--child", step, folder, "--rows", str(rows), "--width", str(width), *more]
     return json.loads(
         subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1]
@@ -307,7 +308,7 @@ def main() -> int:
     if len(sizes) > 1:
         exponent, offset = np.polyfit(np.log(list(p50)), np.log(list(p50.values())), 1)
         full = float(np.exp(offset + exponent * np.log(FULL)))
-        print(f"search_15m_ms ratio={full:.1f} exponent={exponent:.2f} sizes={sizes} bound=40.0")
+        print(f"search_15m_ms ratio={full:.1f} exponent={exponent:.2f} sizes={sizes} bound<=40.0")
         good &= full <= 40
     return 0 if good else 1
 

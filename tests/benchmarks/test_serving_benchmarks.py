@@ -1,0 +1,22 @@
+"""The benchmarks of embedding and search still run: each in its smallest form, whose ratios say nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.test_benchmarks import ratios, run
+
+
+@pytest.mark.slow
+def test_the_embed_stage_is_measured_beside_its_forward_passes(corpus: Path) -> None:
+    done = run("embed.py", "--tower", "small", "--pairs", "2", "--turns", "1", "--data", str(corpus.parent))
+    assert ratios(done) == {"embed_vs_forward", "embed_with_index_vs_forward"}
+
+
+@pytest.mark.slow
+def test_search_is_measured_at_several_sizes_with_and_without_filters() -> None:
+    done = run("search.py", "--rows", "3000", "6000", "--width", "64", "--skip", "faiss")
+    assert ratios(done) == {"search_15m_ms"}
+    assert "0.01 by chance: recall" in done.stdout
