@@ -5,7 +5,8 @@
 All nodes together have 64 threads (each 16 at least), in a process for each, that read through `S3Bucket` from an S3
 endpoint of our own, which answers N requests in each second and refuses the rest of it with 503 and Retry-After. All
 share one budget, as in a run on a cluster. Prints a line for each case, and of the worst of all `answered_of_limit
-ratio=X`: answered over N a second, the ramp included, and `lost ratio=X`: objects that were given up over objects asked
+ratio=X`: answered over N a second, the ramp included (or over what the same processes reach where nothing is refused,
+where this machine gives less than N), and `lost ratio=X`: objects that were given up over objects asked
 for. Exit 1 below 0.95 or above 0.0001.
 """
 
@@ -55,7 +56,7 @@ class Source(asyncio.Protocol):
             now = int(time.monotonic())
             if now != Source.second:
                 Source.second, Source.left = now, Source.limit
-            good = Source.left >= 1
+            good = Source.left >= 1 or not Source.limit
             Source.left -= good
             Source.answered += good
             Source.refused += not good
@@ -105,7 +106,7 @@ def node(uri: str, count: int, begin: float, seconds: float) -> tuple[int, int]:
 
 
 def case(limit: int, nodes: int, seconds: float) -> tuple[float, float]:
-    """(answered of the limit, share of the objects that was given up)."""
+    """(answered a second, share of the objects that was given up)."""
     ours, theirs = multiprocessing.Pipe()
     server = multiprocessing.get_context("spawn").Process(target=serve, args=(limit, theirs), daemon=True)
     server.start()
@@ -138,13 +139,24 @@ def case(limit: int, nodes: int, seconds: float) -> tuple[float, float]:
         ray.shutdown()
         server.kill()
     asked, lost = (sum(count) for count in zip(*counts, strict=True))
-    share = answered / (limit * seconds)
     print(
-        f"limit={limit} nodes={nodes}: answered {answered / seconds:.0f}/s ({share:.3f} of the limit), refused "
+        f"limit={limit or 'none'} nodes={nodes}: answered {answered / seconds:.0f}/s, refused "
         f"{refused / seconds:.1f}/s, lost {lost} of {asked}",
         flush=True,
     )
-    return share, lost / asked
+    return answered / seconds, lost / asked
+
+
+def of_limit(limit: int, nodes: int, seconds: float) -> tuple[float, float]:
+    """(answered of the limit, or of what this machine's processes reach where nothing is refused if that is less; share
+    of the objects that was given up).
+    """
+    rate, lost = case(limit, nodes, seconds)
+    if rate >= ANSWERED * limit:
+        return rate / limit, lost
+    reached, _ = case(0, nodes, min(seconds, 20.0))
+    print(f"  ceiling of this machine with {nodes} processes: {reached:.0f}/s", flush=True)
+    return rate / min(limit, reached), lost
 
 
 def main() -> int:
@@ -153,7 +165,7 @@ def main() -> int:
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--seconds", type=float, default=60.0)
     options = parser.parse_args()
-    found = [case(limit, nodes, options.seconds) for limit in options.limits for nodes in options.nodes]
+    found = [of_limit(limit, nodes, options.seconds) for limit in options.limits for nodes in options.nodes]
     answered, lost = min(share for share, _ in found), max(lost for _, lost in found)
     print(f"answered_of_limit ratio={answered:.3f}")
     print(f"lost ratio={lost:.5f}")

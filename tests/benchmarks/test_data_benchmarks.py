@@ -127,6 +127,19 @@ def test_the_memory_of_curates_tasks_is_measured() -> None:
     assert set(re.findall(r" 9,\d+ pairs: (\w+) ", done.stdout)) >= {"number", "search", "look_at", "compare", "decide"}
 
 
+@pytest.mark.slow  # a Ray for each number of nodes
+def test_many_nodes_on_one_driver_are_measured() -> None:
+    done = run("scale.py", "--nodes", "2", "--parts", "30", "--only", "catalog", "--slower", "1")
+    assert ratios(done) == {"efficiency_2_catalog"}
+    assert len(re.findall(r"the driver [\d.]+ ms a part", done.stdout)) == 2
+
+
+@pytest.mark.slow  # half a minute until the processes are up, whatever the seconds
+def test_many_processes_at_a_source_with_a_limit_are_measured() -> None:
+    done = run("pacing.py", "--limits", "200", "--nodes", "2", "--seconds", "4")
+    assert ratios(done) == {"answered_of_limit", "lost"}
+
+
 def test_one_command_runs_what_is_asked_for_and_ends_with_a_table() -> None:
     done = run("bench.py", "--quick", "--only", "inventory.py", "train_gpu.py")
     assert done.returncode == 0, done.stdout
