@@ -25,6 +25,8 @@ _EVEN_BORDER = 0.8
 _BLANK = 0.004
 _BORDER = 0.6
 _LEAST_BALANCE = 0.15
+# Share of ink of a line through a band, and of the lines beside it; share of the drawing that a band is thick at most.
+_BAND, _BAND_ENDS, _THIN = 0.97, 0.9, 0.08
 # Working pixels by which one row may reach into the next.
 _ROW_SLACK = 24
 
@@ -101,6 +103,26 @@ def working_copy(image: Pixels) -> tuple[Ink, Layers]:
     return luma, Layers(ink, jump_x, jump_y)
 
 
+def without_bands(layers: Layers) -> Layers | None:
+    """The layers without the ink of thin bands that run through the whole drawing, a membrane or a line of the ground:
+    they would join all columns, or all rows. None where there is no such band.
+    """
+    box = tight(layers.ink, Region(0, 0, layers.ink.shape[1], layers.ink.shape[0]))
+    ink = layers.ink
+    for vertical in (False, True):
+        profile = layers.profile(layers.ink, box, vertical)
+        for low, high in _runs(profile > _BAND):
+            around = np.concatenate((profile[max(0, low - 2) : low], profile[high : high + 2]))
+            inside = low > 2 and high < len(profile) - 2
+            if inside and high - low <= _THIN * len(profile) and around.max(initial=0) < _BAND_ENDS:
+                ink = ink.copy() if ink is layers.ink else ink
+                if vertical:
+                    ink[:, box.x0 + low - 1 : box.x0 + high + 1] = 0
+                else:
+                    ink[box.y0 + low - 1 : box.y0 + high + 1] = 0
+    return None if ink is layers.ink else Layers(ink, layers.jump_x, layers.jump_y)
+
+
 def _outside(colour: NDArray[np.generic], low: list[int], high: list[int]) -> Ink:
     """1 where any of three channels is out of its range, else 0; a third of the time of taking the largest of three
     planes.
@@ -129,8 +151,13 @@ def cut_lines(layers: Layers, region: Region, vertical: bool) -> list[tuple[int,
 
 def _gaps(profile: Profile) -> list[tuple[int, int]]:
     """(begin, end) of the runs with next to no ink."""
-    blank = np.concatenate(([False], profile < _BLANK, [False]))
-    edges = np.flatnonzero(blank[1:] != blank[:-1])
+    return _runs(profile < _BLANK)
+
+
+def _runs(where: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """(begin, end) of each run of True."""
+    padded = np.concatenate(([False], where, [False]))
+    edges = np.flatnonzero(padded[1:] != padded[:-1])
     return [(int(begin), int(end)) for begin, end in zip(edges[::2], edges[1::2], strict=True)]
 
 

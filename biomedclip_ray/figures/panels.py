@@ -14,7 +14,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from biomedclip_ray.figures.cuts import Cut, Layers, Region, by_lines, cut_lines, tight, widest, working_copy
+from biomedclip_ray.figures.cuts import (
+    Cut,
+    Layers,
+    Region,
+    by_lines,
+    cut_lines,
+    tight,
+    widest,
+    without_bands,
+    working_copy,
+)
 from biomedclip_ray.figures.letters import Letter, find_letters
 from biomedclip_ray.images.resample import Pixels
 
@@ -69,7 +79,9 @@ def split_panels(image: Pixels, labels: tuple[str, ...] = ()) -> list[Panel]:
         labels = tuple(letters) if clean else ()
     if len(labels) < 2:
         return [Panel((0.0, 0.0, 1.0, 1.0), None)]
-    options = (tightened(layers, pieces, labels, whole) for pieces in ways_to_cut(layers, whole, letters))
+    options = [tightened(layers, pieces, labels, whole) for pieces in ways_to_cut(layers, whole, letters)]
+    if (bare := without_bands(layers)) is not None:
+        options += [_placed(layers, bare, pieces, labels, whole) for pieces in ways_to_cut(bare, whole, letters)]
     best = max(options, key=lambda boxes: (len(boxes), _plausibility(boxes, letters, labels)))
     return as_panels(best, whole)
 
@@ -102,7 +114,14 @@ def _by_each_habit(
 def tightened(
     layers: Layers, pieces: list[tuple[Letter | None, Region]], labels: tuple[str, ...], whole: Region
 ) -> list[tuple[str, Region]]:
-    return [(label, tight(layers.ink, region)) for label, region in _with_missing(layers, pieces, labels, whole)]
+    return _placed(layers, layers, pieces, labels, whole)
+
+
+def _placed(
+    layers: Layers, cut: Layers, pieces: list[tuple[Letter | None, Region]], labels: tuple[str, ...], whole: Region
+) -> list[tuple[str, Region]]:
+    """Each label with its piece, cut as `cut` shows it, and as tight as all ink allows."""
+    return [(label, tight(layers.ink, region)) for label, region in _with_missing(cut, pieces, labels, whole)]
 
 
 def _plausibility(boxes: list[tuple[str, Region]], letters: dict[str, Letter], labels: tuple[str, ...]) -> float:

@@ -83,6 +83,28 @@ def test_without_any_letter_the_gaps_decide() -> None:
     assert all(overlap(box, (k * 214 / 628, 0, (k * 214 + 200) / 628, 1)) > 0.9 for k, box in enumerate(found.values()))
 
 
+@pytest.mark.parametrize(("columns", "band"), [(2, 2), (3, 8), (4, 24)])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_band_through_all_columns_or_rows_does_not_join_them(columns: int, band: int, turned: bool) -> None:
+    image = Image.new("RGB", (columns * 250 - 30, 420), "white")
+    draw = ImageDraw.Draw(image)
+    for k in range(columns):
+        draw.line((k * 250 + 20, 100, k * 250 + 200, 380), fill="black", width=3)
+        for n in range(6):
+            x, y = k * 250 + 10 + 37 * n % 150, 60 + 53 * n
+            draw.ellipse((x, y, x + 50, y + 50), fill=(60 + 25 * n, 90, 200 - 25 * n))
+    draw.rectangle((0, 210, image.width, 210 + band), fill=(240, 200, 120))
+    image = image.transpose(Image.Transpose.TRANSPOSE) if turned else image
+    draw = ImageDraw.Draw(image)
+    for k in range(columns):
+        at = (2, k * 250 + 2) if turned else (k * 250 + 4, 2)
+        draw.text(at, "ABCD"[k], fill="black", font=ImageFont.load_default(30), stroke_width=1)
+    found = by_label(split_panels(np.asarray(image), tuple("ABCD"[:columns])))
+    for k in range(columns):
+        begin, end = ((k * 250 + m) / (columns * 250 - 30) for m in (0, 220))
+        assert overlap(found["ABCD"[k]], (0, begin, 1, end) if turned else (begin, 0, end, 1)) > 0.75
+
+
 def test_letters_are_enough_where_the_caption_names_no_panels() -> None:
     image, _ = grid(2, 2, 12, "ABCD")
     assert [panel.label for panel in split_panels(image)] == ["A", "B", "C", "D"]
