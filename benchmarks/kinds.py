@@ -64,7 +64,7 @@ def sample() -> bool:
         if wrong.total():
             print(f"  {drawn}: {dict(+wrong)} of 40")
     print(f"milliseconds a figure: {1000 * float(np.mean(spent)):.2f}")
-    report("sample_kinds_by_picture_alone", seen)
+    report("sample_kinds_by_image_alone", seen)
     return report("sample_kinds", read) >= GOAL
 
 

@@ -342,7 +342,7 @@ class Reason(StrEnum):
     BALANCE = "balance", "curate.balance keeps a part of this figure kind only"
     # evaluate: held-out pair
     NOT_WHOLE_FIGURE = "not_whole_figure", "a panel: the retrieval pool holds whole figures"
-    SECOND_PICTURE = "second_picture", "the retrieval pool holds one image of each figure"
+    SECOND_IMAGE = "second_picture", "the retrieval pool holds one image of each figure"
     # embed: pair
     NOT_IN_CORPUS = "not_in_corpus", "curate did not keep the pair"
     SPLIT_NOT_EMBEDDED = "split_not_embedded", "embed.splits does not name the pair's split"

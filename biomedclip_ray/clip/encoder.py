@@ -24,7 +24,7 @@ from biomedclip_ray.config.section import Precision
 from biomedclip_ray.images.image import as_pillow
 from biomedclip_ray.images.pillow import rgb_pixels
 
-Picture = bytes | Image.Image | np.ndarray
+AnyImage = bytes | Image.Image | np.ndarray
 """An encoded file's bytes, a PIL image, or uint8 (h, w) or (h, w, 3)."""
 
 
@@ -82,7 +82,7 @@ class Encoder:
         """Load a bundle, or any CLIP that `clip.bundle.load_bundle` reads. Raises BundleError."""
         return cls(load_bundle(uri), device, precision=precision)
 
-    def encode_images(self, images: Sequence[Picture]) -> np.ndarray:
+    def encode_images(self, images: Sequence[AnyImage]) -> np.ndarray:
         """float32 (n, dimensions), unit length, row i for image i.
 
         Raises:
@@ -92,7 +92,7 @@ class Encoder:
         parts = (self.encode_pixels(self.pixels(images[i : i + self.batch])) for i in range(0, len(images), self.batch))
         return self._stack(parts)
 
-    def pixels(self, images: Sequence[Picture]) -> torch.Tensor:
+    def pixels(self, images: Sequence[AnyImage]) -> torch.Tensor:
         """uint8 (n, 3, size, size) on the CPU: resized and cropped, not yet normalised. Needs no model; thread-safe."""
         arrays = [self._resized(image) for image in images]
         if not arrays:
@@ -146,8 +146,8 @@ class Encoder:
             return self._numpy(self.model.encode_text(tokens))
         return self._numpy(self._causal(tokens))
 
-    def _resized(self, picture: Picture) -> np.ndarray:
-        image: Any = _opened(picture)
+    def _resized(self, given: AnyImage) -> np.ndarray:
+        image: Any = _opened(given)
         for step in self._to_uint8:
             image = step(image)
         return np.asarray(image)
@@ -214,16 +214,16 @@ def _causal_tower(model: Any) -> _CausalTower | None:
     return _CausalTower(tower, whole, end)
 
 
-def _opened(picture: Picture) -> Image.Image:
+def _opened(given: AnyImage) -> Image.Image:
     """An image upright, in the colours that training saw: alpha on white, 16 bits by their range,
     palettes as colours.
     """
-    if isinstance(picture, bytes):
-        picture = as_pillow(picture)
-    if isinstance(picture, Image.Image):
-        if picture.mode in ("RGB", "L") and not picture.has_transparency_data:
-            return ImageOps.exif_transpose(picture)
-        return Image.fromarray(rgb_pixels(picture))
-    if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or (picture.ndim == 3 and picture.shape[2] != 3):
-        raise ValueError(f"an image as an array must be uint8 (h, w) or (h, w, 3), not {picture.dtype} {picture.shape}")
-    return Image.fromarray(picture)
+    if isinstance(given, bytes):
+        given = as_pillow(given)
+    if isinstance(given, Image.Image):
+        if given.mode in ("RGB", "L") and not given.has_transparency_data:
+            return ImageOps.exif_transpose(given)
+        return Image.fromarray(rgb_pixels(given))
+    if given.dtype != np.uint8 or given.ndim not in (2, 3) or (given.ndim == 3 and given.shape[2] != 3):
+        raise ValueError(f"an image as an array must be uint8 (h, w) or (h, w, 3), not {given.dtype} {given.shape}")
+    return Image.fromarray(given)

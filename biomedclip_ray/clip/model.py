@@ -129,7 +129,7 @@ def build_model(config: Model, tokenizer: Tokenizer) -> Built:
         model, text_start = _with_hf_tower(model_cfg, tokenizer, load)
         text["hf_model_pretrained"] = False
     image_start = f"timm {vision['timm_model_name']}" if vision.pop("timm_model_pretrained") else RANDOM
-    _check_picture_size(model, vision)
+    _check_image_size(model, vision)
     preprocess_cfg = {**asdict(PreprocessCfg()), "size": model.visual.image_size}
     open_clip.model.set_model_preprocess_cfg(model, preprocess_cfg)
     return Built(model.train(), model_cfg, {"image": image_start, "text": text_start}, preprocess_cfg)
@@ -245,7 +245,7 @@ def _check_timm_name(vision: dict[str, Any]) -> None:
         raise ConfigError(f"model.config: vision_cfg.timm_model_name={name}: timm has no such model{hint}")
 
 
-def _check_picture_size(model: Any, vision: dict[str, Any]) -> None:
+def _check_image_size(model: Any, vision: dict[str, Any]) -> None:
     """A timm tower keeps its own image size, whatever vision_cfg.image_size says."""
     name = vision.get("timm_model_name")
     if not name:

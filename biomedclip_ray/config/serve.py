@@ -117,7 +117,7 @@ class Serve(Section):
     thumbnail_licenses: tuple[str, ...] = ("CC0", "CC BY", "CC BY-SA", "CC BY-NC", "CC BY-NC-SA")
     """Licences whose figures are shown as thumbnails. A thumbnail is a copy, and a smaller one: licences against
     derivatives (ND), for mining alone (TDM) or unknown do not allow it. Figures under others are found all the same,
-    with a link in place of the picture.
+    with a link in place of the image.
     """
     dimensions: tuple[Positive, ...] = ()
     """Shorter vectors that may be asked for (cut, then unit length again). Empty: a model that was not trained for it

@@ -86,8 +86,8 @@ def _work(attempt: Attempt, run_parts: RunParts, config: Config, pairs: Product)
     source = tasks.put(pairs)
     chunks = [range(at, min(at + _CHUNK, pairs.parts)) for at in range(0, max(1, pairs.parts), _CHUNK)]
     read = [submit(_read, source, chunk, section, outputs=9) for chunk in chunks]
-    ids, sizes, pair, article, figure, picture, text, phash, marks = zip(*read, strict=True)
-    numbers, first = submit(_number, *picture, outputs=2)
+    ids, sizes, pair, article, figure, image, text, phash, marks = zip(*read, strict=True)
+    numbers, first = submit(_number, *image, outputs=2)
     others = [submit(_number, *column, outputs=2)[0] for column in (article, figure, text)]
     near, search = NO_EDGES, {"bits": section.near_bits}
     if section.near_bits is not None:
@@ -183,7 +183,7 @@ def _confirm(
         "bits": bits,
         "pictures": len(first),
         "near_hashes": len(plan.left),
-        "pictures_read": plan.pictures,
+        "pictures_read": plan.images,
         "confirmed": int(confirmed.sum()),
         "crowded": crowded,
     }
@@ -195,7 +195,7 @@ def _decide(
     chunks: int,
     near: Edges,
     search: dict[str, Any],
-    picture: Numbers,
+    image: Numbers,
     article: Numbers,
     figure: Numbers,
     text: Numbers,
@@ -207,7 +207,7 @@ def _decide(
         columns: of every chunk its parts' sizes, then of every one the hashes of its pairs, then its marks.
     """
     sizes, pair, marks = (columns[at * chunks : (at + 1) * chunks] for at in range(3))
-    facts = PairFacts(np.concatenate(pair), article, figure, picture, text, *np.concatenate(marks, axis=1))
+    facts = PairFacts(np.concatenate(pair), article, figure, image, text, *np.concatenate(marks, axis=1))
     verdict = decide(facts, config, near)
     leakage = leaks(facts, verdict, near)
     if any(leakage.values()):

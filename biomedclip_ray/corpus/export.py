@@ -187,8 +187,8 @@ def _rows(pairs: Product, corpus: Product, part: int, split: str) -> pa.Table:
     wanted = pc.and_(judged["kept"], pc.equal(judged["split"], split))
     table, judged = table.filter(wanted), judged.filter(wanted)
     paths = pa.array([f"{sample_key(name)}.jpg" for name in table["pair_id"].to_pylist()], pa.string())
-    picture = pa.StructArray.from_arrays([_flat(table["image"]), paths], ["bytes", "path"])
-    columns = {"image": picture, **{name: table[name] for name in FACTS}}
+    image = pa.StructArray.from_arrays([_flat(table["image"]), paths], ["bytes", "path"])
+    columns = {"image": image, **{name: table[name] for name in FACTS}}
     return pa.table(columns | {"split": judged["split"], "group": judged["group"]})
 
 
@@ -227,7 +227,7 @@ def _tar(tables: list[pa.Table]) -> bytes:
 
 def _samples(table: pa.Table) -> Iterator[dict[str, bytes]]:
     for row in table.to_pylist():
-        key, picture = sample_key(row["pair_id"]), row.pop("image")["bytes"]
+        key, image = sample_key(row["pair_id"]), row.pop("image")["bytes"]
         row["phash"] = f"{row['phash']:016x}"  # beyond what JSON's readers hold exactly
         facts = json.dumps(row, ensure_ascii=False).encode()
-        yield {f"{key}.jpg": picture, f"{key}.txt": row["text"].encode(), f"{key}.json": facts}
+        yield {f"{key}.jpg": image, f"{key}.txt": row["text"].encode(), f"{key}.json": facts}

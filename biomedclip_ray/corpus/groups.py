@@ -48,7 +48,7 @@ class PairFacts:
     pair: NDArray[np.uint64]
     article: NDArray[np.uint64] | Numbers
     figure: NDArray[np.uint64] | Numbers
-    picture: NDArray[np.uint64] | Numbers
+    image: NDArray[np.uint64] | Numbers
     text: NDArray[np.uint64] | Numbers
     kind: NDArray[np.int8]  # place in curate.balance, or -1
     split: NDArray[np.int8]  # index of SPLITS
@@ -115,10 +115,10 @@ def decide(facts: PairFacts, config: Curate, near: Edges = NO_EDGES) -> Verdict:
     if n == 0:
         return Verdict(facts.split, np.zeros(0, np.int64), reason)
     _drop_lower_splits(reason, facts.split, _numbers(facts.article))
-    picture = _numbers(facts.picture)
+    image = _numbers(facts.image)
     if len(near[0]):
-        picture = components(int(picture.max()) + 1, picture[near[0]], picture[near[1]])[picture]
-    component = _linked(_numbers(facts.figure), picture)
+        image = components(int(image.max()) + 1, image[near[0]], image[near[1]])[image]
+    component = _linked(_numbers(facts.figure), image)
     # named by its smallest hash, so that a group keeps its name when the corpus grows
     smallest = np.full(component.max() + 1, np.iinfo(np.uint64).max, np.uint64)
     np.minimum.at(smallest, component, facts.pair)
@@ -126,9 +126,9 @@ def decide(facts: PairFacts, config: Curate, near: Edges = NO_EDGES) -> Verdict:
     _drop(reason, np.bincount(component)[component] > config.max_group, Reason.GROUP_TOO_LARGE)
     _drop_lower_splits(reason, facts.split, component)
     left = np.flatnonzero(reason < 0)
-    left = left[np.bincount(picture[left])[picture[left]] > 1]  # what one pair alone shows is no duplicate
-    order = left[np.lexsort((facts.pair[left], facts.text[left], picture[left]))]
-    same = (picture[order][1:] == picture[order][:-1]) & (facts.text[order][1:] == facts.text[order][:-1])
+    left = left[np.bincount(image[left])[image[left]] > 1]  # what one pair alone shows is no duplicate
+    order = left[np.lexsort((facts.pair[left], facts.text[left], image[left]))]
+    same = (image[order][1:] == image[order][:-1]) & (facts.text[order][1:] == facts.text[order][:-1])
     duplicate = np.zeros(n, bool)
     duplicate[order[1:][same]] = True
     _drop(reason, duplicate, Reason.DUPLICATE)
@@ -144,7 +144,7 @@ def leaks(facts: PairFacts, verdict: Verdict, near: Edges) -> dict[str, int]:
     kept = verdict.reason < 0
     found = {
         name: _in_several_splits(values[kept], verdict.split[kept])
-        for name, values in (("articles", facts.article), ("groups", verdict.group), ("pictures", facts.picture))
+        for name, values in (("articles", facts.article), ("groups", verdict.group), ("pictures", facts.image))
     }
     left, right = near
     both = kept[left] & kept[right]
@@ -175,10 +175,10 @@ def components(nodes: int, left: NDArray[np.integer[Any]], right: NDArray[np.int
     return labels
 
 
-def _linked(figure: Numbers, picture: Numbers) -> Numbers:
+def _linked(figure: Numbers, image: Numbers) -> Numbers:
     """Connected components of rows that share a figure or an image: of figures, which shared images link."""
-    order = np.argsort(picture, kind="stable").astype(np.int32)
-    shown, of = picture[order], figure[order]
+    order = np.argsort(image, kind="stable").astype(np.int32)
+    shown, of = image[order], figure[order]
     link = (shown[1:] == shown[:-1]) & (of[1:] != of[:-1])
     left, right = of[:-1][link], of[1:][link]
     del order, shown, of

@@ -39,7 +39,7 @@ class Plan:
         left, right: rows of the pairs, shard after shard; `bounds`: where each shard begins and ends.
         row, shard: which row's image is needed in which shard, by row.
         part_bounds: the first row of each part, and the end of the last.
-        pictures: different images.
+        images: different images.
     """
 
     left: Numbers
@@ -48,7 +48,7 @@ class Plan:
     row: Numbers
     shard: Numbers
     part_bounds: NDArray[np.int64]
-    pictures: int
+    images: int
 
 
 def plan(left: Numbers, right: Numbers, *sizes: list[int]) -> tuple[Plan, tuple[int, list[range]]]:
@@ -61,9 +61,9 @@ def plan(left: Numbers, right: Numbers, *sizes: list[int]) -> tuple[Plan, tuple[
         sizes: rows of each part, chunk by chunk.
     """
     part_bounds = np.cumsum([0, *(size for chunk in sizes for size in chunk)])
-    pictures = np.unique(np.concatenate([left, right]))
-    one, other = (np.searchsorted(pictures, side).astype(np.int32) for side in (left, right))
-    together = components(len(pictures), one, other)[one] if len(left) else one
+    images = np.unique(np.concatenate([left, right]))
+    one, other = (np.searchsorted(images, side).astype(np.int32) for side in (left, right))
+    together = components(len(images), one, other)[one] if len(left) else one
     order = np.lexsort((left, together)).astype(np.int32)
     del together
     left, right = left[order], right[order]
@@ -75,7 +75,7 @@ def plan(left: Numbers, right: Numbers, *sizes: list[int]) -> tuple[Plan, tuple[
     bounds = np.searchsorted(at, np.arange(shards + 1))
     needed = np.unique(np.concatenate([side.astype(np.int64) * shards + at for side in (left, right)]))
     row, shard = (half.astype(np.int32) for half in np.divmod(needed, max(1, shards)))
-    made = Plan(left, right, bounds, row, shard, part_bounds, len(pictures))
+    made = Plan(left, right, bounds, row, shard, part_bounds, len(images))
     return made, (shards, _ranges(np.diff(np.searchsorted(row, part_bounds)), PARTS, SHARD))
 
 

@@ -30,7 +30,7 @@ from biomedclip_ray.figures.captions import language, text_sha256, training_text
 from biomedclip_ray.figures.clip_kinds import bundle_id, name_kinds
 from biomedclip_ray.figures.kinds import figure_kind
 from biomedclip_ray.images.errors import ImageError
-from biomedclip_ray.images.image import Picture, decode, file_sha256, prepare_each, prepare_file
+from biomedclip_ray.images.image import Prepared, decode, file_sha256, prepare_each, prepare_file
 from biomedclip_ray.images.reading import Reading
 from biomedclip_ray.jats.licenses import license_code
 from biomedclip_ray.run.ahead import fetch_ahead
@@ -137,7 +137,7 @@ def _part(
     erased = Erased.load(product.root)
     with ThreadPoolExecutor(threads) as pool:
         found = records(files, files.pieces[part])
-        for record, image in fetch_ahead(pool, lambda r: _picture(files, r), found, ahead=_AHEAD):
+        for record, image in fetch_ahead(pool, lambda r: _bytes_of(files, r), found, ahead=_AHEAD):
             for row in _pairs(record, image, part, own, config, key):
                 came_in += 1
                 if isinstance(row, ImageError):
@@ -208,7 +208,7 @@ def _write_without(attempt: Attempt, part: int, rows: pa.Table, repeated: list[d
     attempt.write_part(part, rows, ledger.table(), ledger.counts)
 
 
-def _picture(files: OwnFiles, record: Record) -> bytes | LargeFile | ImageError:
+def _bytes_of(files: OwnFiles, record: Record) -> bytes | LargeFile | ImageError:
     """The image's bytes, or why there are none."""
     try:
         return read_image(files, record)
@@ -231,15 +231,17 @@ def _pairs(
     elif isinstance(image, LargeFile):
         with image.on_disk() as path:
             record = replace(record, id=record.id or file_sha256(path)[:16])
-            for picture in prepare_file(path, _reading(own), **_checks(config)):
+            for prepared in prepare_file(path, _reading(own), **_checks(config)):
                 yield (
-                    picture if isinstance(picture, ImageError) else _pair(record, picture, text, split, part, own, key)
+                    prepared
+                    if isinstance(prepared, ImageError)
+                    else _pair(record, prepared, text, split, part, own, key)
                 )
     else:
         # frames and tiles of one file are one figure, and never stand in two splits
         record = replace(record, id=record.id or hashlib.sha256(image).hexdigest()[:16])
-        for picture in prepare_each(image, _reading(own), **_checks(config)):
-            yield picture if isinstance(picture, ImageError) else _pair(record, picture, text, split, part, own, key)
+        for prepared in prepare_each(image, _reading(own), **_checks(config)):
+            yield prepared if isinstance(prepared, ImageError) else _pair(record, prepared, text, split, part, own, key)
 
 
 def _reading(own: Own) -> Reading:
@@ -261,14 +263,14 @@ def ids_of(config: Config, name: str) -> frozenset[str]:
 
 
 def _pair(
-    record: Record, picture: Picture, text: str, split: str | None, part: int, own: Own, key: bytes
+    record: Record, prepared: Prepared, text: str, split: str | None, part: int, own: Own, key: bytes
 ) -> dict[str, Any]:
     """A row of PAIRS."""
-    if record.group is None and picture.patient is not None:
-        record = replace(record, group=_keyed(picture.patient, key))
-    kind, score = figure_kind(decode(picture.jpeg), text)
+    if record.group is None and prepared.patient is not None:
+        record = replace(record, group=_keyed(prepared.patient, key))
+    kind, score = figure_kind(decode(prepared.jpeg), text)
     text_hash = text_sha256(text)
-    ids = _ids(record, picture, text_hash, own.name)
+    ids = _ids(record, prepared, text_hash, own.name)
     return dict.fromkeys(PAIRS.names) | {
         **ids,
         "part": part,
@@ -279,17 +281,17 @@ def _pair(
         "mentions": [],
         "language": language(text),
         "adapted": False,
-        "image": picture.jpeg,
-        "width": picture.width,
-        "height": picture.height,
-        "original_width": picture.original_width,
-        "original_height": picture.original_height,
-        "original_format": picture.original_format,
-        "image_note": picture.note or None,
+        "image": prepared.jpeg,
+        "width": prepared.width,
+        "height": prepared.height,
+        "original_width": prepared.original_width,
+        "original_height": prepared.original_height,
+        "original_format": prepared.original_format,
+        "image_note": prepared.note or None,
         "media_name": record.image if isinstance(record.image, str) else record.where,
-        "sha256": picture.sha256,
+        "sha256": prepared.sha256,
         "text_sha256": text_hash,
-        "phash": picture.phash,
+        "phash": prepared.phash,
         "figure_kind": kind,
         "figure_kind_score": score,
         "license": _license(record.license, own.license),
@@ -308,10 +310,10 @@ def _license(stated: str | None, otherwise: str) -> str:
     return stated if stated in LICENSES else license_code(stated) or "unknown"
 
 
-def _ids(record: Record, picture: Picture, text_hash: str, name: str) -> dict[str, str]:
+def _ids(record: Record, prepared: Prepared, text_hash: str, name: str) -> dict[str, str]:
     """`own-<hash of the group>/<id>/<hash of the content>#0`: one id with several images or texts is one figure."""
     figure = record.id or ""
     article = f"{name}-{hash64(f'group {record.group}' if record.group else figure):016x}"
     figure_id = f"{article}/{figure if _PLAIN_ID.fullmatch(figure) else f'{hash64(figure):016x}'}"
-    content = hashlib.sha256(f"{picture.sha256} {text_hash}".encode()).hexdigest()[:12]
+    content = hashlib.sha256(f"{prepared.sha256} {text_hash}".encode()).hexdigest()[:12]
     return {"pair_id": pair_id(figure_id, content, 0), "article_id": article, "pmcid": article, "figure_id": figure_id}

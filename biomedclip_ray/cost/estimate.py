@@ -37,7 +37,7 @@ class Rates:
     """One metadata JSON parsed and judged, and its row written."""
     article_ms: float
     """One XML parsed, and its row with figures and mentions written."""
-    picture_ms: float
+    image_ms: float
     """One image decoded, checked, shrunk and encoded, its text and kind, and its row written; panels off."""
     panels_ms: float
     """What looking for panels adds to an image, those found encoded too."""
@@ -45,7 +45,7 @@ class Rates:
     """Panels found per image."""
     json_bytes: float
     xml_bytes: float
-    picture_bytes: float
+    image_bytes: float
     """Mean original of the images measured; the plan assumes World.media_bytes for the whole source."""
     pair_bytes: float
     """Mean size of a row of pairs/, its JPEG included."""
@@ -80,7 +80,7 @@ class World:
         0.6e6,
         1.5e6,
     )
-    picture_scale: float = _fact(
+    image_scale: float = _fact(
         1.0,
         "pixels of PMC's images over those measured, which core time follows: 1 where those are a fair sample",
         0.7,
@@ -173,7 +173,7 @@ class StageCost:
 @dataclass(frozen=True)
 class Plan:
     stages: tuple[StageCost, ...]
-    pictures: float
+    images: float
     pairs: float
     articles: float
     panels_core_hours: float
@@ -231,20 +231,20 @@ def estimate(config: Config, rates: Rates, world: World, cluster: Cluster) -> Pl
     articles = usable * world.article_share
     listed = usable * world.figures * world.with_file
     selected = articles * world.figures * world.with_file
-    pictures = selected * world.text_share
-    panels_core_hours = pictures * rates.panels_ms / 3.6e6
-    larger = world.media_bytes / rates.picture_bytes
+    images = selected * world.text_share
+    panels_core_hours = images * rates.panels_ms / 3.6e6
+    larger = world.media_bytes / rates.image_bytes
     panels = rates.panels_found if config.preprocess.panels else 0.0
-    pair_rows = pictures * (1 + panels)
+    pair_rows = images * (1 + panels)
     longer = world.xml_bytes / rates.xml_bytes
     work = (
         ("catalog", newest, rates.json_bytes, rates.version_ms, newest * 650.0, 0.0),
         ("ingest", usable, world.xml_bytes, rates.article_ms * longer, articles * rates.article_bytes * longer, 0.0),
         (
             "preprocess",
-            pictures,
+            images,
             world.media_bytes,
-            rates.picture_ms * world.picture_scale,
+            rates.image_ms * world.image_scale,
             pair_rows * rates.pair_bytes,
             panels_core_hours if config.preprocess.panels else 0.0,
         ),
@@ -265,16 +265,16 @@ def estimate(config: Config, rates: Rates, world: World, cluster: Cluster) -> Pl
         )
     return Plan(
         stages=tuple(stages),
-        pictures=pictures,
+        images=images,
         pairs=pair_rows,
         articles=articles,
         panels_core_hours=panels_core_hours,
         panels_on=config.preprocess.panels,
         larger=larger,
-        larger_core_hours=pictures * rates.picture_ms * max(0.0, larger - world.picture_scale) / 3.6e6,
+        larger_core_hours=images * rates.image_ms * max(0.0, larger - world.image_scale) / 3.6e6,
         unfetched={
             name: (spared, spared * world.media_bytes)
-            for name, spared in (("ingest.select", listed - selected), ("preprocess.select", selected - pictures))
+            for name, spared in (("ingest.select", listed - selected), ("preprocess.select", selected - images))
             if spared
         },
         machine_money=sum(money(stage, cluster) for stage in stages),

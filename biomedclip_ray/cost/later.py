@@ -84,7 +84,7 @@ def whole(config: Config, rates: Rates, world: World, cluster: Cluster) -> Whole
     splits, shape = config.curate.splits, towers(config)
     forward = shape.pair(world.caption_tokens)
     seen = kept * (1 - splits.validation - splits.test) * config.train.epochs
-    pool = source.pictures * world.kept * (splits.test if config.evaluate.split == "test" else splits.validation)
+    pool = source.images * world.kept * (splits.test if config.evaluate.split == "test" else splits.validation)
     parts = max(1.0, source.articles / config.source.articles_per_part)
     train = config.train.resources
     cores = max(1.0, train.cpus_per_worker)  # a worker has one thread at least

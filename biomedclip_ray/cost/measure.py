@@ -86,12 +86,12 @@ def measure(config: Config, articles: int) -> tuple[Rates, dict[str, float]]:
             request_ms=request_ms(config.source.resources),
             version_ms=1000 * seconds["catalog"] / counts["article_version"]["in"],
             article_ms=1000 * seconds["ingest"] / counts["article"]["in"],
-            picture_ms=1000 * plain / passed,
+            image_ms=1000 * plain / passed,
             panels_ms=1000 * max(0.0, seconds["preprocess"] - plain) / passed,
             panels_found=panels / kept,
             json_bytes=_mean_size(bucket, [row["json_key"] for row in rows]),
             xml_bytes=_mean_size(bucket, [row["xml_key"] for row in rows]),
-            picture_bytes=_mean_size(bucket, _media(texts)),
+            image_bytes=_mean_size(bucket, _media(texts)),
             pair_bytes=_bytes_of(pairs) / kept,
             article_bytes=_bytes_of(texts) / counts["article"]["kept"],
             curate_ms=1000 * curated / decided,
@@ -149,8 +149,8 @@ def _reduced(config: Config, root: str, articles: int) -> Config:
     source = config.source.model_copy(
         update={"select": config.source.select.model_copy(update={"articles": articles}), "articles_per_part": 100}
     )
-    pictures = config.preprocess.model_copy(update={"panels": False})
-    return config.model_copy(update={"root": root, "source": source, "preprocess": pictures})
+    images = config.preprocess.model_copy(update={"panels": False})
+    return config.model_copy(update={"root": root, "source": source, "preprocess": images})
 
 
 def _with_panels(config: Config) -> Config:

@@ -212,9 +212,9 @@ def preprints(rates: Rates, world: World, cluster: Cluster) -> dict[str, tuple[P
 
     def one(packages: float) -> Preprints:
         requests, size = packages * RANGES, packages * PACKAGE_BYTES * READ_SHARE
-        pictures = packages * world.figures * world.with_file
-        work = packages * (rates.article_ms * world.xml_bytes / rates.xml_bytes) + pictures * (
-            rates.picture_ms * world.picture_scale
+        images = packages * world.figures * world.with_file
+        work = packages * (rates.article_ms * world.xml_bytes / rates.xml_bytes) + images * (
+            rates.image_ms * world.image_scale
         )
         core_hours = (work + requests * rates.request_ms) / 3.6e6
         return Preprints(

@@ -168,9 +168,9 @@ def show(console: Console, config: Config, rates: Rates, plan: Cases, title: str
     console.print(f"{source.core_hours:,.0f} core-hours to the pairs; {word} {source.panels_core_hours:,.0f}.")
     if source.larger_core_hours:
         console.print(
-            f"Images measured have {rates.picture_bytes / 1e3:,.0f} KB, media_bytes has {source.larger:.1f} times as "
+            f"Images measured have {rates.image_bytes / 1e3:,.0f} KB, media_bytes has {source.larger:.1f} times as "
             f"many: if all of that were pixels, {source.larger_core_hours:,.0f} core-hours more (--assume "
-            f"picture_scale={source.larger:.1f})."
+            f"image_scale={source.larger:.1f})."
         )
     for name, (requests, size) in source.unfetched.items():
         console.print(f"{name} leaves {size_text(size)} and {requests / 1e6:,.1f} M requests of images unfetched.")

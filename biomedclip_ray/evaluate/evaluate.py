@@ -117,7 +117,7 @@ def held_out(corpus: pa.Table, pairs: pa.Table, split: str) -> tuple[np.ndarray,
         if panels[row] != 0:
             ledger.drop("held-out pair", ids[row], Reason.NOT_WHOLE_FIGURE)
         elif figures[row] in seen:
-            ledger.drop("held-out pair", ids[row], Reason.SECOND_PICTURE)
+            ledger.drop("held-out pair", ids[row], Reason.SECOND_IMAGE)
         else:
             seen.add(figures[row])
             rows.append(row)

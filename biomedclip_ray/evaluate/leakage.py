@@ -75,11 +75,11 @@ def check_leakage(
         return
     here = [tasks.submit(resources, _held_out, chunk, groups, outputs=2) for chunk in facts]
     articles, _ = tasks.submit(resources, _together, *(one for one, _ in here), outputs=2)
-    pictures, _ = tasks.submit(resources, _together, *(one for _, one in here), outputs=2)
+    image_hashes, _ = tasks.submit(resources, _together, *(one for _, one in here), outputs=2)
     old_corpus, old_pairs = trained
     same = old_corpus.fingerprint == corpus.fingerprint
     then = facts if same else read(old_corpus, old_pairs)[0]
-    asked = [tasks.submit(resources, _leaked, one, articles, pictures, groups if same else None)[0] for one in then]
+    asked = [tasks.submit(resources, _leaked, one, articles, image_hashes, groups if same else None)[0] for one in then]
     for part, row in filter(None, tasks.get(asked)):
         raise LeakageError(
             f"bundle {bundle.uri} was trained on {old_pairs.read(part, ['pair_id'])['pair_id'][row]} (corpus "
@@ -97,7 +97,7 @@ class _Facts:
     used: NDArray[np.bool_]
     group: NDArray[np.int64]
     article: NDArray[np.uint64]
-    picture: NDArray[np.uint64]
+    image_hash: NDArray[np.uint64]
 
 
 def _read(products: tuple[Product, Product], parts: range, split: str) -> tuple[_Facts, NDArray[np.int64]]:
@@ -122,7 +122,7 @@ def _read(products: tuple[Product, Product], parts: range, split: str) -> tuple[
 
 def _held_out(facts: _Facts, groups: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """Articles and images that are held out."""
-    return np.unique(facts.article[facts.held]), np.unique(facts.picture[_among(facts.group, groups)])
+    return np.unique(facts.article[facts.held]), np.unique(facts.image_hash[_among(facts.group, groups)])
 
 
 def _together(*values: NDArray[Any]) -> tuple[NDArray[Any], int]:
@@ -132,10 +132,10 @@ def _together(*values: NDArray[Any]) -> tuple[NDArray[Any], int]:
 
 
 def _leaked(
-    facts: _Facts, articles: NDArray[np.uint64], pictures: NDArray[np.uint64], groups: NDArray[np.int64] | None
+    facts: _Facts, articles: NDArray[np.uint64], image_hashes: NDArray[np.uint64], groups: NDArray[np.int64] | None
 ) -> tuple[int, int] | None:
     """Part and row of the first pair that was trained on and is held out."""
-    seen = _among(facts.article, articles) | _among(facts.picture, pictures)
+    seen = _among(facts.article, articles) | _among(facts.image_hash, image_hashes)
     if groups is not None:
         seen |= _among(facts.group, groups)
     leaked = np.flatnonzero(facts.used & seen)

@@ -18,10 +18,10 @@ from biomedclip_ray.evaluate.ranks import DIRECTIONS
 
 def draw(result: dict[str, Any]) -> dict[str, bytes]:
     """PNG bytes by file name, from the content of evaluation.json."""
-    pictures = {"recall.png": _recall(result), "ranks.png": _ranks(result)}
+    images = {"recall.png": _recall(result), "ranks.png": _ranks(result)}
     if result["by_kind"]:
-        pictures["recall_by_kind.png"] = _by_kind(result)
-    return pictures
+        images["recall_by_kind.png"] = _by_kind(result)
+    return images
 
 
 def histogram(ranks: NDArray[np.float64], n: int) -> dict[str, list[float]]:

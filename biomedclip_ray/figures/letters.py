@@ -103,15 +103,15 @@ def _glyphs(luma: Grey) -> list[_Glyph]:
     found = {}
     negative = cv2.bitwise_not(luma)
     for light, level in _LEVELS:
-        picture = negative if light else luma
-        mask = cv2.threshold(picture, level - 1, 255, cv2.THRESH_BINARY_INV)[1]
+        image = negative if light else luma
+        mask = cv2.threshold(image, level - 1, 255, cv2.THRESH_BINARY_INV)[1]
         boxes = _components(mask)
         w, h = boxes[:, 2], boxes[:, 3]
         pieces = boxes[(h >= _GLYPH_HEIGHT[0]) & (h <= _GLYPH_HEIGHT[1]) & (w >= 2) & (w <= 1.5 * h)]
         for left, top, width, height in pieces[_alone(pieces, boxes[(h >= 3) & (w >= 2)])].tolist():
             filled = cv2.countNonZero(mask[top : top + height, left : left + width])
             if filled >= 0.12 * width * height and (not light or _on_dark(luma, left, top, width, height)):
-                ink = 255 - picture[top : top + height, left : left + width]
+                ink = 255 - image[top : top + height, left : left + width]
                 found[left, top, width, height, light] = _Glyph(left, top, width, height, ink)
     return list(found.values())
 

@@ -11,12 +11,12 @@ from biomedclip_ray.figures.kinds import figure_kind
 from biomedclip_ray.figures.panels import Panel, split_panels
 from biomedclip_ray.figures.subcaptions import subcaptions
 from biomedclip_ray.images.errors import ImageError, Limits
-from biomedclip_ray.images.image import Picture, decode, prepare_crop, read
+from biomedclip_ray.images.image import Prepared, decode, prepare_crop, read
 
 Row = dict[str, Any]
 
 
-def whole_pair(pair_id: str, article: Row, figure: Row, picture: Picture, media: Row, mentions: int = 0) -> Row:
+def whole_pair(pair_id: str, article: Row, figure: Row, prepared: Prepared, media: Row, mentions: int = 0) -> Row:
     """The pair of a whole figure: a row of PAIRS from rows of ARTICLES and its media, and the prepared image.
 
     Args:
@@ -30,7 +30,7 @@ def whole_pair(pair_id: str, article: Row, figure: Row, picture: Picture, media:
         "media_name": media["key"].rsplit("/", 1)[1],
         "media_md5": media["md5"],
         **_around(article, figure),
-        **_facts(picture, _whole_text(figure, mentions)),
+        **_facts(prepared, _whole_text(figure, mentions)),
     }
 
 
@@ -106,15 +106,15 @@ def panel_pairs(whole: Row, figure: Row, data: bytes, config: Preprocess) -> Ite
     for number, panel in enumerate(panels, start=1):
         panel_id = f"{whole['pair_id'].removesuffix('#0')}#{number}"
         try:
-            picture = prepare_crop(full, panel.box, limits, config.short_side, config.quality)
+            prepared = prepare_crop(full, panel.box, limits, config.short_side, config.quality)
         except ImageError as error:
             yield panel_id, error
         else:
-            yield whole | _panel_facts(panel_id, number, panel, picture, texts, figure["label"])
+            yield whole | _panel_facts(panel_id, number, panel, prepared, texts, figure["label"])
 
 
 def _panel_facts(
-    panel_id: str, number: int, panel: Panel, picture: Picture, texts: dict[str, str], label: str | None
+    panel_id: str, number: int, panel: Panel, prepared: Prepared, texts: dict[str, str], label: str | None
 ) -> Row:
     assert panel.label is not None  # split_panels gives the labels it was told
     return {
@@ -122,23 +122,23 @@ def _panel_facts(
         "panel": number,
         "panel_label": panel.label,
         "box": list(panel.box),
-        **_facts(picture, training_text(texts[panel.label], label)),
+        **_facts(prepared, training_text(texts[panel.label], label)),
     }
 
 
-def _facts(picture: Picture, text: str) -> Row:
+def _facts(prepared: Prepared, text: str) -> Row:
     """What a pair has from its own image and its own text."""
     return {
-        "image": picture.jpeg,
-        "width": picture.width,
-        "height": picture.height,
-        "original_width": picture.original_width,
-        "original_height": picture.original_height,
-        "original_format": picture.original_format,
-        "image_note": picture.note or None,
-        "sha256": picture.sha256,
-        "phash": picture.phash,
-        **_worded(picture.jpeg, text),
+        "image": prepared.jpeg,
+        "width": prepared.width,
+        "height": prepared.height,
+        "original_width": prepared.original_width,
+        "original_height": prepared.original_height,
+        "original_format": prepared.original_format,
+        "image_note": prepared.note or None,
+        "sha256": prepared.sha256,
+        "phash": prepared.phash,
+        **_worded(prepared.jpeg, text),
     }
 
 

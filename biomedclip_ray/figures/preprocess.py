@@ -19,7 +19,7 @@ from biomedclip_ray.figures.clip_kinds import bundle_id, name_kinds
 from biomedclip_ray.figures.pairs import may_be_cut, panel_pairs, renewed, whole_pair
 from biomedclip_ray.figures.select import Classifier, classifier_sha256, left_out, load_classifier
 from biomedclip_ray.images.errors import ImageError
-from biomedclip_ray.images.image import Picture, prepare
+from biomedclip_ray.images.image import Prepared, prepare
 from biomedclip_ray.jats.media import media_name, stem
 from biomedclip_ray.run.ahead import fetch_ahead
 from biomedclip_ray.run.capacity import Capacity
@@ -184,13 +184,13 @@ def _pairs(
 ) -> list[dict[str, Any]]:
     """The whole figure and, where asked for and allowed, its panels; nothing and a ledger row where no file decodes."""
     try:
-        data, picture, media = _first_that_decodes(bucket, graphic, fetched, config)
+        data, prepared, media = _first_that_decodes(bucket, graphic, fetched, config)
     except (ObjectError, ImageError) as error:
         ledger.drop(UNIT, graphic.pair_id, error.reason, error.detail)
         ledger.count(UNIT, 1, 0)
         return []
     ledger.count(UNIT, 1, 1)
-    rows = [whole_pair(graphic.pair_id, graphic.article, graphic.figure, picture, media, config.mentions)]
+    rows = [whole_pair(graphic.pair_id, graphic.article, graphic.figure, prepared, media, config.mentions)]
     if config.panels and may_be_cut(graphic.figure):
         for found in panel_pairs(rows[0], graphic.figure, data, config):
             if isinstance(found, dict):
@@ -209,10 +209,10 @@ def _graphics(articles: list[dict[str, Any]]) -> Iterator[_Graphic]:
             for media in figure["media"]:
                 graphics.setdefault(media["graphic"], []).append(media)
             # what the article lists comes first: an alternative without a file is only named in the ledger
-            pictures = [sorted(options, key=lambda media: not media["found"]) for options in graphics.values()]
-            names = _distinct([stem(media_name(options[0]["key"] or options[0]["name"])) for options in pictures])
-            for options, name in zip(pictures, names, strict=True):
-                suffix = None if len(pictures) == 1 else name
+            choices = [sorted(options, key=lambda media: not media["found"]) for options in graphics.values()]
+            names = _distinct([stem(media_name(options[0]["key"] or options[0]["name"])) for options in choices])
+            for options, name in zip(choices, names, strict=True):
+                suffix = None if len(choices) == 1 else name
                 yield _Graphic(pair_id(figure["figure_id"], suffix, 0), article, figure, options)
 
 
@@ -240,7 +240,7 @@ def _fetch(bucket: Bucket, media: dict[str, Any]) -> bytes | ObjectError:
 
 def _first_that_decodes(
     bucket: Bucket, graphic: _Graphic, fetched: bytes | ObjectError, config: Preprocess
-) -> tuple[bytes, Picture, dict[str, Any]]:
+) -> tuple[bytes, Prepared, dict[str, Any]]:
     """File, image and media of the first alternative that can be had. Raises the first alternative's error where none
     can.
 
@@ -248,7 +248,7 @@ def _first_that_decodes(
     outage raises at once: a rerun would find the thumbnail taken and never ask for the image again.
     """
     errors: list[ObjectError | ImageError] = []
-    small: list[tuple[bytes, Picture, dict[str, Any]]] = []
+    small: list[tuple[bytes, Prepared, dict[str, Any]]] = []
     for media in graphic.media:
         data = fetched if media is graphic.media[0] else _fetch(bucket, media)
         if isinstance(data, ObjectError):
@@ -257,7 +257,7 @@ def _first_that_decodes(
             errors.append(data)
             continue
         try:
-            picture = prepare(
+            prepared = prepare(
                 data,
                 short_side=config.short_side,
                 quality=config.quality,
@@ -268,9 +268,9 @@ def _first_that_decodes(
         except ImageError as error:
             errors.append(error)
             continue
-        if not errors or min(picture.original_width, picture.original_height) >= _THUMBNAIL_SIDE:
-            return data, picture, media
-        small.append((data, picture, media))
+        if not errors or min(prepared.original_width, prepared.original_height) >= _THUMBNAIL_SIDE:
+            return data, prepared, media
+        small.append((data, prepared, media))
     if small:
         return max(small, key=lambda found: found[1].original_width * found[1].original_height)
     raise errors[0]

@@ -52,7 +52,7 @@ class Read:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class Prepared:
     """An image as it is stored."""
 
     jpeg: bytes
@@ -76,7 +76,7 @@ class Picture:
 
 def prepare(
     data: bytes, *, short_side: int, quality: int, min_side: int, max_pixels: int, max_aspect: float
-) -> Picture:
+) -> Prepared:
     """Decode, check, shrink and encode one file.
 
     Args:
@@ -103,7 +103,7 @@ def prepare_each(
     min_side: int,
     max_pixels: int,
     max_aspect: float,
-) -> Iterator[Picture | ImageError]:
+) -> Iterator[Prepared | ImageError]:
     """`prepare` for every image that a file is asked for; of several each has a sha256 of its own."""
     limits = Limits(max(min_side, 1), max_pixels, max_aspect)
     digest = hashlib.sha256(data).hexdigest()
@@ -119,7 +119,7 @@ def prepare_file(
     min_side: int,
     max_pixels: int,
     max_aspect: float,
-) -> Iterator[Picture | ImageError]:
+) -> Iterator[Prepared | ImageError]:
     """`prepare_each` of a large file: a whole slide, which may have gigabytes, is not read whole."""
     limits = Limits(max(min_side, 1), max_pixels, max_aspect)
     if not tiff.is_slide(path):
@@ -137,7 +137,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _prepared(images: Iterator[tuple[str, Read]], digest: str, quality: int) -> Iterator[Picture | ImageError]:
+def _prepared(images: Iterator[tuple[str, Read]], digest: str, quality: int) -> Iterator[Prepared | ImageError]:
     try:
         for name, image in images:
             own = hashlib.sha256(f"{digest} {name}".encode()).hexdigest() if name else digest
@@ -149,12 +149,12 @@ def _prepared(images: Iterator[tuple[str, Read]], digest: str, quality: int) -> 
         yield error
 
 
-def _stored(image: Read, quality: int, sha256: str) -> Picture:
+def _stored(image: Read, quality: int, sha256: str) -> Prepared:
     encoded = _checked_jpeg(image.pixels, quality)
     height, width = image.pixels.shape[:2]
     phash = perceptual_hash(image.pixels)
     facts = (image.width, image.height, image.format, sha256, phash, image.note, image.patient)
-    return Picture(encoded, width, height, *facts)
+    return Prepared(encoded, width, height, *facts)
 
 
 def prepare_crop(
@@ -163,7 +163,7 @@ def prepare_crop(
     limits: Limits,
     short_side: int,
     quality: int,
-) -> Picture:
+) -> Prepared:
     """Check, shrink and encode a part of an image: `prepare` for a panel.
 
     Args:
@@ -184,7 +184,7 @@ def prepare_crop(
     encoded = _checked_jpeg(pixels, quality)
     digest = hashlib.sha256(encoded).hexdigest()
     phash = perceptual_hash(pixels)
-    return Picture(encoded, pixels.shape[1], pixels.shape[0], width, height, whole.format, digest, phash, whole.note)
+    return Prepared(encoded, pixels.shape[1], pixels.shape[0], width, height, whole.format, digest, phash, whole.note)
 
 
 def read(data: bytes, limits: Limits, short_side: int | None = None) -> Read:

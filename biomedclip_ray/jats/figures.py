@@ -52,15 +52,15 @@ class Figure:
 _CITED = r"(?:\bet al\b|\[\s*\d|\bref(?:s|erences?)?\b|\b(?:19|20)\d\d\b)"
 # "Smith", "Smith and Jones", "the work of Smith".
 _NAMES = r"(?-i:(?:the [a-z]+ of )?[A-Z][\w'’-]+(?:,? (?:and|&) [A-Z][\w'’-]+|(?:, [A-Z][\w'’-]+)*)?)"
-_PICTURE = r"(?:figure|image|photo|photograph|picture|illustration|drawing|map)s?"
+_IMAGE = r"(?:figure|image|photo|photograph|picture|illustration|drawing|map)s?"
 _ADAPTED = re.compile(
     r"\b(?:adapted|reproduced|reprinted|republished|redrawn|reused)\b[^.;]{0,40}?\b(?:from|by|after|with|under|courtesy)\b"
     rf"|\bmodified (?:and \w+ )?(?:from|after|with permission)\b[^.;]{{0,80}}?(?:{_CITED}|\bpermission|\bcopyright)"
     rf"|\b(?:taken|obtained|borrowed|extracted) from (?:ref(?:s|erence)?\b|\[\s*\d|{_NAMES} ?(?:et "
     rf"al\b|\[\s*\d|\(\d{{4}}))"
-    rf"|\b{_PICTURE} (?:was |were )?(?:taken |obtained |extracted |downloaded )?from "
+    rf"|\b{_IMAGE} (?:was |were )?(?:taken |obtained |extracted |downloaded )?from "
     rf"(?:ref(?:s|erence)?\b|\[\s*\d|wiki|https?:|www\.|the (?:internet|public domain)|{_NAMES} ?(?:et al\b|\[\s*\d))"
-    rf"|\b{_PICTURE} (?:credits?\b(?!:? (?:an? |the )?author)|(?:was |were )?(?:kindly )?provided by\b)"
+    rf"|\b{_IMAGE} (?:credits?\b(?!:? (?:an? |the )?author)|(?:was |were )?(?:kindly )?provided by\b)"
     r"|(?<![\w®])(?:©|\(c\)|copyright) ?(?!(?:\d{4},? )?(?:by )?(?:the )?authors?\b)(?:\d{4}\b|(?-i:[A-Z]))"
     r"|\bpermission (?:was |has been )?(?:obtained|granted|given) (?:from|by) (?:the )?"
     r"(?:publisher|journal|copyright|editor)"
@@ -139,10 +139,10 @@ def is_figure(element: etree._Element) -> bool:
     of its own is, and so is a graphic with label or caption that no figure, table or supplement holds.
     """
     if element.tag == "fig":
-        return not _captioned(element) or holds_picture(element)
+        return not _captioned(element) or holds_image(element)
     if element.tag in GRAPHIC:
         return _stands_alone(element)
-    return holds_picture(element) and not _is_of_its_figs(element)
+    return holds_image(element) and not _is_of_its_figs(element)
 
 
 def _is_of_its_figs(group: etree._Element) -> bool:
@@ -150,10 +150,10 @@ def _is_of_its_figs(group: etree._Element) -> bool:
     say.
     """
     figs = group.findall("fig") if group.tag == "fig-group" else []
-    return bool(figs) and not any(holds_picture(fig) or _captioned(fig) for fig in figs)
+    return bool(figs) and not any(holds_image(fig) or _captioned(fig) for fig in figs)
 
 
-def holds_picture(element: etree._Element) -> bool:
+def holds_image(element: etree._Element) -> bool:
     """Does a figure, a group or a table have an image of its own, outside its figures and cells?"""
     graphics: list[tuple[str, ...]] = []
     for child in element:
@@ -213,12 +213,12 @@ def _translated(fig: etree._Element) -> list[etree._Element]:
     with the same numbers in its label.
     """
     group = fig.getparent()
-    if fig.tag != "fig" or group is None or group.tag != "fig-group" or holds_picture(fig) or _captioned(fig):
+    if fig.tag != "fig" or group is None or group.tag != "fig-group" or holds_image(fig) or _captioned(fig):
         return []
-    if holds_picture(group) and _is_of_its_figs(group):
+    if holds_image(group) and _is_of_its_figs(group):
         return [part for part in group if part.tag not in ("label", "caption", "fig")]
     for other in group.iterchildren("fig"):
-        if other is not fig and holds_picture(other):
+        if other is not fig and holds_image(other):
             languages = fig.get(LANGUAGE), other.get(LANGUAGE)
             numbers = [_NUMBER.findall(text_of(label)) for each in (fig, other) for label in each.findall("label")[:1]]
             if (all(languages) and languages[0] != languages[1]) or (numbers[:1] == numbers[1:] != [[]]):

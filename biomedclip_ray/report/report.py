@@ -53,7 +53,7 @@ CURVES = {  # of metrics.jsonl
     "mfu": "share of the device's peak (MFU)",
 }
 _GRID_PARTS = 8
-_PICTURE_SIDE = 256  # pixels; the stored 384 would triple the file for nothing that a grid shows
+_IMAGE_SIDE = 256  # pixels; the stored 384 would triple the file for nothing that a grid shows
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def _grid(product: Product) -> Iterator[dict[str, Any]]:
         if len(rows) >= 20 * GRID_PAIRS:
             break
     for row in _in_turn(rows, GRID_PAIRS):
-        yield row | {"picture": picture_uri(row["image"])}
+        yield row | {"image": image_uri(row["image"])}
 
 
 def _in_turn(rows: Sequence[dict[str, Any]], most: int) -> list[dict[str, Any]]:
@@ -245,7 +245,7 @@ def _queries(product: Product, split: str) -> dict[str, Any]:
         shown = best if own in best else [*best, own]
         results = [
             {
-                "picture": picture_uri(pool["thumbnail"][row].as_py()),
+                "image": image_uri(pool["thumbnail"][row].as_py()),
                 "caption": pool["caption"][row].as_py() or "",
                 "score": float(scores[row]),
                 "right": row == own,
@@ -269,12 +269,12 @@ def _json(product: Product | None, name: str) -> Any:
     return json.loads(product.place.read(name)) if product is not None and product.place.exists(name) else None
 
 
-def picture_uri(data: bytes | None) -> str | None:
+def image_uri(data: bytes | None) -> str | None:
     """A stored image as a data URI of at most 256 pixels; None where there is none."""
     if not data:
         return None
-    with Image.open(io.BytesIO(data)) as picture:
-        picture.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
+    with Image.open(io.BytesIO(data)) as image:
+        image.thumbnail((_IMAGE_SIDE, _IMAGE_SIDE))
         small = io.BytesIO()
-        picture.convert("RGB").save(small, "JPEG", quality=85)
+        image.convert("RGB").save(small, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(small.getvalue()).decode()

@@ -94,14 +94,14 @@ def _md5(data: bytes) -> str:
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
-def _encode(picture: Image.Image, fmt: str) -> bytes:
+def _encode(image: Image.Image, fmt: str) -> bytes:
     stream = io.BytesIO()
     options: dict[str, dict[str, Any]] = {
         "JPEG": {"quality": 90},
         "TIFF": {"compression": "tiff_deflate"},
         "WEBP": {"quality": 90, "method": 2},
     }
-    (picture.quantize(128) if fmt == "GIF" else picture).save(stream, fmt, **options.get(fmt, {}))
+    (image.quantize(128) if fmt == "GIF" else image).save(stream, fmt, **options.get(fmt, {}))
     return stream.getvalue()
 
 
@@ -109,7 +109,7 @@ def _encode(picture: Image.Image, fmt: str) -> bytes:
 class _Drawn:
     """A figure as drawn: image, kind, the sentence of what is seen, the rest of the caption (markup), its panels."""
 
-    picture: Image.Image
+    image: Image.Image
     kind: str
     sentence: str
     rest: str
@@ -230,11 +230,11 @@ class _Maker:
         names = list(KINDS)
         kind = pick(rng, names)
         if (index, k) not in self.compounds:
-            picture, sentence = KINDS[kind](rng, *pick(rng, _SIZES))
-            return _Drawn(picture, kind, sentence, words.tail(rng, kind), [])
+            image, sentence = KINDS[kind](rng, *pick(rng, _SIZES))
+            return _Drawn(image, kind, sentence, words.tail(rng, kind), [])
         count = int(rng.integers(2, 5))
         kinds = [kind] * count if rng.random() < 0.5 else [names[i] for i in rng.permutation(len(names))[:count]]
-        picture, boxes, shown = compound(rng, kinds)
+        image, boxes, shown = compound(rng, kinds)
         panels = [
             PanelTruth(letter, box, f"{text}.", name)
             for letter, box, text, name in zip("ABCD", boxes, shown, kinds, strict=False)
@@ -242,7 +242,7 @@ class _Maker:
         lead = pick(rng, ("Effects of treatment", "Comparison of groups", "Overview of the findings"))
         rest = " ".join(f"<bold>({p.label})</bold> {p.subcaption}" for p in panels)
         whole = kind if len(set(kinds)) == 1 else "compound"
-        return _Drawn(picture, whole, lead, f"{rest} {words.tail(rng, kind)}", panels)
+        return _Drawn(image, whole, lead, f"{rest} {words.tail(rng, kind)}", panels)
 
     def _figure(
         self, index: int, k: int, style: str, label: str, media: dict[str, tuple[bytes | None, str]]
@@ -260,7 +260,7 @@ class _Maker:
         }.get(style, (f"F{k + 1}", f"sample-{number}-g{k + 1:03}"))
         extension = case if case in _FORMATS else "jpg"
         name = f"{stem}.{extension}"
-        data = _encode(drawn.picture, _FORMATS.get(case, "JPEG"))
+        data = _encode(drawn.image, _FORMATS.get(case, "JPEG"))
         if case == "truncated_image":
             data = data[: len(data) * 3 // 5]
         digest = _md5(data + b"?") if case == "md5_mismatch" else _md5(data)
@@ -269,7 +269,7 @@ class _Maker:
         graphics: list[str | tuple[str, str]] = [name if style == "springer" or case == "with_extension" else stem]
         chosen = [name]
         if case in ("thumbnail", "alternatives"):
-            small = drawn.picture.copy()
+            small = drawn.image.copy()
             small.thumbnail((100, 100))
             thumb = _encode(small, "GIF")
             media[f"{stem}.gif"] = (thumb, _md5(thumb))

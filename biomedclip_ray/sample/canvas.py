@@ -97,15 +97,15 @@ def spread(
     return places
 
 
-def grainy(picture: Image.Image, rng: Rng, strength: float, grain: int = 2) -> Image.Image:
+def grainy(image: Image.Image, rng: Rng, strength: float, grain: int = 2) -> Image.Image:
     """The image with sensor noise and uneven light, 0..255."""
-    width, height = picture.size
+    width, height = image.size
     light = strength * noise(rng, width, height, grain) + 1.6 * strength * noise(rng, width, height, 128)
-    pixels = np.asarray(picture, dtype=np.float32) + (light if picture.mode == "L" else light[..., None])
+    pixels = np.asarray(image, dtype=np.float32) + (light if image.mode == "L" else light[..., None])
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).convert("RGB")
 
 
-def scale_bar(picture: Image.Image, colour: Colour) -> None:
+def scale_bar(image: Image.Image, colour: Colour) -> None:
     """A bar in the lower right corner."""
-    width, height = picture.size
-    ImageDraw.Draw(picture).rectangle((width * 0.76, height - 18, width * 0.94, height - 13), fill=colour)
+    width, height = image.size
+    ImageDraw.Draw(image).rectangle((width * 0.76, height - 18, width * 0.94, height - 13), fill=colour)

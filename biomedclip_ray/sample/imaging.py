@@ -45,8 +45,8 @@ def micrograph(rng: Rng, width: int, height: int) -> Drawn:
     n = int(rng.integers(low, high + 1))
     size = min(width, height) * (0.115 if n < 10 else 0.07 if n < 30 else 0.048) * (0.75 if where else 1)
     stretch = {"round": 1.0, "spindle-shaped": 2.3, "rod-shaped": 1.7}[shape]
-    picture = Image.new("RGB", (width * 2, height * 2), _FIELDS[field])
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (width * 2, height * 2), _FIELDS[field])
+    draw = ImageDraw.Draw(image)
     colour = _DYES[dye]
     for x, y in spread(rng, n, width * 2, height * 2, size * 4, POSITIONS[where] if where else None):
         angle, r = rng.uniform(0, np.pi), 2 * size * rng.uniform(0.85, 1.15)
@@ -56,10 +56,10 @@ def micrograph(rng: Rng, width: int, height: int) -> Drawn:
         pale: Colour = tuple((c + 2 * f) // 3 for c, f in zip(colour, _FIELDS[field], strict=True))  # type: ignore[assignment]
         blob(draw, (x, y), (r * stretch**0.75, r / stretch**0.6), angle, pale, shade(colour, 0.8), 3, 0.04)
         blob(draw, (x + r * 0.1, y), (r * 0.5, r * 0.5 / stretch**0.4), angle, colour, None, 1, 0.05)
-    picture = grainy(picture.reduce(2).filter(ImageFilter.GaussianBlur(0.7)), rng, 6)
-    scale_bar(picture, (20, 20, 20))
+    image = grainy(image.reduce(2).filter(ImageFilter.GaussianBlur(0.7)), rng, 6)
+    scale_bar(image, (20, 20, 20))
     place = f"clustered in the {where}" if where else "spread over the field"
-    return picture, pick(
+    return image, pick(
         rng,
         (
             f"Light micrograph of {amount} {shape} {dye} cells {place} on a {field} background",
@@ -110,12 +110,12 @@ def fluorescence(rng: Rng, width: int, height: int) -> Drawn:
         glow = np.asarray(core.filter(ImageFilter.GaussianBlur(1.5)), dtype=np.float32)[..., None] / 255
         light = light * (1 - glow) + glow * np.array(_CHANNELS["blue"][0], np.float32)
     light += 5 + 4 * noise(rng, width, height, 2)[..., None]
-    picture = Image.fromarray(np.clip(light, 0, 255).astype(np.uint8))
-    scale_bar(picture, (255, 255, 255))
+    image = Image.fromarray(np.clip(light, 0, 255).astype(np.uint8))
+    scale_bar(image, (255, 255, 255))
     count = "many" if many else NUMBERS[n]
     marker = _CHANNELS[channel][1]
     counter = " and blue nuclei" if nuclei else ""
-    return picture, pick(
+    return image, pick(
         rng,
         (
             f"Fluorescence image of {count} cells with {channel} {pattern} {marker} signal{counter} on black",
@@ -128,14 +128,14 @@ def fluorescence(rng: Rng, width: int, height: int) -> Drawn:
 def radiograph(rng: Rng, width: int, height: int) -> Drawn:
     """A chest film, a long bone, or a head CT slice, with or without a finding."""
     part = pick(rng, (_chest, _bone, _head))
-    picture, words = part(rng, width, height)
-    picture = picture.rotate(rng.uniform(-4, 4), Image.Resampling.BILINEAR, fillcolor=10)
-    return grainy(picture.filter(ImageFilter.GaussianBlur(1.6)), rng, 6), words
+    image, words = part(rng, width, height)
+    image = image.rotate(rng.uniform(-4, 4), Image.Resampling.BILINEAR, fillcolor=10)
+    return grainy(image.filter(ImageFilter.GaussianBlur(1.6)), rng, 6), words
 
 
 def _chest(rng: Rng, width: int, height: int) -> Drawn:
-    picture = Image.new("L", (width, height), 22)
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("L", (width, height), 22)
+    draw = ImageDraw.Draw(image)
     w, h = float(width), float(height)
     finding = pick(rng, ("clear lungs", "round opacity", "pleural effusion", "enlarged heart"))
     side = pick(rng, ("left", "right"))
@@ -169,12 +169,12 @@ def _chest(rng: Rng, width: int, height: int) -> Drawn:
         draw.line((x, h * 0.2, w * 0.5, h * 0.3, w * 0.56, h * 0.7), fill=245, width=max(3, width // 110))
         words += f", pacemaker on the upper {device}"
     words = pick(rng, (f"Chest radiograph showing {words}", f"Frontal chest X-ray with {words}"))
-    return picture, words
+    return image, words
 
 
 def _bone(rng: Rng, width: int, height: int) -> Drawn:
-    picture = Image.new("L", (width, height), 16)
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("L", (width, height), 16)
+    draw = ImageDraw.Draw(image)
     w, h = float(width), float(height)
     where, kind = (
         pick(rng, ("upper", "middle", "lower")),
@@ -200,12 +200,12 @@ def _bone(rng: Rng, width: int, height: int) -> Drawn:
         words = f"{'a' if kind.startswith('t') else 'an'} {kind} of the {where} shaft"
     name = "a single long bone" if bones == 1 else "two parallel forearm bones"
     words = pick(rng, (f"Radiograph of {name} with {words}", f"X-ray showing {words}, {name}"))
-    return picture, words
+    return image, words
 
 
 def _head(rng: Rng, width: int, height: int) -> Drawn:
-    picture = Image.new("L", (width, height), 4)
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("L", (width, height), 4)
+    draw = ImageDraw.Draw(image)
     w, h, where = float(width), float(height), pick(rng, list(POSITIONS))
     bright, large = rng.random() < 0.5, rng.random() < 0.5
     r, centre = min(w, h) * 0.43, (w / 2, h / 2)
@@ -220,7 +220,7 @@ def _head(rng: Rng, width: int, height: int) -> Drawn:
     blob(draw, spot, (size, size * 0.85), 0.4, 232 if bright else 24, None, 1, 0.06)
     lesion = f"{'large' if large else 'small'} {'bright haemorrhage' if bright else 'dark infarct'}"
     words = pick(rng, (f"Axial head CT with a {lesion} at the {where}", f"Brain CT slice: {lesion} in the {where}"))
-    return picture, words
+    return image, words
 
 
 def gel(rng: Rng, width: int, height: int) -> Drawn:
@@ -253,13 +253,13 @@ def gel(rng: Rng, width: int, height: int) -> Drawn:
             )
     signal = np.asarray(layer.filter(ImageFilter.GaussianBlur(2.2)), dtype=np.float32)
     pixels = (26 + signal * 0.86) if dark_field else (222 - signal * 0.8)
-    picture = grainy(Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)), rng, 5)
+    image = grainy(Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)), rng, 5)
     what, ground = (
         ("Agarose gel", "white bands on black") if dark_field else ("Western blot", "dark bands on light grey")
     )
     change = f"band missing in lane {NUMBERS[odd + 1]}" if trend == "lane" else f"intensity {trend}"
     row_words = f"one row in the {place} third" if rows == 1 else f"{NUMBERS[rows]} rows"
-    return picture, pick(
+    return image, pick(
         rng,
         (
             f"{what} with {NUMBERS[lanes]} lanes, {ground}, {row_words}, {change}",
@@ -289,8 +289,8 @@ def histology(rng: Rng, width: int, height: int) -> Drawn:
         field = np.sin((rows + turn * columns + 26 * noise(rng, width, height, 64)) * 0.16)
     mix = np.clip(field * 0.55 + 0.5, 0, 1)[..., None]
     tissue = pale * (1 - mix) + strong * mix + 6 * noise(rng, width, height, 2)[..., None]
-    picture = Image.fromarray(np.clip(tissue, 0, 255).astype(np.uint8))
-    draw = ImageDraw.Draw(picture)
+    image = Image.fromarray(np.clip(tissue, 0, 255).astype(np.uint8))
+    draw = ImageDraw.Draw(image)
     ink: Colour = (int(nucleus[0]), int(nucleus[1]), int(nucleus[2]))
     rim: Colour = tuple(int(c) for c in (nucleus + strong) / 2)  # type: ignore[assignment]
     n = {"round glands": int(rng.integers(4, 8)), "dense nuclei": 230, "wavy fibres": 45, "fat vacuoles": 26}[texture]
@@ -316,11 +316,11 @@ def histology(rng: Rng, width: int, height: int) -> Drawn:
         x, y = POSITIONS[where][0] * width, POSITIONS[where][1] * height
         for dx, dy, angle in rng.normal(0, 1, (130, 3)) * (width * 0.07, height * 0.07, 1):
             blob(draw, (x + dx, y + dy), (4.5, 3.5), angle, ink)
-    picture = picture.filter(ImageFilter.GaussianBlur(0.6))
-    scale_bar(picture, (10, 10, 10))
+    image = image.filter(ImageFilter.GaussianBlur(0.6))
+    scale_bar(image, (10, 10, 10))
     spot = f" and a dense infiltrate in the {where}" if where else ""
     amount = f"{NUMBERS[n]} {texture}" if texture == "round glands" else texture
-    return picture, pick(
+    return image, pick(
         rng,
         (
             f"Histology section with {amount}{spot}, {stain}",

@@ -27,8 +27,8 @@ _WHITE: Colour = (255, 255, 255)
 
 
 def _canvas(width: int, height: int, paper: Colour = _WHITE) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    picture = Image.new("RGB", (width * 2, height * 2), paper)
-    return picture, ImageDraw.Draw(picture)
+    image = Image.new("RGB", (width * 2, height * 2), paper)
+    return image, ImageDraw.Draw(image)
 
 
 def _axes(draw: ImageDraw.ImageDraw, box: tuple[float, float, float, float], x_title: str, y_title: str) -> None:
@@ -55,7 +55,7 @@ def ecg(rng: Rng, width: int, height: int) -> Drawn:
     rate = pick(rng, ("slow", "normal", "fast"))
     change = pick(rng, ("ST elevation", "inverted T waves", "tall T waves", "no P waves", "deep S waves"))
     rows, ink = int(rng.integers(1, 4)), pick(rng, ("black", "blue", "red"))
-    picture, draw = _canvas(width, height, ground)
+    image, draw = _canvas(width, height, ground)
     for x in range(0, width * 2, 32):
         draw.line((x, 0, x, height * 2), fill=lines, width=4 if x % 160 == 0 else 2)
     for y in range(0, height * 2, 32):
@@ -82,7 +82,7 @@ def ecg(rng: Rng, width: int, height: int) -> Drawn:
         draw.line(list(zip(range(width * 2), y.tolist(), strict=True)), fill=INKS[ink], width=6, joint="curve")
         draw.text((12, middle - room * 0.5), ("I", "II", "III")[row], fill=_BLACK, font=font(26))
     leads = "one lead" if rows == 1 else f"{NUMBERS[rows]} leads"
-    return picture.reduce(2), pick(
+    return image.reduce(2), pick(
         rng,
         (
             f"Electrocardiogram on {paper} paper, {leads}, {rate} rhythm with {change}, {ink} trace",
@@ -97,7 +97,7 @@ def survival(rng: Rng, width: int, height: int) -> Drawn:
     names = [str(c) for c in rng.permutation(list(INKS))[:n]]
     gap = pick(rng, ("wide", "narrow"))
     early = rng.random() < 0.5
-    picture, draw = _canvas(width, height)
+    image, draw = _canvas(width, height)
     box = (width * 0.22, height * 0.2, width * 1.9, height * 1.66)
     x0, y0, x1, y1 = box
     finals = np.linspace(0.86, 0.1, n) if gap == "wide" else np.linspace(0.42, 0.42 - 0.11 * (n - 1), n)
@@ -119,7 +119,7 @@ def survival(rng: Rng, width: int, height: int) -> Drawn:
         draw.text((left + 56, legend + 40 * k + 14), f"group {k + 1}", fill=_BLACK, font=font(24), anchor="lm")
     course = "early drop" if early else "steady decline"
     low = names[-1]
-    return picture.reduce(2), pick(
+    return image.reduce(2), pick(
         rng,
         (
             f"Kaplan-Meier survival curves of {NUMBERS[n]} groups, {names[0]} above {low}, {gap} separation, {course}",
@@ -143,7 +143,7 @@ def bar_chart(rng: Rng, width: int, height: int) -> Drawn:
         "lowest in the middle": 0.2 + 1.4 * np.abs(x - 0.5),
         "about equal": np.full(n, 0.65),
     }[trend] + rng.uniform(-0.04, 0.04, n)
-    picture, draw = _canvas(width, height)
+    image, draw = _canvas(width, height)
     box = (width * 0.22, height * 0.2, width * 1.92, height * 1.66)
     x0, y0, x1, y1 = box
     length, across = (x1 - x0, y1 - y0) if lying else (y1 - y0, x1 - x0)
@@ -164,7 +164,7 @@ def bar_chart(rng: Rng, width: int, height: int) -> Drawn:
     colours = f"{first} and {second}" if two else first
     order = "from top to bottom" if lying else "from left to right"
     course = f"{trend} {order}" if trend in ("increasing", "decreasing") else trend
-    return picture.reduce(2), pick(
+    return image.reduce(2), pick(
         rng,
         (
             f"Bar chart of {NUMBERS[n]} {way}{colours} bars, {course}",
@@ -200,11 +200,11 @@ def heat_map(rng: Rng, width: int, height: int) -> Drawn:
     value = np.clip(value, 0, 1)[..., None]
     low, mid, high = (np.array(c, np.float32) for c in _MAPS[scale])
     colours = np.where(value < 0.5, low + (mid - low) * value * 2, mid + (high - mid) * (value - 0.5) * 2)
-    picture, draw = _canvas(width, height)
+    image, draw = _canvas(width, height)
     box = (round(width * 0.2), round(height * 0.14), round(width * 1.68), round(height * 1.84))
     size = (box[2] - box[0], box[3] - box[1])
     cells = Image.fromarray(np.clip(colours, 0, 255).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
-    picture.paste(cells, box[:2])
+    image.paste(cells, box[:2])
     if not fine:
         for k in range(columns + 1):
             draw.line((box[0] + size[0] * k / columns, box[1], box[0] + size[0] * k / columns, box[3]), _WHITE, 4)
@@ -213,14 +213,14 @@ def heat_map(rng: Rng, width: int, height: int) -> Drawn:
     ramp = np.linspace(1, 0, 60)[:, None, None]
     bar = np.where(ramp < 0.5, low + (mid - low) * ramp * 2, mid + (high - mid) * (ramp - 0.5) * 2).astype(np.uint8)
     key = (round(width * 1.76), round(height * 0.5), round(width * 1.84), round(height * 1.4))
-    picture.paste(Image.fromarray(bar).resize((key[2] - key[0], key[3] - key[1])), key[:2])
+    image.paste(Image.fromarray(bar).resize((key[2] - key[0], key[3] - key[1])), key[:2])
     draw.rectangle(key, outline=_BLACK, width=2)
     for k in range(4):
         at = box[1] + size[1] * (k + 0.5) / 4
         draw.text((box[0] - 12, at), f"g{k + 1}", fill=_BLACK, font=font(22), anchor="rm")
     course = {"block": f"a high block in the {where}", "diagonal": "a high diagonal"}.get(pattern, f"values {pattern}")
     grid = "fine" if fine else "coarse"
-    return picture.reduce(2), pick(
+    return image.reduce(2), pick(
         rng,
         (
             f"Heat map from {scale} on a {grid} grid with {course}",
@@ -235,7 +235,7 @@ def pathway(rng: Rng, width: int, height: int) -> Drawn:
     layout = pick(rng, ("cascade", "cycle", "tree", "hub"))
     ink, paper = pick(rng, [c for c in INKS if c != "black"]), pick(rng, ("white", "pale yellow", "light grey"))
     ground: Colour = {"white": _WHITE, "pale yellow": (255, 248, 208), "light grey": (226, 228, 230)}[paper]
-    picture, draw = _canvas(width, height, ground)
+    image, draw = _canvas(width, height, ground)
     w, h = width * 2.0, height * 2.0
     ring = [(0.5 + 0.34 * np.sin(2 * np.pi * k / n), 0.5 - 0.37 * np.cos(2 * np.pi * k / n)) for k in range(n)]
     if layout == "cascade":
@@ -265,7 +265,7 @@ def pathway(rng: Rng, width: int, height: int) -> Drawn:
     form = {"cascade": "vertical cascade", "cycle": "closed cycle", "tree": "branching tree", "hub": "central hub"}[
         layout
     ]
-    return picture.reduce(2), pick(
+    return image.reduce(2), pick(
         rng,
         (
             f"Pathway diagram, {form} of {NUMBERS[n]} {ink} {shape} on a {paper} background",
@@ -315,15 +315,15 @@ def compound(rng: Rng, kinds: list[str]) -> tuple[Image.Image, list[list[float]]
     side_w, side_h = int(rng.integers(190, 240)), int(rng.integers(160, 210))
     gap = int(rng.integers(12, 22))
     width, height = columns * (side_w + gap) + gap, rows * (side_h + _LETTER + gap) + gap
-    picture = Image.new("RGB", (width, height), _WHITE)
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (width, height), _WHITE)
+    draw = ImageDraw.Draw(image)
     boxes, words = [], []
     for k, kind in enumerate(kinds):
         x, y = gap + (k % columns) * (side_w + gap), gap + (k // columns) * (side_h + _LETTER + gap)
         panel, sentence = KINDS[kind](rng, side_w, side_h)
-        picture.paste(panel, (x, y + _LETTER))
+        image.paste(panel, (x, y + _LETTER))
         draw.text((x + 2, y), "ABCD"[k], fill=(0, 0, 0), font=font(24), stroke_width=1, stroke_fill=(0, 0, 0))
         corners = (x / width, y / height, (x + side_w) / width, (y + _LETTER + side_h) / height)
         boxes.append([round(c, 5) for c in corners])
         words.append(sentence)
-    return picture, boxes, words
+    return image, boxes, words

@@ -102,9 +102,9 @@ def select(corpus: pa.Table, splits: tuple[str, ...]) -> tuple[NDArray[np.int64]
 
 def thumbnail(jpeg: bytes, side: int) -> bytes:
     """A JPEG whose long side is at most `side` pixels."""
-    with Image.open(io.BytesIO(jpeg)) as picture:
-        picture.draft("RGB", (2 * side, 2 * side))  # decoded at half or quarter scale where that is large enough
-        small = picture.convert("RGB")
+    with Image.open(io.BytesIO(jpeg)) as opened:
+        opened.draft("RGB", (2 * side, 2 * side))  # decoded at half or quarter scale where that is large enough
+        small = opened.convert("RGB")
     small.thumbnail((side, side))
     sink = io.BytesIO()
     small.save(sink, "JPEG", quality=85)

@@ -220,14 +220,14 @@ def ask(url: str, index: Product) -> Iterator[str]:
         for row in samples:
             yield from _shown(f'"{_short(row["caption"])}"', row, post("/v1/search", {"query": row["caption"], "k": 3}))
         row = samples[0]
-        picture = "data:image/jpeg;base64," + base64.b64encode(row["thumbnail"]).decode()
-        yield from _shown(f"the picture of {row['pair_id']}", row, post("/v1/search", {"query": picture, "k": 3}))
+        image = "data:image/jpeg;base64," + base64.b64encode(row["thumbnail"]).decode()
+        yield from _shown(f"the image of {row['pair_id']}", row, post("/v1/search", {"query": image, "k": 3}))
         captions = [_short(other["caption"]) for other in samples]
         if len(set(captions)) == len(captions) > 1:
-            body = {"input": picture, "labels": captions, "templates": ["{}"]}
+            body = {"input": image, "labels": captions, "templates": ["{}"]}
             (guess,) = post("/v1/classify", body)["data"]
             verdict = "right" if guess["label"] == captions[0] else f'wrong, it is "{captions[0]}"'
-            yield f"which of the {len(captions)} captions above belongs to that picture? ->"
+            yield f"which of the {len(captions)} captions above belongs to that image? ->"
             yield f'    {guess["probabilities"][guess["label"]]:.3f} "{guess["label"]}" ({verdict})'
         answer = post("/v1/embeddings", {"input": row["caption"]})
         tokens, vector = answer["usage"]["prompt_tokens"], answer["data"][0]["embedding"]

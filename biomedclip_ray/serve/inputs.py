@@ -32,7 +32,7 @@ TEXT_CHARS = 20_000
 """Characters of a text that are tokenized; a context of 512 tokens is full long before. The rest counts as truncated,
 so that one text of 30 MB does not hold up everybody else's batch."""
 
-PICTURE_ERRORS = (
+IMAGE_ERRORS = (
     ArithmeticError,
     EOFError,
     Image.DecompressionBombError,
@@ -313,11 +313,11 @@ def _tokens(param: str) -> Refusal:
 
 
 def _checked(data: bytes, param: str, limits: Serve) -> bytes:
-    check_picture(data, param, limits.max_pixels)
+    check_image(data, param, limits.max_pixels)
     return data
 
 
-def check_picture(data: bytes, param: str, max_pixels: int) -> None:
+def check_image(data: bytes, param: str, max_pixels: int) -> None:
     """Read format and size from the header; raises Refusal for another format or too many pixels."""
     try:
         if not identify(data).online:
@@ -328,7 +328,7 @@ def check_picture(data: bytes, param: str, max_pixels: int) -> None:
         if code == "unknown_format":
             raise Refusal(f"{param}: the bytes are no {ONLINE_NAMES}: {FORM}", param=param, code=code) from error
         raise Refusal(f"{param}: {error}", param=param, code=code) from error
-    except PICTURE_ERRORS as error:
+    except IMAGE_ERRORS as error:
         raise Refusal(f"{param}: the image's header is broken ({error})", param=param, code="broken_image") from error
     if not width * height:
         raise Refusal(f"{param}: the image's header is broken (no pixels)", param=param, code="broken_image")

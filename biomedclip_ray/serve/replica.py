@@ -38,7 +38,7 @@ from biomedclip_ray.serve.answers import (
 )
 from biomedclip_ray.serve.backend import PROBE_TEXT, probe_image
 from biomedclip_ray.serve.batching import Batcher
-from biomedclip_ray.serve.inputs import PICTURE_ERRORS, TEXT_CHARS, Item
+from biomedclip_ray.serve.inputs import IMAGE_ERRORS, TEXT_CHARS, Item
 from biomedclip_ray.serve.pulse import Beacon
 from biomedclip_ray.serve.reading import Reading
 
@@ -297,7 +297,7 @@ class Engine:
         """uint8 (1, 3, size, size), or why the bytes cannot be decoded."""
         try:
             return self.encoder.pixels([data])
-        except PICTURE_ERRORS as error:
+        except IMAGE_ERRORS as error:
             return Problem(f"the image cannot be decoded ({error})", "broken_image")
 
     async def _run(self, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:

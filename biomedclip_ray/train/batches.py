@@ -192,7 +192,7 @@ def decode_block(feed: Feed, block: pa.Table) -> dict[str, np.ndarray]:
     }
 
 
-def crop(picture: Pixels, size: int, scale: tuple[float, float], draw: npt.NDArray[np.float64]) -> Pixels:
+def crop(pixels: Pixels, size: int, scale: tuple[float, float], draw: npt.NDArray[np.float64]) -> Pixels:
     """Random resized crop: a rectangle of a share of the area and a ratio up to 4:3, resized to a square.
 
     Args:
@@ -203,7 +203,7 @@ def crop(picture: Pixels, size: int, scale: tuple[float, float], draw: npt.NDArr
     Returns:
         uint8 (size, size, 3).
     """
-    full_height, full_width = picture.shape[:2]
+    full_height, full_width = pixels.shape[:2]
     if scale == (1.0, 1.0):
         height = width = min(full_height, full_width)
         left, top = (full_width - width) // 2, (full_height - height) // 2
@@ -215,7 +215,7 @@ def crop(picture: Pixels, size: int, scale: tuple[float, float], draw: npt.NDArr
         width = min(width, max(1, round(height * MAX_RATIO)))  # a strip would be squeezed beyond recognition
         height = min(height, max(1, round(width * MAX_RATIO)))
         left, top = int((full_width - width + 1) * draw[2]), int((full_height - height + 1) * draw[3])
-    cut = picture[top : top + height, left : left + width]
+    cut = pixels[top : top + height, left : left + width]
     shrinks = min(height, width) >= size
     resized = cv2.resize(cut, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
     return np.asarray(resized, np.uint8)

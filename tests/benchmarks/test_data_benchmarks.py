@@ -92,7 +92,7 @@ def test_compounds_are_drawn_on_real_layouts_and_ways_to_cut_weighed(corpus: Pat
 
 def test_kinds_reach_their_bound(corpus: Path) -> None:
     done = run("kinds.py", *_data(corpus))
-    assert ratios(done) == {"sample_kinds", "sample_kinds_by_picture_alone", "corpus_pathways_are_diagrams"}
+    assert ratios(done) == {"sample_kinds", "sample_kinds_by_image_alone", "corpus_pathways_are_diagrams"}
     assert done.returncode == 0, done.stdout
 
 

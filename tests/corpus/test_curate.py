@@ -37,7 +37,7 @@ def _facts(
         pair=np.arange(n, dtype=np.uint64) * np.uint64(2),
         article=figure if articles is None else np.array(articles, np.uint64),
         figure=figure,
-        picture=picture,
+        image=picture,
         text=text,
         kind=np.full(n, -1, np.int8) if kinds is None else np.array(kinds, np.int8),
         split=split.astype(np.int8),

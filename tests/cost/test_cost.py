@@ -68,7 +68,7 @@ def test_pictures_larger_than_those_measured_are_reckoned_apart_until_that_is_as
     plan = estimate(_config(), RATES, WORLD, CLUSTER)  # 1 MB where those measured had 0.1
     assert plan.larger == pytest.approx(10)
     assert plan.larger_core_hours == pytest.approx(24e6 * 9.0 * 9 / 3.6e6)
-    scaled = estimate(_config(), RATES, dataclasses.replace(WORLD, picture_scale=10), CLUSTER)
+    scaled = estimate(_config(), RATES, dataclasses.replace(WORLD, image_scale=10), CLUSTER)
     assert scaled.larger_core_hours == 0
     assert scaled.core_hours == pytest.approx(plan.core_hours + plan.larger_core_hours)
 
@@ -180,7 +180,7 @@ def test_the_command_prints_stages_rates_and_assumptions(capsys: pytest.CaptureF
         "core-hours",
         "panels, which are off, would add",
         "Machines",
-        "picture_ms",
+        "image_ms",
         "requests_per_s",
         "evaluate",
         "bioRxiv (MECA",
@@ -211,7 +211,7 @@ def test_rates_are_measured_on_a_folder(tmp_path: Path) -> None:
     for field in dataclasses.fields(Rates):
         if field.name not in ("measured", "panels_ms", "panels_found"):  # gels have none
             assert getattr(rates, field.name) > 0, field.name
-    assert rates.picture_ms > rates.version_ms
+    assert rates.image_ms > rates.version_ms
 
 
 def test_the_share_that_a_classifier_passes_is_measured_and_told_in_bytes(

@@ -14,7 +14,7 @@ from biomedclip_ray.images.errors import ImageError, Limits
 from biomedclip_ray.images.formats import ARTICLE_EXTENSIONS, FORMATS, ONLINE_NAMES, PICKER, has_extension, identify
 from biomedclip_ray.images.image import as_pillow, read, size
 from biomedclip_ray.schema import Reason
-from biomedclip_ray.serve.inputs import Refusal, check_picture
+from biomedclip_ray.serve.inputs import Refusal, check_image
 
 ANY = Limits(1, 10**9, 1e9)
 
@@ -120,11 +120,11 @@ def test_every_place_reads_the_one_table() -> None:
 @pytest.mark.parametrize("name", ENCODED)
 def test_what_is_taken_in_is_taken_online_and_seen_alike(name: str) -> None:
     data = ENCODED[name]()
-    check_picture(data, "input", 10**6)
+    check_image(data, "input", 10**6)
     seen = np.asarray(as_pillow(data).convert("RGB"))
     assert np.abs(seen.astype(int) - read(data, ANY).pixels).max() <= 1
     with pytest.raises(Refusal) as caught:
-        check_picture(data, "input", 100)
+        check_image(data, "input", 100)
     assert caught.value.code == "too_many_pixels"
 
 

@@ -15,7 +15,7 @@ from PIL import Image, PngImagePlugin
 
 from biomedclip_ray.images.errors import ImageError, Limits
 from biomedclip_ray.images.image import (
-    Picture,
+    Prepared,
     decode,
     perceptual_hash,
     prepare,
@@ -25,7 +25,7 @@ from biomedclip_ray.images.image import (
 from biomedclip_ray.schema import Reason
 
 
-def prepared(data: bytes, **changes: float) -> Picture:
+def prepared(data: bytes, **changes: float) -> Prepared:
     limits = {"short_side": 384, "quality": 95, "min_side": 32, "max_pixels": 178_956_970, "max_aspect": 12.0}
     return prepare(data, **{**limits, **changes})  # type: ignore[arg-type]
 
@@ -51,7 +51,7 @@ def saved(image: Image.Image, kind: str, **options: object) -> bytes:
     return out.getvalue()
 
 
-def difference(picture: Picture, expected: Image.Image) -> float:
+def difference(picture: Prepared, expected: Image.Image) -> float:
     return float(np.abs(decode(picture.jpeg).astype(int) - np.asarray(expected.convert("RGB"), int)).mean())
 
 

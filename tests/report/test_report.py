@@ -334,10 +334,10 @@ def test_the_page_frames_one_picture_a_query(page: Page) -> None:
 
 
 def test_pictures_are_shrunk_and_a_missing_one_is_none() -> None:
-    uri = report.picture_uri(jpeg(0, side=1000))
+    uri = report.image_uri(jpeg(0, side=1000))
     assert uri is not None
     assert len(uri) < 8_000
-    assert report.picture_uri(None) is None
+    assert report.image_uri(None) is None
 
 
 def test_a_run_that_ended_early_says_what_to_run(tmp_path: Path) -> None:
