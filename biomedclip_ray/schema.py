@@ -102,7 +102,7 @@ FIGURE = pa.struct(
         _LABEL,
         _IS_TABLE,
         _CAPTION,
-        column("spoken", pa.string(), "the plain caption: one language, 10^4, no superscript citations"),
+        column("plain_caption", pa.string(), "the plain caption: one language, 10^4, no superscript citations"),
         column("mentions", pa.list_(MENTION), "sentences of the article that cite the figure"),
         _LICENSE,
         _ADAPTED,

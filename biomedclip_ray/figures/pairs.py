@@ -68,7 +68,7 @@ def _around(article: Row, figure: Row) -> Row:
 
 
 def _whole_text(figure: Row, mentions: int) -> str:
-    text = training_text(in_one_language(figure["spoken"]), figure["label"])
+    text = training_text(in_one_language(figure["plain_caption"]), figure["label"])
     in_order = sorted(figure["mentions"], key=lambda mention: not mention["in_body"])
     sentences = [training_text(mention["sentence"]) for mention in in_order[:mentions]]
     return " ".join(filter(None, [text, *sentences]))
@@ -91,7 +91,7 @@ def panel_pairs(whole: Row, figure: Row, data: bytes, config: Preprocess) -> Ite
     Yields:
         a row of PAIRS, or the id of a panel that cannot be used and why (the figure's own where none can).
     """
-    texts = subcaptions(in_one_language(figure["spoken"]))
+    texts = subcaptions(in_one_language(figure["plain_caption"]))
     if not texts:
         return
     limits = Limits(config.min_side, config.max_pixels, config.max_aspect)

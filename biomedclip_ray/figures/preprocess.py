@@ -152,7 +152,9 @@ def _known(
     if not config.panels or not may_be_cut(graphic.figure):
         rows = [row for row in rows if not row["panel"]]
         lost = [row for row in lost if row["unit"] == UNIT]
-    elif not may_be_cut(earlier.figure) or any(earlier.figure[k] != graphic.figure[k] for k in ("spoken", "label")):
+    elif not may_be_cut(earlier.figure) or any(
+        earlier.figure[k] != graphic.figure[k] for k in ("plain_caption", "label")
+    ):
         return None  # panels are cut by the caption
     return [renewed(row, graphic.article, graphic.figure, config.mentions) for row in rows], lost
 

@@ -61,7 +61,7 @@ def left_out(
 
 def figure_text(figure: Figure) -> str:
     """What is judged: the text that trains, then each mention on a line of its own, repaired like it."""
-    caption = training_text(figure["spoken"], figure["label"])
+    caption = training_text(figure["plain_caption"], figure["label"])
     return "\n".join([caption, *(training_text(mention["sentence"]) for mention in figure["mentions"])])
 
 

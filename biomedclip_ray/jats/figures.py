@@ -33,7 +33,7 @@ class Figure:
     The captions of the groups around it stand before its own; the label that it lacks is its group's. Inside another
     figure, one without a caption takes that figure's. A group with images of its own, a table, and a captioned graphic
     outside any figure are figures too. `caption` is the XML's text, white space normalised ("" where there is none);
-    `spoken` is the plain caption: in one language, 10^4 for a superscript number over a number, superscript citations
+    `plain_caption` is what trains: in one language, 10^4 for a superscript number over a number, superscript citations
     left out. `license` is the figure's own: None means the article's, "unknown" that its own permissions name no known
     licence. `adapted`: taken over from elsewhere, or its rights are not the article's.
     """
@@ -45,7 +45,7 @@ class Figure:
     license: str | None
     adapted: bool
     graphics: tuple[tuple[str, ...], ...]
-    spoken: str = ""
+    plain_caption: str = ""
     is_table: bool = False
 
 
@@ -124,12 +124,12 @@ def figure_of(fig: etree._Element, mentions: tuple[Mention, ...]) -> Figure:
     for lender in lenders(fig):
         credits += [child for child in lender if child.tag in ("attrib", "copyright-statement")]
         permissions = permissions or lender.findall("permissions")
-    label, caption, spoken = legend(fig, _talking(fig))
+    label, caption, plain_caption = legend(fig, _talking(fig))
     license_ = _own_license(permissions)
     credit = " ".join(map(text_of, (*credits, *permissions)))
     adapted = license_ == "unknown" or _taken_over(f"{caption} {credit}")
     is_table = fig.tag == "table-wrap"
-    return Figure(fig.get("id"), label, caption, mentions, license_, adapted, tuple(graphics), spoken, is_table)
+    return Figure(fig.get("id"), label, caption, mentions, license_, adapted, tuple(graphics), plain_caption, is_table)
 
 
 def is_figure(element: etree._Element) -> bool:

@@ -10,7 +10,7 @@ import re
 from lxml import etree
 
 from biomedclip_ray.jats.math import MATH
-from biomedclip_ray.jats.text import SPOKEN, text_of
+from biomedclip_ray.jats.text import PLAIN_CAPTION, text_of
 
 GROUPS = ("fig-group", "table-wrap-group")
 GRAPHIC = ("graphic", "media")
@@ -42,13 +42,13 @@ def legend(fig: etree._Element, graphics: list[etree._Element]) -> tuple[str | N
         labels = labels + lender.findall("label")
     label = next(filter(None, map(text_of, labels)), None)
     caption = " ".join(filter(None, map(text_of, captions)))
-    spoken = caption
+    plain_caption = caption
     blocks = _of_one_language(captions)
     if blocks != captions or any(
         next(each.iter("sup", "inline-graphic", "list", MATH), None) is not None for each in captions
     ):
-        spoken = " ".join(filter(None, (text_of(each, SPOKEN) for each in blocks)))
-    return label, caption, spoken
+        plain_caption = " ".join(filter(None, (text_of(each, PLAIN_CAPTION) for each in blocks)))
+    return label, caption, plain_caption
 
 
 def lenders(fig: etree._Element) -> list[etree._Element]:
@@ -111,11 +111,11 @@ def _of_one_language(captions: list[etree._Element]) -> list[etree._Element]:
         for caption in captions
         for block in (caption if any(child.get(LANGUAGE) for child in caption) else (caption,))
     ]
-    spoken = [_language(block) for block in blocks]
-    if len(set(spoken) - {""}) < 2:
+    languages = [_language(block) for block in blocks]
+    if len(set(languages) - {""}) < 2:
         return captions
-    chosen = "en" if "en" in spoken else next(filter(None, spoken))
-    return [block for block, code in zip(blocks, spoken, strict=True) if code in (chosen, "")]
+    chosen = "en" if "en" in languages else next(filter(None, languages))
+    return [block for block, code in zip(blocks, languages, strict=True) if code in (chosen, "")]
 
 
 def _language(element: etree._Element) -> str:

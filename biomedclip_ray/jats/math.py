@@ -56,24 +56,24 @@ def _speak(element: etree._Element, out: list[str]) -> None:
         before = len(out)
         for child in children[:-1]:
             _speak(child, out)
-        out.append(_raised(_spoken(children[-1]), "".join(out[before:]), "".join(out[-8:before])))
+        out.append(_raised(_read_aloud(children[-1]), "".join(out[before:]), "".join(out[-8:before])))
     elif tag == "mfrac" and len(children) == 2:
-        out.append("/".join(_grouped(_spoken(child)) for child in children))
+        out.append("/".join(_grouped(_read_aloud(child)) for child in children))
     elif tag == "msqrt":
-        out.append("√" + _grouped("".join(map(_spoken, children))))
+        out.append("√" + _grouped("".join(map(_read_aloud, children))))
     elif tag == "mmultiscripts":  # 14C is written C, mprescripts, none, 14
         at = next((n for n, child in enumerate(children) if child.tag == _MATHML + "mprescripts"), len(children))
         for child in children[at:] + children[:at]:
             _speak(child, out)
     elif tag == "mfenced":
         separator = (element.get("separators") or ",").strip()[:1]
-        out.append(element.get("open", "(") + separator.join(map(_spoken, children)) + element.get("close", ")"))
+        out.append(element.get("open", "(") + separator.join(map(_read_aloud, children)) + element.get("close", ")"))
     elif tag not in ("annotation", "annotation-xml"):
         for child in children:
             _speak(child, out)
 
 
-def _spoken(element: etree._Element) -> str:
+def _read_aloud(element: etree._Element) -> str:
     out: list[str] = []
     _speak(element, out)
     return "".join("".join(out).split())

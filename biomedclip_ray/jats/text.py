@@ -42,7 +42,7 @@ CAPTION: Rules = {
 }
 # The plain caption: 10^4, no superscript citations, the letters of a lettered list, a gap where a legend's key is an
 # image.
-SPOKEN: Rules = {**CAPTION, **_READ_ALOUD, "inline-graphic": SKIP, "list": LETTERED}
+PLAIN_CAPTION: Rules = {**CAPTION, **_READ_ALOUD, "inline-graphic": SKIP, "list": LETTERED}
 TITLE: Rules = {**CAPTION, "xref": GONE, "fn": GONE}
 
 # Around a mention: what floats or is displayed inside a paragraph is left out and the text after it goes on; a list or
@@ -190,7 +190,7 @@ def _formula(element: etree._Element, out: list[str], aloud: bool) -> None:
     elif (math := element.find(MATH)) is not None:
         mathml(math, out, aloud)
     else:
-        rules = SPOKEN if aloud else CAPTION
+        rules = PLAIN_CAPTION if aloud else CAPTION
         forms = (text_of(form, rules) for form in element if form.tag not in ("graphic", "inline-graphic", "media"))
         out.append(next(filter(None, forms), ""))
 

@@ -183,7 +183,7 @@ def _figure_row(figure_id: str, figure: Figure, media: list[dict[str, Any]], lic
         "label": figure.label,
         "is_table": figure.is_table,
         "caption": figure.caption,
-        "spoken": figure.spoken,
+        "plain_caption": figure.plain_caption,
         "mentions": [{"sentence": m.sentence, "in_body": m.in_body} for m in figure.mentions],
         "license": license_code,
         "adapted": figure.adapted,

@@ -29,7 +29,7 @@ def _figure() -> dict[str, Any]:
         "label": "Figure 2.",
         "is_table": True,
         "caption": CAPTION,
-        "spoken": CAPTION,
+        "plain_caption": CAPTION,
         "adapted": False,
         "license": "CC BY",
         "mentions": [{"sentence": sentence, "in_body": in_body} for sentence, in_body in mentions],
@@ -90,10 +90,11 @@ def test_only_what_a_licence_allows_is_cut(license_code: str, may: bool) -> None
     assert may_be_cut({"license": license_code}) is may
 
 
-@pytest.mark.parametrize("key", ["min_side", "short_side"])
-def test_pictures_without_pixels_to_judge_are_not_asked_for(key: str) -> None:
+def test_images_without_pixels_to_compare_are_not_asked_for() -> None:
     with pytest.raises(ValueError, match="greater than or equal to 8"):
-        Preprocess(**{key: 7})
+        Preprocess(short_side=7)
+    with pytest.raises(ValueError, match="greater than 0"):
+        Preprocess(min_side=0)
 
 
 def test_the_smallest_pictures_that_may_be_asked_for_are_pairs() -> None:

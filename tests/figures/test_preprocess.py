@@ -55,7 +55,7 @@ def _article(*media: tuple[str | None, int]) -> dict[str, Any]:
         "label": "1",
         "is_table": False,
         "caption": "A.",
-        "spoken": "A liver.",
+        "plain_caption": "A liver.",
         "mentions": [],
     }
     figure |= {"adapted": False, "license": "CC BY", "media": files}

@@ -19,7 +19,7 @@ from tests.text_classifier import fit_gel_classifier
 
 def _figure(name: str, caption: str, *mentions: str) -> dict[str, Any]:
     sentences = [{"sentence": mention, "in_body": True} for mention in mentions]
-    return {"figure_id": name, "label": "Figure 1", "caption": "raw", "spoken": caption, "mentions": sentences}
+    return {"figure_id": name, "label": "Figure 1", "caption": "raw", "plain_caption": caption, "mentions": sentences}
 
 
 FIGURES = [

@@ -185,7 +185,7 @@ def test_comments_and_processing_instructions_are_no_text():
 def test_a_superscript_stays_in_the_caption_and_is_spoken_as_a_power():
     figure = figure_with("<p>10<sup>4</sup> m<sup>2</sup>, Ca<sup>2+</sup>, 10<sup>\u22123</sup>, CO<sub>2</sub></p>")
     assert figure.caption == "104 m2, Ca2+, 10\u22123, CO2"
-    assert figure.spoken == "10^4 m2, Ca2+, 10^\u22123, CO2"
+    assert figure.plain_caption == "10^4 m2, Ca2+, 10^\u22123, CO2"
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_a_superscript_stays_in_the_caption_and_is_spoken_as_a_power():
 )
 def test_a_power_is_told_from_citations_charges_and_isotopes(markup, spoken):
     figure = figure_with(f"<p>{markup}</p>")
-    assert figure.spoken == spoken
+    assert figure.plain_caption == spoken
     assert figure.caption == collapsed(re.sub("<.*?>", "", markup))
     assert sentences(f"<p>{markup} <xref rid='F1'>X</xref></p>") == [f"{spoken} X"]
 
@@ -235,16 +235,18 @@ def test_superscript_citations_stay_in_the_caption_and_are_not_spoken(citation):
     text = re.sub("<.*?>", "", citation)
     figure = figure_with(f"<p>cancer{citation}, cells</p>")
     assert figure.caption == collapsed(f"cancer{text}, cells")
-    assert figure.spoken == "cancer, cells"
+    assert figure.plain_caption == "cancer, cells"
 
 
 def test_what_stands_beside_a_superscript_citation_stays():
-    assert figure_with(f"<p>CD4<sup>+,{CITE}4</xref></sup> T</p>").spoken == "CD4+ T"
-    assert figure_with(f"<p>Cl<sup>\u2212</sup>{CITE}<sup>4</sup></xref> in</p>").spoken == "Cl\u2212 in"
-    assert figure_with("<p>grown.<sup>1,2</sup> OR<sup>1,2</sup> cm<sup>2</sup></p>").spoken == "grown. OR1,2 cm2"
-    assert figure_with(f"<p>as in {CITE}4</xref>, {CITE}5</xref></p>").spoken == "as in 4, 5"
+    assert figure_with(f"<p>CD4<sup>+,{CITE}4</xref></sup> T</p>").plain_caption == "CD4+ T"
+    assert figure_with(f"<p>Cl<sup>\u2212</sup>{CITE}<sup>4</sup></xref> in</p>").plain_caption == "Cl\u2212 in"
+    assert (
+        figure_with("<p>grown.<sup>1,2</sup> OR<sup>1,2</sup> cm<sup>2</sup></p>").plain_caption == "grown. OR1,2 cm2"
+    )
+    assert figure_with(f"<p>as in {CITE}4</xref>, {CITE}5</xref></p>").plain_caption == "as in 4, 5"
     others = '<sup><xref rid="T1">a</xref></sup>, <sup><xref ref-type="fn" rid="R2">b</xref></sup>'
-    assert only_figure(f'<fn id="T1"/><fig><caption><p>p{others}</p></caption></fig>').spoken == "pa, b"
+    assert only_figure(f'<fn id="T1"/><fig><caption><p>p{others}</p></caption></fig>').plain_caption == "pa, b"
 
 
 def test_tex_is_preferred_without_its_preamble_and_mathml_gives_its_tokens():
@@ -270,20 +272,20 @@ def test_fences_are_read_aloud():
         f"<mml:math><mml:mi>f</mml:mi><mml:mfenced>{tokens}</mml:mfenced><mml:mfenced open='['>{tokens}</mml:mfenced>"
     )
     figure = figure_with(f"<p>{math}</mml:math></p>")
-    assert (figure.caption, figure.spoken) == ("fxyxy", "f(x,y)[x,y)")
+    assert (figure.caption, figure.plain_caption) == ("fxyxy", "f(x,y)[x,y)")
 
 
 def test_words_on_both_sides_of_an_inline_picture_are_two_when_read_aloud():
     figure = figure_with("<p>Gum<inline-graphic/>Pectin (<inline-graphic/>), <inline-graphic/>.</p>")
     assert figure.caption == "GumPectin (), ."
-    assert training_text(figure.spoken) == "Gum Pectin,."
+    assert training_text(figure.plain_caption) == "Gum Pectin,."
 
 
 def test_two_forms_of_one_formula_are_one_formula():
     tex, math = "<tex-math>$x_1$</tex-math>", "<mml:math><mml:mi>x</mml:mi></mml:math>"
     for forms in (tex + math, math + tex, f"{math}\n{tex}"):
         for whole in (forms, f"<inline-formula>{forms}</inline-formula>"):
-            assert figure_with(f"<p>{whole}</p>").caption == figure_with(f"<p>{whole}</p>").spoken == "$x_1$"
+            assert figure_with(f"<p>{whole}</p>").caption == figure_with(f"<p>{whole}</p>").plain_caption == "$x_1$"
     assert figure_with(f"<p><inline-formula>{math}, {math}</inline-formula> {tex}</p>").caption == "x, x $x_1$"
     assert figure_with(f"<p><alternatives><tex-math/>{math}</alternatives></p>").caption == "x"
 
@@ -325,9 +327,9 @@ A_PLUS_B = "<mml:mrow><mml:mi>a</mml:mi><mml:mo>+</mml:mo><mml:mi>b</mml:mi></mm
 def test_mathml_is_its_tokens_in_the_caption_and_spoken_with_powers_and_fractions(math, caption, spoken):
     formula = f"<inline-formula><mml:math>{math}</mml:math></inline-formula>"
     figure = figure_with(f"<p>p&lt;{formula}</p>")
-    assert (figure.caption, figure.spoken) == (f"p<{caption}", f"p<{spoken}")
+    assert (figure.caption, figure.plain_caption) == (f"p<{caption}", f"p<{spoken}")
     assert sentences(f"<p>p&lt;{formula} in <xref rid='F1'>X</xref></p>") == [f"p<{spoken} in X"]
-    assert figure_with(f"<p><alternatives>{formula[16:-17]}</alternatives></p>").spoken == spoken
+    assert figure_with(f"<p><alternatives>{formula[16:-17]}</alternatives></p>").plain_caption == spoken
 
 
 def test_entities_of_the_iso_sets_become_characters_and_others_are_never_expanded():

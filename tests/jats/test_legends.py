@@ -144,16 +144,18 @@ def test_another_fig_of_the_group_takes_no_image(other):
 )
 def test_of_several_languages_the_plain_caption_is_the_english_and_the_caption_is_all(captions):
     (figure,) = figures(f"<fig>{captions}</fig>", "pt")
-    assert figure.spoken == "A liver."
+    assert figure.plain_caption == "A liver."
     assert "A liver." in figure.caption and "Um fígado." in figure.caption
 
 
 def test_without_english_it_is_the_first_and_unmarked_paragraphs_are_of_the_articles():
     two = '<caption><p>Um fígado.</p><p xml:lang="es">Un hígado.</p></caption>'
-    assert figures(f"<fig>{two}</fig>", "pt")[0].spoken == "Um fígado."
-    assert figures(f"<fig>{two}</fig>", "en")[0].spoken == "Um fígado."  # what "en" says of itself, rightly or not
+    assert figures(f"<fig>{two}</fig>", "pt")[0].plain_caption == "Um fígado."
+    assert (
+        figures(f"<fig>{two}</fig>", "en")[0].plain_caption == "Um fígado."
+    )  # what "en" says of itself, rightly or not
     one = '<caption xml:lang="es"><p>Un hígado.</p><p xml:lang="es">Un pulmón.</p></caption>'
-    assert figures(f"<fig>{one}</fig>")[0].spoken == "Un hígado. Un pulmón."
+    assert figures(f"<fig>{one}</fig>")[0].plain_caption == "Un hígado. Un pulmón."
 
 
 # -- what is not shown
@@ -179,7 +181,7 @@ def test_a_part_of_a_caption_that_is_not_shown_is_no_text(mark):
         f"<caption><title {mark}>Plate.</title><p>A <bold {mark}>print</bold> liver.</p><p {mark}>p. 7</p></caption>"
     )
     (figure,) = figures(f"<fig>{caption}{BARE}</fig>")
-    assert (figure.caption, figure.spoken) == ("A liver.", "A liver.")
+    assert (figure.caption, figure.plain_caption) == ("A liver.", "A liver.")
     (figure,) = figures(f"<fig><caption><p {mark}>All that it says.</p></caption>{BARE}</fig>")
     assert figure.caption == "All that it says."
 
@@ -188,7 +190,7 @@ def test_a_part_of_a_caption_that_is_not_shown_is_no_text(mark):
 def test_a_group_caption_that_is_not_shown_is_not_put_before_captions(mark):
     group = f'<caption specific-use="{mark}"><p>Continued on page 7.</p></caption>'
     (figure,) = figures(f"<fig-group>{group}<fig><caption><p>A liver.</p></caption></fig></fig-group>")
-    assert figure.caption == figure.spoken == "A liver."
+    assert figure.caption == figure.plain_caption == "A liver."
 
 
 def test_a_caption_for_the_web_or_for_both_is_shown_and_of_two_own_ones_the_shown():
@@ -210,7 +212,7 @@ def test_the_letters_of_a_list_stand_in_the_plain_caption_alone(kind, letters):
     group = f'<caption><title>Organs.</title><list list-type="{kind}">{items}</list></caption>'
     for figure in figures(f"<fig-group>{group}<fig/><fig/></fig-group>"):
         assert figure.caption == "Organs. Liver. Kidney."
-        assert figure.spoken == f"Organs. ({letters[0]}) Liver. ({letters[1]}) Kidney."
+        assert figure.plain_caption == f"Organs. ({letters[0]}) Liver. ({letters[1]}) Kidney."
 
 
 @pytest.mark.parametrize(
@@ -227,7 +229,7 @@ def test_the_letters_of_a_list_stand_in_the_plain_caption_alone(kind, letters):
 )
 def test_a_list_that_has_its_letters_or_none_is_left_as_it_is(kind, items):
     (figure,) = figures(f'<fig><caption><list list-type="{kind}">{items}</list></caption></fig>')
-    assert figure.spoken == figure.caption
+    assert figure.plain_caption == figure.caption
 
 
 # -- superscripts before a word
@@ -249,7 +251,7 @@ CITE = '<xref ref-type="bibr" rid="R6">'
     ],
 )
 def test_a_superscript_before_an_element_or_a_letter_is_no_citation(markup, plain):
-    assert figures(f"<fig><caption><p>{markup}</p></caption></fig>")[0].spoken == plain
+    assert figures(f"<fig><caption><p>{markup}</p></caption></fig>")[0].plain_caption == plain
 
 
 @pytest.mark.parametrize(
@@ -262,4 +264,4 @@ def test_a_superscript_before_an_element_or_a_letter_is_no_citation(markup, plai
     ],
 )
 def test_a_superscript_at_the_end_of_a_word_still_is_one(markup, plain):
-    assert figures(f"<fig><caption><p>{markup}</p></caption></fig>")[0].spoken == plain
+    assert figures(f"<fig><caption><p>{markup}</p></caption></fig>")[0].plain_caption == plain

@@ -42,9 +42,13 @@ def test_a_figure_takes_what_it_lacks_from_its_group() -> None:
         f"<fig id='a'>{GRAPHIC.format('a')}</fig><fig id='b'><label>1b</label><caption><p>A liver.</p></caption>"
         f"{GRAPHIC.format('b')}</fig></fig-group><fig id='c'>{GRAPHIC.format('c')}</fig>"
     )
-    assert (first.label, first.caption, first.spoken) == ("Figure 1", "Lungs. Of 104 mice.", "Lungs. Of 10^4 mice.")
+    assert (first.label, first.caption, first.plain_caption) == (
+        "Figure 1",
+        "Lungs. Of 104 mice.",
+        "Lungs. Of 10^4 mice.",
+    )
     assert (second.label, second.caption) == ("1b", "Lungs. Of 104 mice. A liver.")
-    assert second.spoken == "Lungs. Of 10^4 mice. A liver."
+    assert second.plain_caption == "Lungs. Of 10^4 mice. A liver."
     assert (third.label, third.caption) == (None, "")
 
 
