@@ -61,7 +61,7 @@ class Job:
     @classmethod
     def of(cls, bundle: str, features: str, labelled: LabelledSet, split: str, section: Evaluate) -> Job:
         """`features`: URI of the bundle's own. Another recipe, seed or file of the set is another head."""
-        about = [labelled.files, split, section.fusion.model_dump(mode="json"), section.seed]
+        about = [labelled.files, split, section.fusion.content(), section.seed]
         name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
         where = Place(features).at(f"fusion/{name}").uri
         return cls(bundle, labelled.uri, split, where, section.fusion, section.precision, section.seed)
