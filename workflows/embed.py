@@ -24,6 +24,8 @@ from omegaconf import OmegaConf
 
 from biomedclip_ray.clip.bundle import BundleError
 from biomedclip_ray.config import ConfigError, parse
+from biomedclip_ray.run.connect import connect
+from biomedclip_ray.run.preflight import PreflightError
 from biomedclip_ray.search.bulk import find, vectors
 from biomedclip_ray.store.attempt import UnfinishedError
 from biomedclip_ray.store.lease import HeldError
@@ -48,8 +50,9 @@ def main(arguments: list[str]) -> int:
         raw: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"root={options.out}", *options.overrides]))
         config = parse(raw, "embed.py")
         inputs = find(options.images or options.texts, "image" if options.images else "text", options.column)
+        connect()
         outcome = vectors.run(config, options.bundle, inputs)
-    except (ConfigError, StorageError, HeldError, BundleError) as error:
+    except (ConfigError, PreflightError, StorageError, HeldError, BundleError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except StageError as error:
@@ -58,6 +61,9 @@ def main(arguments: list[str]) -> int:
     except UnfinishedError as error:
         print(f"unfinished: {error}", file=sys.stderr)
         return 3
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on", file=sys.stderr)
+        return 130
     count = outcome.product.manifest["counts"][0]
     dropped = ", ".join(f"{reason} {n:,}" for reason, n in count["dropped"].items()) or "none"
     print(f"{outcome.state}: {count['kept']:,} vectors in {outcome.product.uri}/data; without one: {dropped}")

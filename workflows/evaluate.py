@@ -33,6 +33,8 @@ from biomedclip_ray.evaluate.features import Each, recalled
 from biomedclip_ray.evaluate.sets import LabelledSet, load_sets
 from biomedclip_ray.evaluate.tables import bundles_table, comparison_table, set_table
 from biomedclip_ray.report.sets import sets_page
+from biomedclip_ray.run.connect import connect
+from biomedclip_ray.run.preflight import PreflightError
 from biomedclip_ray.store.place import Place, StorageError, check_writable
 from biomedclip_ray.store.product import StageError
 
@@ -58,7 +60,7 @@ def main(arguments: list[str]) -> int:
             return 0
         check_writable(options.out)
         _run(options, sets)
-    except (ConfigError, BundleError, StorageError) as error:
+    except (ConfigError, PreflightError, BundleError, StorageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except StageError as error:
@@ -167,15 +169,9 @@ def _name(uri: str, every: list[str]) -> str:
 def _on_cluster(bundle: str, sets: list[LabelledSet], features: str, section: Evaluate) -> Each:
     """Encodes all sets on the cluster that RAY_ADDRESS names: a worker on each GPU, else on each CPU."""
     import ray
-    import ray.data
 
-    logging.getLogger("ray.data").setLevel(logging.WARNING)  # it sets its level when it is imported
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that it shows no bars
     if not ray.is_initialized():
-        try:
-            ray.init(os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level=logging.WARNING)
-        except ConnectionError as error:
-            raise ConfigError(f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {str(error).splitlines()[0]}") from error
+        connect()
     return recalled(encode_on_cluster(bundle, sets, features, _resources(), section.precision))
 
 
