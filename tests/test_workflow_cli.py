@@ -77,7 +77,7 @@ def cli(
     capsys: pytest.CaptureFixture[str],
 ) -> Cli:
     """Runs `biomedclip.py CONFIG ...` in this process; starting Ray fails the test."""
-    monkeypatch.setattr(program, "_connect", lambda: pytest.fail("Ray was started"))
+    monkeypatch.setattr(program, "connect", lambda: pytest.fail("Ray was started"))
 
     def run(*arguments: str, file: Path = config) -> Answer:
         capsys.readouterr()

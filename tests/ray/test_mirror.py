@@ -194,7 +194,7 @@ def program(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "_connect", lambda: None)
+    monkeypatch.setattr(module, "connect", lambda: None)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     return module
 
