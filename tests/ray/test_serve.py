@@ -317,7 +317,7 @@ def test_the_ingress_keeps_no_memory_of_pictures(served):
 def test_what_the_workflow_asks_is_answered_by_the_very_figures(served):
     lines = list(stage.ask(served.url, served.index))
     assert sum("the very figure" in line for line in lines) >= 1
-    assert any(line.startswith("the picture of PMC") for line in lines)
+    assert any(line.startswith("the image of PMC") for line in lines)
     assert any("-> 128 numbers" in line for line in lines)
 
 
