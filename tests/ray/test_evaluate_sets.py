@@ -96,6 +96,7 @@ def test_a_fusion_head_through_ray_train_is_the_one_trained_here(bundles, tmp_pa
     fusion.train_on_ray(there, PartResources())  # done: nothing starts
 
 
+@pytest.mark.slow
 def test_the_stage_trains_heads_first_and_its_tasks_read_what_they_said(bundles, tmp_path):
     labelled = load_set(str(quizzes(tmp_path / "halves", 18)))
     section = Evaluate(bootstraps=20, fusion=Fusion(epochs=1, batch=8, width=32, layers=1))

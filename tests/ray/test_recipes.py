@@ -121,6 +121,8 @@ def test_a_recipe_starts_every_stage_with_what_it_asks_for(started: Started, pat
     assert (last == "train") or "Serving at " in found["output"]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_recipes_gpus_are_asked_for_and_trained_beside(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -348,6 +348,7 @@ def nan_weights(bundle: Product) -> None:
     (folder / "bundle.json").unlink()  # it holds the hash of the weights that were
 
 
+@pytest.mark.timeout(900)  # Serve tries a replica that fails three times, twice here, beside callers
 def test_a_deploy_that_fails_leaves_what_served_before_and_names_the_file(served, tmp_path):
     before = httpx.get(f"{served.url}/v1/models").json()["data"][0]
     broken, index, _ = make(tmp_path, 7, served.pictures, served.captions)
@@ -361,6 +362,7 @@ def test_a_deploy_that_fails_leaves_what_served_before_and_names_the_file(served
         def ask() -> None:
             while working:
                 codes.append(client.post("/v1/embeddings", json={"input": ["cells"] * 5}).status_code)
+                time.sleep(0.05)  # what starts beside it needs the cores too
 
         callers = [others.submit(ask) for _ in range(2)]
         try:
@@ -378,6 +380,7 @@ def test_a_deploy_that_fails_leaves_what_served_before_and_names_the_file(served
     assert stage.deploy(served.config, served.bundle, served.index).state == "skipped"
 
 
+@pytest.mark.timeout(600)
 def test_weights_that_give_no_finite_vector_are_never_deployed(served, tmp_path):
     broken, index, _ = make(tmp_path, 8, served.pictures, served.captions)
     nan_weights(broken)
