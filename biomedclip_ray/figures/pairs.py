@@ -128,18 +128,7 @@ def _panel_facts(
 
 def _facts(prepared: Prepared, text: str) -> Row:
     """What a pair has from its own image and its own text."""
-    return {
-        "image": prepared.jpeg,
-        "width": prepared.width,
-        "height": prepared.height,
-        "original_width": prepared.original_width,
-        "original_height": prepared.original_height,
-        "original_format": prepared.original_format,
-        "image_note": prepared.note or None,
-        "sha256": prepared.sha256,
-        "phash": prepared.phash,
-        **_worded(prepared.jpeg, text),
-    }
+    return prepared.columns() | _worded(prepared.jpeg, text)
 
 
 def _worded(jpeg: bytes, text: str) -> Row:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -72,6 +73,20 @@ class Prepared:
     note: str = ""
     """See `Read`."""
     patient: str | None = None
+
+    def columns(self) -> dict[str, Any]:
+        """What a pair's row has from its image, by the columns of schema.PAIRS."""
+        return {
+            "image": self.jpeg,
+            "width": self.width,
+            "height": self.height,
+            "original_width": self.original_width,
+            "original_height": self.original_height,
+            "original_format": self.original_format,
+            "image_note": self.note or None,
+            "sha256": self.sha256,
+            "phash": self.phash,
+        }
 
 
 def prepare(

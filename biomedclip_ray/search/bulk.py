@@ -21,10 +21,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
 
 from biomedclip_ray.config import Config, ConfigError, Embed
-from biomedclip_ray.images.errors import ImageError
+from biomedclip_ray.images.errors import UNREADABLE, ImageError
 from biomedclip_ray.images.formats import has_extension
 from biomedclip_ray.run.ahead import fetch_ahead
 from biomedclip_ray.run.capacity import Capacity
@@ -40,9 +39,6 @@ VERSION = 1
 
 FILES_PER_PART = 1000
 """Image files of one part: minutes of a CPU, seconds of a GPU."""
-
-_UNREADABLE = (ArithmeticError, EOFError, Image.DecompressionBombError, LookupError, OSError, SyntaxError, ValueError)
-"""What decoders raise for bytes that are no whole image."""
 
 Unit = Literal["image", "text"]
 
@@ -224,7 +220,7 @@ class _Worker:
                 return self.encoder.pixels([data])
             except ImageError as error:
                 return error.reason, error.detail
-            except _UNREADABLE as error:
+            except UNREADABLE as error:
                 return Reason.BROKEN_IMAGE, str(error)
 
         import torch
