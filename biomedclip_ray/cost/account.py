@@ -13,8 +13,10 @@ from biomedclip_ray.config import Config, ConfigError
 from biomedclip_ray.cost.estimate import Cluster, Rates, World, money
 from biomedclip_ray.cost.offers import machines
 from biomedclip_ray.cost.tables import cases
+from biomedclip_ray.pmc.catalog import UNIT, catalog
 from biomedclip_ray.run.capacity import Capacity
 from biomedclip_ray.run.record import Inventory
+from biomedclip_ray.sources.bucket import SourceError
 from biomedclip_ray.sources.inventory import entries
 from biomedclip_ray.sources.open import open_bucket
 from biomedclip_ray.sources.s3 import PUBLIC_BUCKET
@@ -36,7 +38,7 @@ def foresee(config: Config, inventory: Inventory | None, capacity: Capacity, rat
         cluster = machines(capacity, config.budget.prices, Cluster(1, 1)).cluster
         world = World(versions=_versions(config, inventory))
         plan = cases(config, Rates(**json.loads(rates.read_text())), world, cluster, frozenset({"versions"}))
-    except ConfigError as error:
+    except (ConfigError, SourceError) as error:  # a source that fails now is catalog's to report, with its retries
         return str(error)
     found: dict[str, Any] = {}
     for bound, (_, there, made) in zip(("low", "likely", "high"), plan, strict=True):
@@ -49,7 +51,10 @@ def foresee(config: Config, inventory: Inventory | None, capacity: Capacity, rat
 
 
 def _versions(config: Config, inventory: Inventory) -> float:
-    """Article versions of the source."""
+    """Article versions of the source: as a finished catalog counted them, else by its inventory."""
+    product = catalog.plan(config, inventory)
+    if product.finished:
+        return max(1.0, next(count["in"] for count in product.manifest["counts"] if count["unit"] == UNIT))
     if config.source.uri.removeprefix("s3://").split("/")[0] == PUBLIC_BUCKET:
         return World.versions
     count = 0

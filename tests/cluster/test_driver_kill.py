@@ -86,6 +86,7 @@ def story(workflow: Workflow, s3_server: S3) -> Story:
     s3_server.hold(is_picture, after=10)
     last = workflow.start()
     last.until(lambda: sum(map(is_picture, s3_server.gets[fetched:])) > 10, "workers wait for pictures")
+    last.until(lambda: any(map(is_busy_worker, descendants(last.pid))), "a worker calls itself by its task")
     killed_workers = [pid for pid in descendants(last.pid) if is_busy_worker(pid)]
     for pid in killed_workers:
         os.kill(pid, signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 
 from biomedclip_ray.config import STAGES, load
 from biomedclip_ray.cost.account import account_table, foresee, lines
+from biomedclip_ray.pmc.catalog import catalog
 from biomedclip_ray.run.capacity import Capacity, NodeKind, of_file
+from biomedclip_ray.run.parts import in_process
 from biomedclip_ray.sample import make_bucket
 from biomedclip_ray.sources.inventory import find_inventory
 from biomedclip_ray.sources.open import open_bucket
@@ -37,6 +40,21 @@ def test_a_run_of_few_articles_is_planned_for_those_alone(bucket: str) -> None:
     assert tuple(plan) == STAGES
     for stage in plan.values():
         assert 0 < stage["low"]["seconds"] <= stage["likely"]["seconds"] <= stage["high"]["seconds"] < 600
+
+
+def test_a_finished_catalog_is_asked_for_its_articles_and_the_source_no_more(tmp_path: Path) -> None:
+    make_bucket(tmp_path / "bucket", n_articles=12, seed=1)
+    config = load(
+        ROOT / "workflows/configs/sample.yaml", [f"source.uri={tmp_path / 'bucket'}", f"root={tmp_path / 'root'}"]
+    )
+    inventory = find_inventory(open_bucket(config.source.uri, config.source.resources), "newest")
+    catalog.run(config, inventory, runner=in_process)
+    before = foresee(config, inventory, HERE, RATES)
+    shutil.rmtree(tmp_path / "bucket")
+    assert foresee(config, inventory, HERE, RATES) == before
+    assert tuple(before) == STAGES
+    shutil.rmtree(tmp_path / "root")
+    assert "cannot be read" in foresee(config, inventory, HERE, RATES)
 
 
 def test_money_follows_the_prices_and_what_is_not_planned_is_said(bucket: str) -> None:

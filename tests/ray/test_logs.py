@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import boto3
@@ -13,7 +14,7 @@ import pytest
 import ray
 from ray.exceptions import WorkerCrashedError
 
-from biomedclip_ray.run import logs
+from biomedclip_ray.run import logs, private
 from biomedclip_ray.run.logs import DriverLog, Logs
 from biomedclip_ray.store.place import Place
 from tests.conftest import S3
@@ -37,8 +38,11 @@ def root(request: pytest.FixtureRequest, tmp_path: Path, s3: S3) -> str:
 
 
 def test_what_a_worker_said_before_it_was_killed_is_in_the_root_and_so_are_driver_and_nodes(root: str) -> None:
+    before = {worker.id for worker in private.failed_workers()}
     with pytest.raises(WorkerCrashedError):  # of another run, before this one
         ray.get(_die.remote("the stranger"))
+    while not any(worker.id not in before for worker in private.failed_workers()):  # the control store learns it later
+        time.sleep(0.1)
     driver = DriverLog()
     driver.add("stage ingest begins")
     with pytest.raises(WorkerCrashedError), Logs(root, "one", driver, keep_s=60):
