@@ -58,7 +58,7 @@ def main() -> int:
         built = build(timm_vit(options.tower), {"vocab_size": 4096, **bert}, width, tokenizer)
         save_bundle(root / "bundle", built.model, built.model_cfg, built.preprocess_cfg, tokenizer, {})
         made, corpus = products(pairs, str(root / "products"))
-        stage = _Embedder(str(root / "bundle"), made, corpus, Embed())
+        stage = _Embedder(str(root / "bundle"), made, corpus, Embed(), None)
         encoder, rows = stage.encoder, made.read(0, ["text", "image"])
         images, texts = rows["image"].to_pylist(), rows["text"].to_pylist()
         pixels = [encoder.pixels(images[at : at + encoder.batch]) for at in range(0, len(images), encoder.batch)]

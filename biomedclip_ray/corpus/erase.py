@@ -61,7 +61,7 @@ def erase(config: Config, name: str) -> Withdrawal:
         gone, trained = _erase_from(product, ids)
         if trained:
             seen_by.add(product.fingerprint)
-        if gone and _sums_up(product):
+        if (gone and _sums_up(product)) or _deleted(product, ids):
             _open_again(product)
             done.again.append(one)
         elif gone and product.finished:
@@ -126,6 +126,14 @@ def _matches(column: pa.ChunkedArray, ids: frozenset[str]) -> pa.Array:
 def _sums_up(product: Product) -> bool:
     """Whether it holds more than parts: an index, or an evaluation with the rank of each pair."""
     return any(not name.startswith(("data/", "ledger/", "_")) for name in product.place.list())
+
+
+def _deleted(product: Product, ids: frozenset[str]) -> bool:
+    """Whether an index that a sync extended still has, as a deleted row, what left it then."""
+    if not product.finished:
+        return False
+    deleted = product.manifest.get("index", {}).get("deleted", [])
+    return bool(pc.any(_matches(pa.chunked_array([deleted], pa.string()), ids)).as_py())
 
 
 def _open_again(product: Product) -> None:

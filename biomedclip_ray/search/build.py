@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import lance
 import pyarrow as pa
@@ -90,13 +90,19 @@ def from_rows(folder: str, rows: list[dict[str, Any]], ann_rows: int = 100_000) 
     return Index.open(folder)
 
 
-def write_rows(place: Place, tables: Iterable[pa.Table], schema: pa.Schema) -> list[FragmentMetadata]:
-    """Write rows as fragments that no version of the table holds yet; many processes may do so at once."""
+def write_rows(
+    place: Place, tables: Iterable[pa.Table], schema: pa.Schema, mode: Literal["create", "append"] = "create"
+) -> list[FragmentMetadata]:
+    """Write rows as fragments that no version of the table holds yet; many processes may do so at once.
+
+    Args:
+        mode: append where there is a table, which they are to be part of.
+    """
     batches = (batch for table in tables for batch in table.cast(schema).to_batches())
     reader = pa.RecordBatchReader.from_batches(schema, batches)
     uri = place.at(TABLE).plain
     written: list[FragmentMetadata] = write_fragments(
-        reader, uri, schema, mode="create", storage_options=storage_options(place)
+        reader, uri, schema, mode=mode, storage_options=storage_options(place)
     )
     return written
 
@@ -112,10 +118,15 @@ def commit(place: Place, fragments: list[FragmentMetadata], schema: pa.Schema, r
         raise BadIndexError(f"{uri}: no rows to index")
     operation = lance.LanceOperation.Overwrite(schema, fragments)
     dataset = lance.LanceDataset.commit(uri, operation, storage_options=storage_options(place))
-    there = dataset.count_rows()
-    if there != rows:
-        raise BadIndexError(f"{uri} holds {there} rows after its commit, expected {rows}")
+    check_rows(place, rows)
     return dataset
+
+
+def check_rows(place: Place, rows: int) -> None:
+    """Raises BadIndexError where the table holds another number of rows."""
+    there = open_table(place).count_rows()
+    if there != rows:
+        raise BadIndexError(f"{place.at(TABLE).plain} holds {there} rows after its commit, expected {rows}")
 
 
 def finish(place: Place, ann_rows: int, tasks: Tasks = in_turn, seed: int = 0) -> Settings:
@@ -162,41 +173,48 @@ def _run(tasks: Tasks, calls: dict[Any, tuple[Callable[..., Any], tuple[Any, ...
 
 def extend(
     place: Place,
-    tables: Iterable[pa.Table],
+    written: Sequence[FragmentMetadata],
     withdrawn: Sequence[str],
     ann_rows: int,
     tasks: Tasks = in_turn,
     seed: int = 0,
 ) -> Settings:
-    """Bring a copy of a finished table up to date: rows are appended, withdrawn pair ids deleted, the indices extended
-    by what is new, and recall measured again. Centroids and partitions stay, so this costs as much as the new rows do,
-    until `REBUILD_SHARE` of the rows is new: then every index is built anew.
+    """Bring a copy of a finished table up to date: what was written is appended, withdrawn pair ids are deleted, the
+    indices extended by what is new, and recall measured again. Centroids and partitions stay, so this costs as much as
+    the new rows do, until `REBUILD_SHARE` of the rows is new: then every index is built anew.
     """
-    dataset = open_table(place)
-    before = dataset.count_rows()
-    for at in range(0, len(withdrawn), _DELETED):
-        inside = ", ".join(quoted(name) for name in withdrawn[at : at + _DELETED])
-        dataset.delete(f"pair_id IN ({inside})")
-    batches = (batch for table in tables for batch in table.cast(dataset.schema).to_batches())
-    reader = pa.RecordBatchReader.from_batches(dataset.schema, batches)
-    written = write_fragments(reader, dataset, mode="append", storage_options=storage_options(place))
-    new = sum(fragment.num_rows for fragment in written)
-    if written:
-        operation = lance.LanceOperation.Append(written)
-        dataset = lance.LanceDataset.commit(dataset, operation, read_version=dataset.version)
+    before = open_table(place).count_rows()
+    rows = tasks([(_change, (place, written, withdrawn))])[0]
     settings = Settings(**json.loads(place.read(SETTINGS)))
-    rows = dataset.count_rows()
+    new = sum(fragment.num_rows for fragment in written)
     if new > REBUILD_SHARE * before or settings.exact != (rows < ann_rows):
+        dataset = open_table(place)
         for index in dataset.describe_indices():
             dataset.drop_index(index.name)
         return finish(place, ann_rows, tasks, seed)
-    # Without a number Lance joins small partitions (128 became 2 or 3), and the probes that were measured mean nothing.
-    # Words must be indexed before anybody searches: rows outside the index are scored by another corpus.
-    dataset.optimize.optimize_indices(num_indices_to_merge=1)
+    tasks([(_index_new, (place,))])
     if not settings.exact:
         settings = calibrate(place, settings, tasks, seed)
     place.write(SETTINGS, json.dumps(asdict(settings), indent=1).encode())
     return settings
+
+
+def _change(place: Place, written: Sequence[FragmentMetadata], withdrawn: Sequence[str]) -> int:
+    """Delete rows and append others; how many there are then."""
+    dataset = open_table(place)
+    for at in range(0, len(withdrawn), _DELETED):
+        inside = ", ".join(quoted(name) for name in withdrawn[at : at + _DELETED])
+        dataset.delete(f"pair_id IN ({inside})")
+    if written:
+        operation = lance.LanceOperation.Append(written)
+        dataset = lance.LanceDataset.commit(dataset, operation, read_version=dataset.version)
+    return int(dataset.count_rows())
+
+
+def _index_new(place: Place) -> None:
+    # Without a number Lance joins small partitions (128 became 2 or 3), and the probes that were measured mean nothing.
+    # Words must be indexed before anybody searches: rows outside the index are scored by another corpus.
+    open_table(place).optimize.optimize_indices(num_indices_to_merge=1)
 
 
 class VectorModel(NamedTuple):

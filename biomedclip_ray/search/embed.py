@@ -5,6 +5,8 @@ Then the table is written from there, fragments by many tasks and one commit by 
 against pairs less ledger. An interrupted second pass starts again: it is minutes of copying, where one part is minutes
 of a GPU. The map (x, y) is the plane of the largest variance of the image vectors, fitted between the passes: a
 projection places any later vector too, which t-SNE cannot.
+
+After a sync that left the weights as they were, both passes take over what they can (`sync.py`).
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import io
 import math
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,13 +27,15 @@ from PIL import Image
 from biomedclip_ray.clip.vectors import check_unit, encode_pairs, to_column, to_matrix
 from biomedclip_ray.config import Config, ConfigError, Embed, PartResources
 from biomedclip_ray.corpus.aligned import check_aligned
+from biomedclip_ray.corpus.curate import curate
 from biomedclip_ray.run.capacity import Capacity, known
 from biomedclip_ray.run.nodes import wait_for_nodes
 from biomedclip_ray.run.placement import place
 from biomedclip_ray.run.stage import Made, RunParts, Stage
 from biomedclip_ray.schema import Reason, index_schema
 from biomedclip_ray.search import build, folding
-from biomedclip_ray.search.table import TABLE, Settings
+from biomedclip_ray.search.sync import Earlier, extend, find_earlier
+from biomedclip_ray.search.table import TABLE
 from biomedclip_ray.store.attempt import Attempt
 from biomedclip_ray.store.ledger import Ledger, PartResult
 from biomedclip_ray.store.parquet import conform
@@ -65,12 +70,16 @@ def _work(
     """
     section = config.embed
     attempt.parts = pairs.parts
-    run_parts(_Embedder, section.resources, (bundle.place.at("bundle").uri, pairs, corpus, section))
+    earlier = find_earlier(
+        pairs, bundle, lambda trained, before: embed.plan(config, trained, before, curate.plan(config, before))
+    )
+    attempt.parent = earlier.embedded if earlier else None
+    run_parts(_Embedder, section.resources, (bundle.place.at("bundle").uri, pairs, corpus, section, earlier))
     expected = checked(attempt, section)
     if expected <= 0:
         raise ConfigError(f"embed.splits={list(section.splits)}: {corpus.uri} keeps no pair of them; name other splits")
-    settings = _build(attempt, expected, section.resources, section.ann_rows)
-    return Made({"index": {"rows": expected, **asdict(settings)}}, section.transient_limit)
+    index = _build(attempt, expected, section.resources, section.ann_rows, earlier)
+    return Made({"index": {"rows": expected, **index}}, section.transient_limit)
 
 
 def _fit(config: Config, capacity: Capacity, *_: Any) -> list[str]:
@@ -131,12 +140,12 @@ def plane(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 class _Embedder:
     """Makes the rows of one part; holds the model, so one is made per process."""
 
-    def __init__(self, bundle: str, pairs: Product, corpus: Product, section: Embed) -> None:
+    def __init__(self, bundle: str, pairs: Product, corpus: Product, section: Embed, earlier: Earlier | None) -> None:
         from biomedclip_ray.clip.encoder import Encoder
 
         self.encoder = Encoder.load(bundle, precision=section.precision)
         self.encoder.batch = section.batch
-        self.pairs, self.corpus, self.section = pairs, corpus, section
+        self.pairs, self.corpus, self.section, self.earlier = pairs, corpus, section, earlier
 
     def __call__(self, part: int) -> PartResult:
         judged = self.corpus.read(part, ["pair_id", "split", "kept"])
@@ -144,25 +153,42 @@ class _Embedder:
         schema = _part_schema(self.encoder.dimensions)
         if not len(rows):
             return PartResult(schema.empty_table(), ledger)
-        facts = self.pairs.read(part, [*_SHOWN, "text", "image"])
+        facts = self.pairs.read(part, [*_SHOWN, "sha256", "text", "image"])
         check_aligned(self.corpus, self.pairs, part, judged, facts)
         facts = facts.take(rows)
-        images = facts["image"].to_pylist()
-        threads = math.ceil(self.section.resources.num_cpus)
-        text, image = encode_pairs(self.encoder, facts["text"].to_pylist(), images, threads)
+        vectors, thumbnails, reused = self._vectors(part, facts)
         columns = {name: facts[name] for name in _SHOWN}
+        columns |= {f"{name}_vector": to_column(matrix) for name, matrix in vectors.items()}
         columns |= {
-            "image_vector": to_column(image),
-            "text_vector": to_column(text),
             "words": pa.array(_words(facts), pa.string()),
             "split": judged["split"].take(rows),
-            "thumbnail": pa.array([thumbnail(data, self.section.thumbnail) for data in images], pa.binary()),
+            "thumbnail": thumbnails,
             "bundle": pa.array([self.encoder.bundle_id] * len(rows)),
         }
-        sound = drop_non_finite(ledger, facts["pair_id"].to_pylist(), {"text": text, "image": image})
-        check_unit(text[sound], "text vectors")
-        check_unit(image[sound], "image vectors")
-        return PartResult(conform(pa.table(columns).filter(pa.array(sound)), schema), ledger)
+        sound = drop_non_finite(ledger, facts["pair_id"].to_pylist(), vectors)
+        for name, matrix in vectors.items():
+            check_unit(matrix[sound], f"{name} vectors")
+        return PartResult(conform(pa.table(columns).filter(pa.array(sound)), schema), ledger, reused)
+
+    def _vectors(self, part: int, facts: pa.Table) -> tuple[dict[str, NDArray[np.float32]], pa.ChunkedArray, int]:
+        """Vectors (n, d) by tower and thumbnails, and how many rows of these the earlier embedding had already."""
+        was, row = None, np.full(facts.num_rows, -1)
+        if self.earlier is not None:
+            was, row = self.earlier.unchanged(part, facts)
+        old, new = np.flatnonzero(row >= 0), np.flatnonzero(row < 0)
+        texts, images = (facts[name].take(new).to_pylist() for name in ("text", "image"))
+        made = encode_pairs(self.encoder, texts, images, math.ceil(self.section.resources.num_cpus))
+        drawn = pa.array([thumbnail(data, self.section.thumbnail) for data in images], pa.binary())
+        if was is None or not len(old):
+            return dict(zip(("text", "image"), made, strict=True)), pa.chunked_array([drawn]), 0
+        place = np.empty(len(row), np.int64)
+        place[np.concatenate([old, new])] = np.arange(len(row))
+        taken = was.take(row[old])
+        vectors = {
+            name: np.concatenate([to_matrix(taken[f"{name}_vector"]), matrix])[place]
+            for name, matrix in zip(("text", "image"), made, strict=True)
+        }
+        return vectors, pa.chunked_array([*taken["thumbnail"].chunks, drawn]).take(place), len(old)
 
 
 def _part_schema(dimensions: int) -> pa.Schema:
@@ -225,22 +251,31 @@ def _call(function: Any, arguments: tuple[Any, ...]) -> Any:
     return function(*arguments)
 
 
-def _build(attempt: Attempt, expected: int, resources: PartResources, ann_rows: int) -> Settings:
-    """Write the table from data/ and index it, by tasks. What an interrupted run left of it is removed first."""
+def _build(
+    attempt: Attempt, expected: int, resources: PartResources, ann_rows: int, earlier: Earlier | None
+) -> dict[str, Any]:
+    """Write the table from data/ and index it, or extend the earlier one, by tasks; what the manifest says of it. What
+    an interrupted run left of it is removed first.
+    """
     attempt.place.at(TABLE).delete_all()
     tasks = ray_tasks(resources)
-    (axes,) = tasks([(_map_axes, (attempt,))])
+    (axes,) = tasks([(_map_axes, (earlier.embedded if earlier else attempt,))])
     schema = index_schema(axes.shape[1])
     parts = range(attempt.parts or 0)
     chunks = [parts[at : at + PARTS_PER_FRAGMENT] for at in range(0, len(parts), PARTS_PER_FRAGMENT)]
+    if earlier is not None:
+        placed = partial(_placed, axes=axes, schema=schema)
+        settings, deleted = extend(attempt, earlier, chunks, placed, ann_rows, tasks)
+        build.check_rows(attempt.place, expected)
+        return {**asdict(settings), "deleted": deleted}
     written = tasks([(_write_fragments, (attempt, chunk, axes, schema)) for chunk in chunks])
     fragments = [fragment for chunk in written for fragment in chunk]
     build.commit(attempt.place, fragments, schema, expected)
-    return build.finish(attempt.place, ann_rows, tasks)
+    return asdict(build.finish(attempt.place, ann_rows, tasks))
 
 
-def _map_axes(attempt: Attempt) -> NDArray[np.float32]:
-    return plane(_sample(attempt))
+def _map_axes(embedded: Attempt | Product) -> NDArray[np.float32]:
+    return plane(_sample(embedded))
 
 
 def _write_fragments(attempt: Attempt, parts: range, axes: NDArray[np.float32], schema: pa.Schema) -> list[Any]:
@@ -256,10 +291,10 @@ def _placed(table: pa.Table, axes: NDArray[np.float32], schema: pa.Schema) -> pa
     return conform(table, schema)
 
 
-def _sample(attempt: Attempt) -> NDArray[np.float32]:
+def _sample(embedded: Attempt | Product) -> NDArray[np.float32]:
     """Image vectors of the first parts: parts are drawn by hash, so the first are as good as any."""
     found: list[NDArray[np.float32]] = []
-    for table in attempt.scan(["image_vector"]):
+    for table in embedded.scan(["image_vector"]):
         found.append(to_matrix(table["image_vector"]))
         if sum(len(vectors) for vectors in found) >= MAP_ROWS:
             break

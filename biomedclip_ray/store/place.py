@@ -161,6 +161,20 @@ class Place:
                 for torn in (self.local / folder).glob(".*.tmp"):
                     torn.unlink(missing_ok=True)
 
+    def copy_from(self, other: Place, name: str) -> None:
+        """Take a file of another place over, in pieces; between places of one S3 endpoint its bytes stay there."""
+        both = (self, other)
+        if all(place.plain.startswith("s3://") for place in both) and self.endpoint == other.endpoint:
+            (bucket, _, key), (its_bucket, _, its_key) = (
+                place.at(name).plain.removeprefix("s3://").partition("/") for place in both
+            )
+            client = _client(self.endpoint or os.environ.get("AWS_ENDPOINT_URL"))
+            client.copy({"Bucket": its_bucket, "Key": its_key}, bucket, key, ExtraArgs=_own_key())
+            return
+        (fs, path), (its_fs, its_path) = (place._file(name) for place in both)
+        fs.create_dir(path.rpartition("/")[0])
+        pafs.copy_files(its_path, path, source_filesystem=its_fs, destination_filesystem=fs)
+
     def download(self, folder: Path) -> None:
         """Copy every file of this place into a local folder."""
         for name in self.list():

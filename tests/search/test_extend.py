@@ -7,6 +7,7 @@ import pytest
 from biomedclip_ray.schema import index_schema
 from biomedclip_ray.search import build, calibrate, folding
 from biomedclip_ray.search.index import Index
+from biomedclip_ray.search.table import Settings
 from biomedclip_ray.store.place import Place
 
 D, ROWS = 32, 3000
@@ -30,6 +31,11 @@ def row(n: int) -> dict:
 
 def tables(numbers: range) -> list[pa.Table]:
     return [pa.Table.from_pylist([row(n) for n in numbers], schema=index_schema(D))]
+
+
+def extend(place: Place, numbers: range, withdrawn: list[str]) -> Settings:
+    written = build.write_rows(place, tables(numbers), index_schema(D), mode="append")
+    return build.extend(place, written, withdrawn, 1000)
 
 
 @pytest.fixture
@@ -61,7 +67,7 @@ def test_an_extended_index_keeps_its_partitions_and_its_recall(place):
     for at in (ROWS, ROWS + 200):
         gone = there[:150]
         there = there[150:] + list(range(at, at + 200))
-        build.extend(place, tables(range(at, at + 200)), [f"PMC{n}.1/F1#0" for n in gone], 1000)
+        extend(place, range(at, at + 200), [f"PMC{n}.1/F1#0" for n in gone])
         index = Index.open(place.uri)
         assert index.count() == len(there)
         assert calibrate.num_partitions(index.dataset, "image_vector") == partitions
@@ -73,13 +79,13 @@ def test_an_extended_index_keeps_its_partitions_and_its_recall(place):
 
 
 def test_old_and_new_captions_are_scored_by_one_corpus(place):
-    build.extend(place, tables(range(ROWS, ROWS + 100)), [], 1000)
+    extend(place, range(ROWS, ROWS + 100), [])
     scores = {hit.score for hit in Index.open(place.uri).text_search("gel", 3100)}
     assert len(scores) == 1
 
 
 def test_more_new_rows_than_the_stated_share_build_it_anew(place):
-    build.extend(place, tables(range(ROWS, ROWS + 1000)), [], 1000)
+    extend(place, range(ROWS, ROWS + 1000), [])
     index = Index.open(place.uri)
     assert calibrate.num_partitions(index.dataset, "image_vector") > 55
     assert neighbours_found(index, np.arange(ROWS + 1000)) >= 0.95
@@ -87,6 +93,6 @@ def test_more_new_rows_than_the_stated_share_build_it_anew(place):
 
 def test_a_table_that_grew_beyond_the_exact_ones_gets_its_vector_indices(tmp_path):
     build.from_rows(str(tmp_path), [row(n) for n in range(900)], 1000)
-    settings = build.extend(Place(str(tmp_path)), tables(range(900, 1050)), [], 1000)
+    settings = extend(Place(str(tmp_path)), range(900, 1050), [])
     assert settings.kind == "IVF_RQ"
     assert Index.open(str(tmp_path)).search(VECTORS[1049], 1)[0].pair_id == "PMC1049.1/F1#0"

@@ -60,6 +60,19 @@ def test_bytes_are_kept_whatever_the_name_ends_in(place: Place) -> None:
     assert place.list() == {"a.csv.gz": len(packed)}
 
 
+def test_a_file_is_taken_over_from_another_place(place: Place, tmp_path: Path) -> None:
+    packed = gzip.compress(b"PMC1.1" * 100_000)
+    disk = Place(str(tmp_path / "disk"))
+    place.at("old").write("data/a.gz", packed)
+    place.at("new").copy_from(place.at("old"), "data/a.gz")
+    disk.copy_from(place.at("new"), "data/a.gz")
+    place.at("back").copy_from(disk, "data/a.gz")
+    assert place.at("back").read("data/a.gz") == place.at("new").read("data/a.gz") == packed
+    assert place.at("new").list() == {"data/a.gz": len(packed)}
+    with pytest.raises(FileNotFoundError):
+        place.copy_from(disk, "nothing")
+
+
 def test_create_succeeds_once(place: Place) -> None:
     assert place.create("lease", b"a")
     assert not place.create("lease", b"b")
