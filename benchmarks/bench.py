@@ -52,7 +52,7 @@ CASES = (
     Case("near.py", quick="--most 20000"),
     Case("driver.py", quick="--parts 60"),
     Case("curate.py", quick="--pairs 9000"),
-    Case("scale.py", quick="--nodes 2 --parts 30 --only catalog --slower 1"),
+    Case("scale.py", quick="--nodes 2 --parts 30 --only catalog --rate 12"),
     Case("pacing.py", quick="--limits 200 --nodes 2 --seconds 4"),
     Case("ingest.py", "--skip daft", "--articles 12 --pairs 1 --memory 6 12 --skip daft", "ray"),
     Case("ingest.py", "--only ratios", "--only ratios --articles 12 --pairs 1", "ray daft pyarrow", apart=True),

@@ -1,6 +1,6 @@
 """Ingest of many nodes: whether the driver and Ray's pipeline keep up where 1 to 64 nodes of 32 cores work.
 
-    python benchmarks/scale.py [--nodes 1 8 64] [--parts 400] [--only catalog ingest preprocess]
+    python benchmarks/scale.py [--nodes 1 8 64] [--parts 60] [--only catalog ingest preprocess]
 
 The pipeline is the shipped one (`run/parts.py`): one part, one block, one task, two files, resources and progress. Of
 its tasks network and decoding are replaced by the time that they were measured to take (`workflows/rates.json`, and the
@@ -8,8 +8,8 @@ plan's 100 ms of latency), and the source answers 5,500 requests a second, to al
 
 Scaled down to two cores: a node is one process that takes a part in a 32nd of a core's time, so that parts come and go
 as on 32 cores, and 64 nodes are 64 processes instead of 2,048 (what a driver pays for tasks that merely run is not in
-it); and all of it goes `--slower` times as slowly, the source too, for those 64 processes share this machine with the
-driver.
+it); and all of it goes so much more slowly that the source answers `--rate` parts a second, for those 64 processes
+share this machine with the driver. They are up before anything is timed: on a cluster each starts on its own machine.
 
 Prints the curve, and for the most nodes `efficiency_64_STAGE ratio=X`: parts a second, from the first tenth of them
 until the last are handed out, over the lesser of 64 times one node's and what the source answers; or, where that is
@@ -20,6 +20,7 @@ machine fall short, `ceiling` is what bare Ray tasks of the same sleep reach her
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import logging
 import os
@@ -27,7 +28,7 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ class Work:
 
     requests: int
     core_s: float
-    slower: float
+    slower: float = 1.0
 
     @property
     def node_s(self) -> float:
@@ -66,15 +67,17 @@ class Work:
         return World().requests_per_s / self.requests / self.slower
 
 
-def works(slower: float) -> dict[str, Work]:
+def works(rate: float | None = None) -> dict[str, Work]:
+    """Each stage's work, at its own pace or at that of a source that answers `rate` parts a second."""
     rates, world = Rates(**json.loads(RATES.read_text())), World()
-    pictures = round(ARTICLES * world.figures * world.with_file)
+    images = round(ARTICLES * world.figures * world.with_file)
     ms = rates.request_ms
-    return {
-        "catalog": Work(ARTICLES, ARTICLES * (rates.version_ms + ms) / 1000, slower),
-        "ingest": Work(ARTICLES, ARTICLES * (rates.article_ms + ms) / 1000, slower),
-        "preprocess": Work(pictures, pictures * (rates.picture_ms + rates.panels_ms + ms) / 1000, slower),
+    every = {
+        "catalog": Work(ARTICLES, ARTICLES * (rates.version_ms + ms) / 1000),
+        "ingest": Work(ARTICLES, ARTICLES * (rates.article_ms + ms) / 1000),
+        "preprocess": Work(images, images * (rates.image_ms + rates.panels_ms + ms) / 1000),
     }
+    return every if rate is None else {name: replace(one, slower=one.answers / rate) for name, one in every.items()}
 
 
 @ray.remote(num_cpus=0)
@@ -88,6 +91,20 @@ class Source:
         """When a part has been answered that takes the source so long."""
         self.free = max(self.free, time.time()) + seconds
         return self.free
+
+
+def warm(nodes: int) -> None:
+    """Have a process for each node up, with what its tasks import."""
+    with tempfile.TemporaryDirectory() as folder:
+
+        @ray.remote(num_cpus=1)
+        def meet(number: int) -> None:
+            importlib.import_module(on_ray.__module__)
+            Path(folder, str(number)).touch()
+            while len(list(Path(folder).iterdir())) < nodes:
+                time.sleep(0.2)
+
+        ray.get([meet.remote(number) for number in range(nodes)])
 
 
 def part_of(part: int, work: Work, source: Any) -> PartResult:
@@ -134,46 +151,52 @@ def ceiling(work: Work, nodes: int, parts: int) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    every = works(1.0)
+    stages = list(works())
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 8, 64])
-    parser.add_argument("--parts", type=int, default=400)
-    parser.add_argument("--only", nargs="+", choices=sorted(every), default=list(every))
-    parser.add_argument("--slower", type=float, default=4.0)
+    parser.add_argument("--parts", type=int, default=60, help="at least; twice the nodes and 20 where that is more")
+    parser.add_argument("--only", nargs="+", choices=stages, default=stages)
+    parser.add_argument("--rate", type=float, default=3.0, help="parts a second that the source answers")
     options = parser.parse_args()
-    every = works(options.slower)
+    every = {name: work for name, work in works(options.rate).items() if name in options.only}
     nodes, short = sorted({1, *options.nodes}), False
     os.environ |= {"RAY_enable_worker_prestart": "0", "RAY_prestart_worker_first_driver": "0"}
+    one: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as root:
-        for name in options.only:
-            work, one = every[name], 0.0
-            for count in nodes:
-                ray.init(
-                    "local",
-                    num_cpus=count,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                )
-                try:
-                    parts = max(2 * count + 20, min(options.parts, round(60 * min(count / work.node_s, work.answers))))
-                    rate, cpu = pipeline(name, work, count, parts, root)
-                    one = one or rate
-                    best = min(count * one, work.answers)
-                    print(
-                        f"{name} on {count} nodes: {rate:.1f} parts/s of {best:.1f}, the driver {cpu:.1f} ms a part",
-                        flush=True,
-                    )
-                    bare = ceiling(work, count, parts) if rate < BOUND * best else 0.0
-                finally:
-                    ray.shutdown()
-            if bare:
-                print(f"  ceiling of this machine: bare tasks reach {bare:.1f} parts/s, {bare / best:.2f}")
-            allowed = 1000 / cpu / (options.slower * best)
-            efficiency = min(rate / best, allowed)
-            print(f"  at the real rate the driver is busy {100 / allowed:.0f}% of the time")
-            print(f"efficiency_{nodes[-1]}_{name} ratio={efficiency:.2f} bound={BOUND}", flush=True)
-            short |= efficiency < BOUND
+        for count in nodes:
+            ray.init("local", num_cpus=count, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            try:
+                warm(count)
+                for name, work in every.items():
+                    rate, cpu, best = _measure(name, work, count, options.parts, root, one)
+                    if count == nodes[-1]:
+                        short |= _judge(name, work, count, rate, cpu, best)
+            finally:
+                ray.shutdown()
     return int(short)
+
+
+def _measure(
+    name: str, work: Work, nodes: int, parts: int, root: str, one: dict[str, float]
+) -> tuple[float, float, float]:
+    """Parts a second, the driver's milliseconds a part, and the parts a second that there could be."""
+    # a node that is slower than the source gets as many parts as it does in that time
+    parts = max(2 * nodes + 20, round(parts * min(1.0, nodes / work.node_s / work.answers)))
+    rate, cpu = pipeline(name, work, nodes, parts, root)
+    best = min(nodes * one.setdefault(name, rate), work.answers)
+    print(f"{name} on {nodes} nodes: {rate:.2f} parts/s of {best:.2f}, the driver {cpu:.1f} ms a part", flush=True)
+    return rate, cpu, best
+
+
+def _judge(name: str, work: Work, nodes: int, rate: float, cpu: float, best: float) -> bool:
+    """Print the efficiency; True where it is below the bound."""
+    if rate < BOUND * best:
+        bare = ceiling(work, nodes, 2 * nodes + 20)
+        print(f"  ceiling of this machine: bare tasks reach {bare:.2f} parts/s, {bare / best:.2f}")
+    allowed = 1000 / cpu / (work.slower * best)
+    efficiency = min(rate / best, allowed)
+    print(f"  at the real rate the driver is busy {100 / allowed:.0f}% of the time")
+    print(f"efficiency_{nodes}_{name} ratio={efficiency:.2f} bound={BOUND}", flush=True)
+    return efficiency < BOUND
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ def test_the_memory_of_curates_tasks_is_measured() -> None:
 
 @pytest.mark.slow  # a Ray for each number of nodes
 def test_many_nodes_on_one_driver_are_measured() -> None:
-    done = run("scale.py", "--nodes", "2", "--parts", "30", "--only", "catalog", "--slower", "1")
+    done = run("scale.py", "--nodes", "2", "--parts", "30", "--only", "catalog", "--rate", "12")
     assert ratios(done) == {"efficiency_2_catalog"}
     assert len(re.findall(r"the driver [\d.]+ ms a part", done.stdout)) == 2
 
