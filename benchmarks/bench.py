@@ -61,7 +61,7 @@ CASES = (
     Case("train_vs_open_clip.py", quick="--quick --rounds 1 --steps 1", beside="open_clip_torch torch"),
     Case("embed.py", quick="--tower small --pairs 2 --turns 1", beside="torch"),
     Case("serve.py", quick="--tower small --items 48 --turns 1 --skip peers", beside="torch"),
-    Case("search.py", "--rows 30000 100000 300000", "--rows 3000 6000 --width 64", "faiss-cpu pylance"),
+    Case("search.py", quick="--only search --rows 3000 6000 --width 64", beside="faiss-cpu pylance"),
     Case("train_gpu.py", beside="open_clip_torch torch"),
     Case("ranks.py", quick="--sizes 2000 4000 --rounds 1 --faiss-at 2000", beside="numpy faiss-cpu"),
     Case("intervals.py", quick="--quick", beside="scipy"),

@@ -27,8 +27,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 from articles import add_data_option
+from earlier import REVISION
 from numpy.typing import NDArray
-from panels_before import REVISION, panels_vs_before
+from panels_before import panels_vs_before
 from panels_report import Box, Measured, WrongCaption, WrongFigure, write
 from PIL import Image
 

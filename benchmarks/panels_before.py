@@ -1,7 +1,7 @@
 """What panels cost now over what they cost in an earlier revision: the same figures, the same command, in turns.
 
-The revision is checked out beside the repository with `git worktree`; each side runs in a process of its own, one
-thread, as a task of Ray does, and a figure's cost is the least of three by process time.
+Each side runs in a process of its own, one thread, as a task of Ray does, and a figure's cost is the least of three by
+process time.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from earlier import HERE, earlier_revision
 from numpy.typing import NDArray
 
-REVISION = "70c1554"
-_HERE = Path(__file__).resolve().parents[1]
 _TIMED = """
 import pickle, sys, time
 import cv2
@@ -44,18 +43,12 @@ def panels_vs_before(figures: list[Question], turns: int = 2) -> float | None:
     """The earlier revision's seconds over today's, the median of some turns; None where git has not got
     the revision.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        earlier, asked = Path(folder) / "earlier", Path(folder) / "figures.pickle"
-        made = _git("worktree", "add", "--detach", str(earlier), REVISION)
-        if made.returncode:
-            print(f"panels_vs_before: git has no {REVISION} here ({made.stderr.strip().splitlines()[-1]})")
+    with earlier_revision() as earlier, tempfile.TemporaryDirectory() as folder:
+        if earlier is None:
             return None
-        try:
-            asked.write_bytes(pickle.dumps(figures))
-            ratios = [_seconds(earlier, asked) / _seconds(_HERE, asked) for _ in range(turns)]
-        finally:
-            _git("worktree", "remove", "--force", str(earlier))
-    return float(np.median(ratios))
+        asked = Path(folder) / "figures.pickle"
+        asked.write_bytes(pickle.dumps(figures))
+        return float(np.median([_seconds(earlier, asked) / _seconds(HERE, asked) for _ in range(turns)]))
 
 
 def _seconds(root: Path, asked: Path) -> float:
@@ -63,7 +56,3 @@ def _seconds(root: Path, asked: Path) -> float:
     command = [sys.executable, "-c", _TIMED, str(asked)]
     done = subprocess.run(command, env=environment, cwd=root, check=True, capture_output=True, text=True)
     return float(done.stdout)
-
-
-def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["git", "-C", str(_HERE), *arguments], check=False, capture_output=True, text=True)

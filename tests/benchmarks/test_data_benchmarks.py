@@ -102,20 +102,6 @@ def test_the_pipeline_beside_two_processes_and_its_memory() -> None:
     assert ratios(done) == {"ingest_memory", "ingest_vs_two_processes"}
 
 
-@pytest.mark.slow
-def test_search_is_measured_beside_faiss_with_and_without_filters():
-    pytest.importorskip("faiss")
-    done = run("search.py", "--only", "search", "--rows", "2000", "4000", "--width", "32")
-    assert ratios(done) >= {"search_vs_faiss", "search_15m_ms", "search_filtered_10_per_mille_vs_faiss"}
-    assert all(float(recall) >= 0.95 for recall in re.findall(r"[a-z]: recall ([\d.]+)", done.stdout))
-
-
-@pytest.mark.slow
-def test_the_embed_stage_is_measured_beside_its_forward_passes(corpus: Path):
-    done = run("embed.py", "--tower", "small", "--pairs", "3", "--data", str(corpus.parent))
-    assert ratios(done) == {"embed_vs_forward", "embed_with_index_vs_forward"}
-
-
 def test_closing_a_stage_behind_a_slow_store_is_measured() -> None:
     done = run("driver.py", "--parts", "60", "--delay-ms", "5")
     assert ratios(done) == {f"ms_a_part_{step}" for step in ("finish", "curate", "leaks", "evaluate", "embed")}
