@@ -19,6 +19,7 @@ import pytest
 
 from biomedclip_ray.sample import make_bucket
 from tests.conftest import S3
+from tests.processes import command, descendants, is_worker, survivors
 
 REPO = Path(__file__).resolve().parents[2]
 ARTICLES_PER_PART = 2
@@ -107,55 +108,6 @@ class Workflow:
         for driver in self.drivers:
             if driver.process.poll() is None:
                 survivors(driver.kill())
-
-
-def descendants(pid: int) -> set[int]:
-    """All processes below one, by what /proc tells of parents."""
-    parents: dict[int, int] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    found, fresh = set(), {pid}
-    while fresh:
-        fresh = {child for child, parent in parents.items() if parent in fresh} - found
-        found |= fresh
-    return found
-
-
-def survivors(pids: set[int], seconds: float = 30.0) -> set[int]:
-    """Those that still run after a while; zombies have ended."""
-
-    def runs(pid: int) -> bool:
-        try:
-            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-        except (FileNotFoundError, ProcessLookupError):
-            return False
-
-    deadline = time.monotonic() + seconds
-    while (left := {pid for pid in pids if runs(pid)}) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return left
-
-
-def command(pid: int) -> str:
-    """The command line of a process, empty where it is gone. Ray calls a worker by what it runs:
-    ray::IDLE, ray::Map...
-    """
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-
-
-def is_worker(pid: int) -> bool:
-    return command(pid).startswith("ray::") and "Agent" not in command(pid)
-
-
-def is_busy_worker(pid: int) -> bool:
-    """True for a worker that is at a part."""
-    return is_worker(pid) and "MapBatches" in command(pid)
 
 
 def is_xml(key: str) -> bool:

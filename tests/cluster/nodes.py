@@ -12,7 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.cluster.conftest import PATIENCE_S, REPO, descendants, survivors
+from tests.cluster.conftest import PATIENCE_S, REPO
+from tests.processes import descendants, survivors
 
 RAY = str(Path(sys.executable).parent / "ray")
 

@@ -15,18 +15,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from tests.cluster.conftest import (
-    PATIENCE_S,
-    Driver,
-    Workflow,
-    descendants,
-    is_busy_worker,
-    is_picture,
-    is_xml,
-    survivors,
-    tables,
-)
+from tests.cluster.conftest import PATIENCE_S, Driver, Workflow, is_picture, is_xml, tables
 from tests.conftest import S3
+from tests.processes import descendants, is_busy_worker, survivors
 
 
 @dataclass

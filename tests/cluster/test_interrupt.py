@@ -12,8 +12,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from tests.cluster.conftest import Driver, Workflow, descendants, is_picture, is_xml, survivors, tables
+from tests.cluster.conftest import Driver, Workflow, is_picture, is_xml, tables
 from tests.conftest import S3
+from tests.processes import descendants, survivors
 
 
 @dataclass

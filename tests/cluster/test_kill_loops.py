@@ -19,19 +19,10 @@ import pyarrow as pa
 import pytest
 
 from biomedclip_ray.schema import Reason
-from tests.cluster.conftest import (
-    ARTICLES_PER_PART,
-    PATIENCE_S,
-    Driver,
-    Workflow,
-    descendants,
-    is_busy_worker,
-    is_picture,
-    is_xml,
-    tables,
-)
+from tests.cluster.conftest import ARTICLES_PER_PART, PATIENCE_S, Driver, Workflow, is_picture, is_xml, tables
 from tests.cluster.nodes import Cluster, kill_node
 from tests.conftest import S3
+from tests.processes import descendants, is_busy_worker
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 

@@ -11,9 +11,10 @@ import pyarrow as pa
 import pytest
 
 from biomedclip_ray.sample import make_bucket
-from tests.cluster.conftest import PATIENCE_S, Workflow, descendants, is_busy_worker, is_xml, tables
+from tests.cluster.conftest import PATIENCE_S, Workflow, is_xml, tables
 from tests.cluster.nodes import Cluster, kill_node
 from tests.conftest import S3
+from tests.processes import descendants, is_busy_worker
 
 
 @pytest.fixture(scope="module")

@@ -34,6 +34,7 @@ from biomedclip_ray.sample import imaging, plots
 from biomedclip_ray.search import build
 from biomedclip_ray.serve import deploy as stage
 from biomedclip_ray.store.product import Product
+from tests.processes import of_ours
 
 KINDS = {"micrograph": imaging.micrograph, "gel": imaging.gel, "bar_chart": plots.bar_chart}
 FIGURES = 60
@@ -286,18 +287,7 @@ def test_overload_answers_429_with_retry_after_and_never_5xx(served):
 
 def test_the_ingress_keeps_no_memory_of_pictures(served):
     def ingress_bytes() -> int:
-        (process,) = [
-            entry
-            for entry in Path("/proc").iterdir()
-            if entry.name.isdigit() and b"ServeReplica:biomedclip:Ingress" in command(entry)
-        ]
-        return int((process / "statm").read_text().split()[1])
-
-    def command(entry: Path) -> bytes:
-        try:
-            return (entry / "cmdline").read_bytes()
-        except OSError:  # ended meanwhile
-            return b""
+        return int(Path(f"/proc/{one_process('Ingress')}/statm").read_text().split()[1])
 
     noise = np.random.default_rng(1).integers(0, 256, (200, 300, 3), dtype=np.uint8)
     stream = io.BytesIO()
@@ -389,48 +379,20 @@ def test_weights_that_give_no_finite_vector_are_never_deployed(served, tmp_path)
     assert np.abs(embed(served, "cells") - served.encoder.encode_text(["cells"])).max() < 1e-5
 
 
-def engine_process() -> int:
-    """The process of the one live Engine replica, when those of an earlier deployment have ended."""
+def one_process(replica: str) -> int:
+    """The process of the one live replica, when those of an earlier deployment have ended."""
     deadline = time.monotonic() + 120
     while True:
-        family = my_descendants()
-        found = [
-            int(entry.name)
-            for entry in Path("/proc").iterdir()
-            if entry.name.isdigit() and command_line(entry).startswith(b"ray::ServeReplica:biomedclip:Engine")
-            if int(entry.name) in family
-        ]
+        found = of_ours(os.getpid(), f"ray::ServeReplica:biomedclip:{replica}")
         if len(found) == 1:
             return found[0]
-        assert time.monotonic() < deadline, f"engines: {found}"
+        assert time.monotonic() < deadline, f"{replica}: {found}"
         time.sleep(0.2)
-
-
-def command_line(entry: Path) -> bytes:
-    try:
-        return (entry / "cmdline").read_bytes()
-    except OSError:  # ended meanwhile
-        return b""
-
-
-def my_descendants() -> set[int]:
-    """Processes below this one: another Ray on this machine is none of ours."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-    found = {os.getpid()}
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found
 
 
 def test_an_engine_that_is_stopped_is_not_ready_and_answers_503_at_once_until_it_goes_on(served):
     resources = served.config.serve.resources
-    pid = engine_process()
+    pid = one_process("Engine")
     os.kill(pid, signal.SIGSTOP)
     try:
         time.sleep(2 * resources.silence_s)
@@ -456,7 +418,7 @@ def test_an_engine_that_is_stopped_is_not_ready_and_answers_503_at_once_until_it
 
 
 def test_an_engine_that_is_killed_gives_503_and_never_a_wait_until_it_is_back(served):
-    os.kill(engine_process(), signal.SIGKILL)
+    os.kill(one_process("Engine"), signal.SIGKILL)
     seen: list[tuple[int, float]] = []
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
