@@ -63,7 +63,11 @@ CASES = (
     Case("serve.py", quick="--tower small --items 48 --turns 1 --skip peers", beside="torch"),
     Case("search.py", quick="--only search --rows 3000 6000 --width 64", beside="faiss-cpu pylance"),
     Case("train_gpu.py", beside="open_clip_torch torch"),
-    Case("ranks.py", quick="--sizes 2000 4000 --rounds 1 --faiss-at 2000", beside="numpy faiss-cpu"),
+    Case(
+        "ranks.py",
+        quick="--sizes 2000 4000 --rounds 1 --faiss-at 2000 --grown 9000 --every 1 --whole 20000 --width 64",
+        beside="numpy faiss-cpu",
+    ),
     Case("intervals.py", quick="--quick", beside="scipy"),
     Case("leaks.py", quick="--images 2000 --training 20000", beside="numpy"),
     Case("features.py", quick="--images 64 --config sample_64 --rounds 1", beside="torch pillow"),

@@ -21,12 +21,13 @@ QUICK = {case.script: shlex.split(case.quick) for case in CASES}
 @pytest.mark.skipif(importlib.util.find_spec("faiss") is None, reason="needs the extra `benchmark`")
 def test_ranks_beside_sgemm_and_faiss() -> None:
     done = run("ranks.py", *QUICK["ranks.py"])
-    assert ratios(done) == {"ranks_2000_of_sgemm", "ranks_4000_of_sgemm", "ranks_vs_faiss"}
-    assert "growth exponent" in done.stdout
+    speed = {"ranks_2000_of_sgemm", "ranks_4000_of_sgemm", "ranks_vs_faiss", "ranks_growth_off_2"}
+    assert ratios(done) == speed | {"ranks_worker_gb", "ranks_driver_gb"}
+    assert "growth exponent" in done.stdout and "faiss-cpu" in done.stdout
 
 
 def test_ranks_without_faiss_say_what_to_do() -> None:
-    done = run("ranks.py", "--sizes", "1000", "--rounds", "1", "--width", "32")
+    done = run("ranks.py", "--sizes", "1000", "--rounds", "1", "--width", "32", "--grown", "0", "--skip", "memory")
     assert ratios(done) == {"ranks_1000_of_sgemm"}
 
 
