@@ -341,7 +341,6 @@ class Reason(StrEnum):
     CURATE_PANEL = "curate_panel", "curate.select.panels is off"
     BALANCE = "balance", "curate.balance keeps a part of this figure kind only"
     # evaluate: held-out pair
-    NOT_WHOLE_FIGURE = "not_whole_figure", "a panel: the retrieval pool holds whole figures"
     SECOND_IMAGE = "second_picture", "the retrieval pool holds one image of each figure"
     # embed: pair
     NOT_IN_CORPUS = "not_in_corpus", "curate did not keep the pair"

@@ -1,8 +1,9 @@
 """Stage: a bundle, the held-out pairs and labelled sets -> evaluation.json, rows, plots, and the pool's vectors.
 
-The pool is one whole figure per figure of the held-out split. Its vectors stay in data/ as parts: an interrupted run
-encodes nothing twice, and whoever doubts a figure recomputes it from there, or from rows/, with ten lines of numpy.
-Before anything is encoded, a bundle that was trained on today's held-out articles or images is refused.
+The pool is one whole figure per figure of the held-out split; panels stand beside it for the slice that tells them
+apart. Vectors stay in data/ as parts: an interrupted run encodes nothing twice, and whoever doubts a figure recomputes
+it from there, or from rows/, with ten lines of numpy. Before anything is encoded, a bundle that was trained on today's
+held-out articles or images is refused.
 """
 
 from __future__ import annotations
@@ -21,14 +22,13 @@ import ray
 from biomedclip_ray.clip.vectors import encode_pairs, to_column
 from biomedclip_ray.config import Config, ConfigError, Evaluate
 from biomedclip_ray.corpus.aligned import check_aligned
-from biomedclip_ray.evaluate import plots, retrieval
-from biomedclip_ray.evaluate.bundles import Asked, Written, encode_on_cluster, gather, write_rows
+from biomedclip_ray.evaluate import plots
+from biomedclip_ray.evaluate.bundles import Asked, Written, encode_on_cluster, gather
 from biomedclip_ray.evaluate.compare import comparison, table
 from biomedclip_ray.evaluate.features import Encoded, Job, features_of, recalled
-from biomedclip_ray.evaluate.intervals import METHOD
+from biomedclip_ray.evaluate.held_out import measure_pool
 from biomedclip_ray.evaluate.leakage import check_leakage, near_copies
-from biomedclip_ray.evaluate.pool import Pool, each
-from biomedclip_ray.evaluate.ranks import DIRECTIONS, ranked
+from biomedclip_ray.evaluate.ranks import DIRECTIONS
 from biomedclip_ray.evaluate.sets import LabelledSet, load_sets
 from biomedclip_ray.run.capacity import Capacity, known
 from biomedclip_ray.run.nodes import wait_for_nodes
@@ -39,20 +39,15 @@ from biomedclip_ray.store.attempt import Attempt
 from biomedclip_ray.store.ledger import Ledger, PartResult
 from biomedclip_ray.store.parquet import conform, some_rows
 from biomedclip_ray.store.place import Place
-from biomedclip_ray.store.product import Product, StageError
+from biomedclip_ray.store.product import Product
 
-VERSION = 4
+VERSION = 5
 
 PARTS_TOGETHER = 32
 """Parts of the pairs in one part of this stage. A split of 0.2% is two pairs of each: read one after the other behind a
 store that answers in 30 ms they were 111 ms a part, and no batch for a GPU.
 """
 
-SLICES = ("figure_kind", "license", "year", "caption_words")
-_KIND_POOL = 20_000
-"""Pairs of one kind that are ranked among themselves at most: the first of each part in storage order, which is hash
-order.
-"""
 _WORDS = (10, 25, 50, 100, 200)
 
 
@@ -101,90 +96,27 @@ def parts_of(pairs: Product) -> int:
 
 
 def held_out(corpus: pa.Table, pairs: pa.Table, split: str) -> tuple[np.ndarray, Ledger]:
-    """Rows of the retrieval pool within one part, and the ledger of the other held-out pairs.
+    """Rows of one part that are encoded, and the ledger of the other held-out pairs.
 
     Args:
         corpus: columns pair_id, split, kept; pairs: columns pair_id, figure_id, panel; aligned row by row.
 
     Returns:
-        Ascending row numbers (int64): kept, in `split`, a whole figure, the first image of its figure.
+        Ascending row numbers (int64): kept, in `split`, a panel or the first whole image of its figure.
     """
     ledger, rows, seen = Ledger("evaluate"), [], set()
     kept = pc.and_(corpus["kept"], pc.equal(corpus["split"], split)).to_numpy()
     candidates = np.flatnonzero(kept)
     ids, figures, panels = (pairs[name].to_pylist() for name in ("pair_id", "figure_id", "panel"))
     for row in candidates:
-        if panels[row] != 0:
-            ledger.drop("held-out pair", ids[row], Reason.NOT_WHOLE_FIGURE)
-        elif figures[row] in seen:
+        if panels[row] == 0 and figures[row] in seen:
             ledger.drop("held-out pair", ids[row], Reason.SECOND_IMAGE)
-        else:
+            continue
+        if panels[row] == 0:
             seen.add(figures[row])
-            rows.append(row)
+        rows.append(row)
     ledger.count("held-out pair", len(candidates), len(rows))
     return np.array(rows, np.int64), ledger
-
-
-def measure_pool(attempt: Attempt, section: Evaluate) -> dict[str, Any]:
-    """What evaluation.json says of the pool whose vectors lie in the product's parts; its rows go into rows/.
-
-    Raises:
-        StageError: too many vectors are not finite.
-        RuntimeError: vectors of more than one bundle.
-    """
-    pool = Pool(attempt)
-    meta, n, seed = pool.meta, len(pool), section.seed
-    dropped = pa.concat_tables(each(range(attempt.parts or 0), attempt.read_ledger))
-    left_out = dropped.filter(pc.equal(dropped["reason"], Reason.NON_FINITE.value))
-    if left_out.num_rows > section.max_left_out * (n + left_out.num_rows):
-        raise StageError(
-            f"{left_out.num_rows} of {n + left_out.num_rows} held-out pairs have a vector that is not finite, more "
-            "than "
-            f"the share of {section.max_left_out:g} that may (evaluate.max_left_out); the first is {left_out['id'][0]}"
-        )
-    bundles = pc.unique(meta["bundle"]).to_pylist()
-    if len(bundles) != 1:
-        raise RuntimeError(f"the pool holds vectors of {len(bundles)} bundles: {bundles}")
-    articles = meta["article_id"].to_pylist()
-    texts = pc.fill_null(meta["text_sha256"], meta["pair_id"])
-    keys = retrieval.readings(meta["group"].to_numpy(), np.array(texts.to_pylist()))
-    edges = pool.edges()
-    found = ranked(edges, edges, keys, pool.on_cluster(section.resources))
-    rows = retrieval.rows_of(
-        dict.fromkeys(DIRECTIONS, meta["pair_id"].to_pylist()), dict.fromkeys(DIRECTIONS, articles), found
-    )
-    for column in SLICES:
-        both = pa.concat_arrays([meta[column].combine_chunks()] * 2)
-        rows = rows.append_column(column, pc.fill_null(both, "unknown"))
-    write_rows(attempt.place, "rows/pool.parquet", rows)
-    shown = retrieval.measure_rows(rows, keys, section.bootstraps, seed)
-    shown["control_shuffled"] = retrieval.control(
-        lambda: pool.blocks("text_vector"), lambda: pool.blocks("image_vector"), n, seed
-    )
-    pool.forget_tiles()
-    strict = {way: retrieval.ranks_of(rows.filter(pc.equal(rows["direction"], way))) for way in DIRECTIONS}
-    return {
-        "bundle": bundles[0],
-        "split": section.split,
-        "n": n,
-        "left_out": {"n": left_out.num_rows, "ids": left_out["id"].to_pylist()[:100]},
-        "bootstraps": section.bootstraps,
-        "interval": METHOD,
-        "resampled": "articles",
-        "seed": seed,
-        "retrieval": {"n": n, "articles": len(set(articles)), **shown},
-        "slices": retrieval.slices(rows, n, SLICES, section.bootstraps, seed),
-        "by_kind": _by_kind(pool, section),
-        "rank_histogram": {way: plots.histogram(ranks.expected(), n) for way, ranks in strict.items()},
-    }
-
-
-def _by_kind(pool: Pool, section: Evaluate) -> dict[str, Any]:
-    kinds = np.array(pc.fill_null(pool.meta["figure_kind"], "unknown").to_pylist(), object)
-    rows = np.sort(np.concatenate([np.flatnonzero(kinds == kind)[:_KIND_POOL] for kind in np.unique(kinds)]))
-    text, image = pool.take(rows)
-    articles = np.array(pool.meta["article_id"].to_pylist())[rows]
-    return retrieval.by_kind(text, image, kinds[rows].tolist(), articles, section.bootstraps, section.seed)
 
 
 def _on_sets(product: Product, sets: list[LabelledSet], bundle: Product, section: Evaluate) -> dict[str, Any]:
@@ -303,7 +235,7 @@ class HeldOut:
         judged = self.corpus.read(part, ["pair_id", "split", "group", "kept"])
         with self.pairs.open_data(part) as source:
             file = pq.ParquetFile(source, pre_buffer=True)
-            facts = file.read(columns=[*_FACTS, "figure_id", "panel", "text_sha256", "year"])
+            facts = file.read(columns=[*_FACTS, "figure_id", "text_sha256", "year"])
             check_aligned(self.corpus, self.pairs, part, judged, facts)
             rows, ledger = held_out(judged, facts, self.section.split)
             if not len(rows):
@@ -313,7 +245,7 @@ class HeldOut:
         return found.append_column("text", content["text"]).append_column("image", content["image"]), ledger
 
 
-_FACTS = ("pair_id", "article_id", "figure_kind", "license")
+_FACTS = ("pair_id", "article_id", "panel", "figure_kind", "license")
 
 
 def _length(text: str) -> str:
@@ -328,12 +260,13 @@ def _length(text: str) -> str:
 
 
 def _schema(dimensions: int) -> pa.Schema:
-    """data/ of this stage: the pool with its vectors."""
+    """data/ of this stage: the held-out pairs with their vectors."""
     vector = pa.list_(pa.float32(), dimensions)
     return pa.schema(
         {
             "pair_id": pa.string(),
             "article_id": pa.string(),
+            "panel": pa.int16(),
             "figure_kind": pa.string(),
             "license": pa.string(),
             "year": pa.string(),

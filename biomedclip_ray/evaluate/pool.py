@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 
 from biomedclip_ray.clip.vectors import to_matrix
 from biomedclip_ray.config import PartResources
 from biomedclip_ray.evaluate.ranks import TILE, Tile
+from biomedclip_ray.evaluate.tiles import count_tile
 from biomedclip_ray.run.ahead import fetch_ahead
 from biomedclip_ray.run.capacity import known
 from biomedclip_ray.run.placement import place as placement
@@ -36,12 +38,12 @@ _AHEAD = 2
 
 
 class Pool:
-    """The encoded pairs of an evaluation at work."""
+    """The encoded pairs of an evaluation at work: whole figures, or their panels too."""
 
-    def __init__(self, attempt: Attempt) -> None:
-        self.attempt = attempt
+    def __init__(self, attempt: Attempt, panels: bool = False) -> None:
+        self.attempt, self.panels = attempt, panels
         columns = [name for name in attempt.read(0).column_names if name not in VECTORS]
-        tables = list(each(self._parts, lambda part: attempt.read(part, columns)))
+        tables = list(each(self._parts, lambda part: self._read(part, columns)))
         self.sizes = [table.num_rows for table in tables]
         self.meta: pa.Table = pa.concat_tables(tables)
 
@@ -49,12 +51,15 @@ class Pool:
     def _parts(self) -> range:
         return range(self.attempt.parts or 0)
 
+    def _read(self, part: int, columns: Sequence[str]) -> pa.Table:
+        return _rows(self.attempt, part, columns, self.panels)
+
     def __len__(self) -> int:
         return int(self.meta.num_rows)
 
     def blocks(self, column: str) -> Iterator[Floats]:
         """Vectors of one side, part by part."""
-        for table in each(self._parts, lambda part: self.attempt.read(part, [column])):
+        for table in each(self._parts, lambda part: self._read(part, [column])):
             yield to_matrix(table[column])
 
     def take(self, rows: NDArray[np.int64]) -> tuple[Floats, Floats]:
@@ -65,7 +70,7 @@ class Pool:
             if len(mine):
                 wanted[number] = mine
             start += size
-        table = pa.concat_tables(each(wanted, lambda part: self.attempt.read(part, list(VECTORS)).take(wanted[part])))
+        table = pa.concat_tables(each(wanted, lambda part: self._read(part, VECTORS).take(wanted[part])))
         return to_matrix(table["text_vector"]), to_matrix(table["image_vector"])
 
     def edges(self, tile: int = TILE) -> list[int]:
@@ -83,23 +88,22 @@ class Pool:
         return tuple(int(i) for i in np.flatnonzero((ends > low) & (ends - self.sizes < high)))
 
     def on_cluster(self, resources: PartResources) -> Callable[..., Iterable[tuple[Tile, Any]]]:
-        """What `ranks.ranked` takes to run its tiles as Ray tasks. Blocks are read by tasks and shared through the
-        object store.
+        """What `ranks.ranked` takes to run its tiles as Ray tasks, on GPUs where `resources` ask for them. Blocks are
+        read by tasks and shared through the object store.
         """
         place = self.attempt.place
-        where = placement(known(), resources.num_cpus)
-        options = where.options
-        load = ray.remote(**options)(_block)
+        where = placement(known(), resources.num_cpus, resources.num_gpus)
+        load = ray.remote(**placement(known(), resources.num_cpus).options)(_block)
         refs: dict[tuple[str, int], Any] = {}
 
         def block(side: str, low: int, high: int) -> Any:
             if (side, low) not in refs:
-                refs[side, low] = load.remote(self.attempt, side, self.parts_of(low, high))
+                refs[side, low] = load.remote(self.attempt, side, self.parts_of(low, high), self.panels)
             return refs[side, low]
 
         def each(work: Callable[..., Any], jobs: Iterable[tuple[Tile, Any]]) -> Iterator[tuple[Tile, Any]]:
-            task = ray.remote(**options)(_tile)
-            room = max(2, int(_AHEAD * known().room(where.cpus, 0.0, where.kinds)))
+            task = ray.remote(**where.options)(_tile)
+            room = max(2, int(_AHEAD * known().room(where.cpus, where.gpus, where.kinds)))
             waiting: dict[Any, Tile] = {}
             for at, argument in jobs:
                 name = f"tiles/{work.__name__}-{_name(at, argument)}.npz"
@@ -133,8 +137,14 @@ def _ready(waiting: dict[Any, Tile]) -> Iterator[tuple[Tile, Any]]:
         yield waiting.pop(ref), ray.get(ref)
 
 
-def _block(attempt: Attempt, column: str, parts: tuple[int, ...]) -> Floats:
-    return np.concatenate([to_matrix(attempt.read(part, [column])[column]) for part in parts])
+def _rows(attempt: Attempt, part: int, columns: Sequence[str], panels: bool) -> pa.Table:
+    """Columns of a part's whole figures, or of its panels too."""
+    table = attempt.read(part, list(dict.fromkeys([*columns, "panel"])))
+    return (table if panels else table.filter(pc.equal(table["panel"], 0))).select(list(columns))
+
+
+def _block(attempt: Attempt, column: str, parts: tuple[int, ...], panels: bool) -> Floats:
+    return np.concatenate([to_matrix(_rows(attempt, part, [column], panels)[column]) for part in parts])
 
 
 def _tile(work: Callable[..., Any], text: Floats, image: Floats, argument: Any, uri: str, name: str) -> Any:
@@ -142,13 +152,25 @@ def _tile(work: Callable[..., Any], text: Floats, image: Floats, argument: Any, 
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1):  # a task was given one CPU; BLAS would take the machine
-        found = work(text, image, argument)
+        if work is count_tile and ray.get_runtime_context().get_accelerator_ids().get("GPU"):
+            found = _on_gpu(text, image, argument)
+        else:
+            found = work(text, image, argument)
     sink = io.BytesIO()
     np.savez(
         sink, **{f"{side}_{column}": array for side, pair in enumerate(found) for column, array in enumerate(pair)}
     )
     Place(uri).write(name, sink.getvalue())
     return found
+
+
+def _on_gpu(text: Floats, image: Floats, argument: Any) -> Any:
+    """The tile's counts by the GPU that this task was given; by the CPU where torch sees none."""
+    from biomedclip_ray.clip.encoder import usual_device
+    from biomedclip_ray.evaluate.tiles_gpu import count_tile_on
+
+    device = usual_device()
+    return count_tile(text, image, argument) if device == "cpu" else count_tile_on(device, text, image, argument)
 
 
 def _unpack(data: bytes) -> Any:

@@ -140,13 +140,15 @@ def ranked(
     best = {name: _best(n, m, name, keys, tiles, each) for name, keys in readings.items()}
     sides, places = zip(*(_thresholds([found[side] for found in best.values()]) for side in (0, 1)), strict=True)
     counts = [Counted(*(np.zeros(len(side.row), np.int64) for _ in range(2))) for side in sides]
-    jobs, owners = [], {}
-    for at in tiles:
-        mine, own = zip(sides[0].within(at.text, at.text_stop), sides[1].within(at.image, at.image_stop), strict=True)
-        owners[at] = mine
-        jobs.append((at, own))
+    # what a tile counts against is that of its rows and that of its columns: made once a block, not once a tile
+    asked = [
+        {start: side.within(start, stop) for start, stop in pairwise(edges)}
+        for side, edges in zip(sides, (text_edges, image_edges), strict=True)
+    ]
+    jobs = ((at, (asked[0][at.text][1], asked[1][at.image][1])) for at in tiles)
     for at, found in each(count_tile, jobs):
-        for total, positions, part in zip(counts, owners[at], found, strict=True):
+        owners = asked[0][at.text][0], asked[1][at.image][0]
+        for total, positions, part in zip(counts, owners, found, strict=True):
             total.above[positions] += part[0]
             total.tied[positions] += part[1]
     out: dict[str, dict[str, Ranks]] = {}

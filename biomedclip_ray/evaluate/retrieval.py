@@ -137,7 +137,7 @@ def slices(
     rows: pa.Table, candidates: int, columns: Sequence[str], draws: int, seed: int
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Strict recall@10 of the queries with each value of each column, among all candidates: column -> value -> {n,
-    direction: figure}.
+    of (candidates), direction: figure}.
     """
     out: dict[str, dict[str, dict[str, Any]]] = {}
     for direction, mine in _directions(rows):
@@ -149,7 +149,7 @@ def slices(
                 own = values == value
                 figure = means({"recall@10": found[own]}, Clusters.number(clusters[own]), draws, seed)["recall@10"]
                 figure["chance"] = min(1.0, 10 / candidates)
-                entry = out.setdefault(column, {}).setdefault(str(value), {"n": int(own.sum())})
+                entry = out.setdefault(column, {}).setdefault(str(value), {"n": int(own.sum()), "of": candidates})
                 entry[direction] = {"recall@10": figure}
     return out
 

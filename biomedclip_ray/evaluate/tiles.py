@@ -109,8 +109,8 @@ def count_tile(text: Floats, image: Floats, sides: tuple[Thresholds, Thresholds]
         sides: thresholds of the texts (against all images of the tile) and of the images.
     """
     counts = tuple(Counted(np.zeros(len(s.row), np.int64), np.zeros(len(s.row), np.int64)) for s in sides)
-    margin = _margin(text, image)
-    bounds = [_bounds(side.score, margin) for side in sides]
+    margin = margin_of(text, image)
+    bounds = [float32_bounds(side.score, margin) for side in sides]
     scores = np.empty((min(_ROWS, len(text)), min(_COLUMNS, len(image))), np.float32)
     flags = np.empty((2, min(_COUNTED, len(text)), scores.shape[1]), bool)
     for j in range(0, len(image), _COLUMNS):
@@ -210,7 +210,7 @@ def _count_extra(
             counts[side].tied[entry] += np.count_nonzero(np.abs(gap) <= TIE)
 
 
-def _margin(text: Floats, image: Floats) -> float:
+def margin_of(text: Floats, image: Floats) -> float:
     """The most by which a float32 product of these vectors can be wrong, in whatever order it is summed
     (Higham 2002, Accuracy and Stability of Numerical Algorithms, section 3.1)."""
     longest = [float(np.sqrt(np.einsum("ij,ij->i", side, side).max(initial=0))) for side in (text, image)]
@@ -219,7 +219,7 @@ def _margin(text: Floats, image: Floats) -> float:
     return unit / (1 - unit) * longest[0] * longest[1] * 1.001
 
 
-def _bounds(scores: Float64s, margin: float) -> tuple[Floats, Floats]:
+def float32_bounds(scores: Float64s, margin: float) -> tuple[Floats, Floats]:
     """Float32 scores under the first lie under the threshold for certain, those over the second over it."""
     low, high = (scores + sign * (margin + TIE) for sign in (-1, 1))
     return (

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from biomedclip_ray.evaluate import retrieval, tiles
-from biomedclip_ray.evaluate.ranks import DIRECTIONS, TIE, Keys, Ranks, rank
+from biomedclip_ray.evaluate import retrieval, tiles, tiles_gpu
+from biomedclip_ray.evaluate.ranks import DIRECTIONS, TIE, Keys, Ranks, _thresholds, rank
 
 
 def unit(vectors) -> np.ndarray:
@@ -69,6 +69,24 @@ def test_pieces_smaller_than_a_tile_change_nothing(monkeypatch):
         monkeypatch.setattr(tiles, name, value)
     for text, image in DATA.values():
         check(unit(text), unit(image), {"strict": own(300), "thirds": Keys(*(np.arange(300) // 3,) * 2)}, 120)
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_torch_counts_a_tile_as_numpy_does(data, monkeypatch):
+    for name, value in (("_STRIP", 70), ("_PAIRS", 50), ("_DENSE_ROWS", 33)):
+        monkeypatch.setattr(tiles_gpu, name, value)
+    text, image = map(unit, DATA[data])
+    thirds = Keys(*(np.arange(300) // 3,) * 2)
+    bests = [tiles.best_in_tile(text, image, keys) for keys in (own(300), thirds)]
+    sides = tuple(_thresholds([best[side] for best in bests])[0] for side in (0, 1))
+    assert data in ("collapsed", "duplicated") or len(sides[0].row) > 300
+    expected = tiles.count_tile(text, image, sides)
+    for dense in (tiles_gpu._DENSE, 2.0):
+        monkeypatch.setattr(tiles_gpu, "_DENSE", dense)
+        found = tiles_gpu.count_tile_on("cpu", text, image, sides)
+        for mine, theirs in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(mine.above, theirs.above)
+            np.testing.assert_array_equal(mine.tied, theirs.tied)
 
 
 @settings(max_examples=60, deadline=None)

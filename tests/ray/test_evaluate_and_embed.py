@@ -17,7 +17,8 @@ from biomedclip_ray.clip.encoder import Encoder
 from biomedclip_ray.clip.model import build_model
 from biomedclip_ray.clip.tokenizer import fit_tokenizer
 from biomedclip_ray.config import Config, ConfigError, Model, parse
-from biomedclip_ray.evaluate.evaluate import evaluate
+from biomedclip_ray.evaluate.evaluate import HeldOut, evaluate
+from biomedclip_ray.evaluate.held_out import measure_pool
 from biomedclip_ray.evaluate.leakage import LeakageError
 from biomedclip_ray.images.image import decode, perceptual_hash
 from biomedclip_ray.schema import CORPUS, PAIRS, Reason, hash64
@@ -27,7 +28,8 @@ from biomedclip_ray.search.filters import Filters
 from biomedclip_ray.search.index import Index
 from biomedclip_ray.store.attempt import attempt
 from biomedclip_ray.store.ledger import Count, Ledger
-from biomedclip_ray.store.product import Product, ledger_name
+from biomedclip_ray.store.product import Product, StageError, ledger_name
+from tests.evaluate.test_features import Odd
 
 ARTICLES = 24
 KINDS = ("gel", "chart", "micrograph")
@@ -245,9 +247,7 @@ def test_own_images_get_their_vectors_on_the_cluster(made, ray_cluster, tmp_path
 def test_the_pool_is_one_whole_figure_per_figure_of_the_held_out_split(made, evaluated):
     result = json.loads(evaluated.place.read("evaluation.json"))
     assert (result["split"], result["n"], result["retrieval"]["n"]) == ("test", 16, 16)
-    assert evaluated.manifest["counts"] == [
-        {"unit": "held-out pair", "in": 24, "kept": 16, "dropped": {Reason.NOT_WHOLE_FIGURE.value: 8}}
-    ]
+    assert evaluated.manifest["counts"] == [{"unit": "held-out pair", "in": 24, "kept": 24, "dropped": {}}]
     assert result["bundle"] == Encoder.load(made.folder).bundle_id
     assert sum(kind["n"] for kind in result["by_kind"].values()) == 16
 
@@ -269,6 +269,27 @@ def test_recall_in_the_file_is_that_of_the_encoder_s_vectors(made, evaluated):
     assert result["control_shuffled"]["image_to_text"]["recall@5"]["value"] == pytest.approx(5 / 16, rel=0.3)
 
 
+def test_whole_figures_and_panels_are_slices_among_both_each_with_its_interval(made, evaluated):
+    encoder = Encoder.load(made.folder)
+    pool = [row for row in made.rows if int(row["pmcid"][3:]) < 8]
+    text, image = encoder.encode_text([row["text"] for row in pool]), encoder.encode_images([r["image"] for r in pool])
+    scores = text.astype(float) @ image.T.astype(float)
+    hits = (scores > np.diag(scores)[:, None]).sum(axis=1) < 10
+    whole = np.array([row["panel"] == 0 for row in pool])
+    found = json.loads(evaluated.place.read("evaluation.json"))["slices"]
+    assert list(found) == ["figure_kind", "license", "year", "caption_words", "image"]
+    assert {name: (own["n"], own["of"]) for name, own in found["image"].items()} == {
+        "panel": (8, 24),
+        "whole": (16, 24),
+    }
+    for name, mine in (("whole", whole), ("panel", ~whole)):
+        figure = found["image"][name]["text_to_image"]["recall@10"]
+        assert figure["value"] == pytest.approx(hits[mine].mean())
+        assert figure["low"] <= figure["value"] <= figure["high"] and figure["low"] < figure["high"]
+    assert found["license"]["CC BY"]["of"] == 16
+    assert pq.read_table(io.BytesIO(evaluated.place.read("rows/pool_with_panels.parquet"))).num_rows == 48
+
+
 def test_a_labelled_set_is_measured_with_all_that_it_takes_to_repeat_it(made, evaluated):
     found = json.loads(evaluated.place.read("evaluation.json"))["sets"]["tiny"]
     assert found["zero_shot"]["n"] == 6
@@ -278,6 +299,28 @@ def test_a_labelled_set_is_measured_with_all_that_it_takes_to_repeat_it(made, ev
     assert found["linear_probe"]["n_train"] == 20
     assert found["images_near_training"] == {"n": 1, "of": 6, "by_hash_alone": 1, "ids": ["4"]}
     assert found["without_near_training"]["zero_shot"]["n"] == 5
+
+
+def test_a_pair_without_a_finite_vector_is_a_ledger_row_and_too_many_end_the_stage(made):
+    black = io.BytesIO()
+    Image.new("RGB", (150, 100)).save(black, "JPEG")
+    tables = []
+    for table in made.pairs.scan():
+        rows = [r | ({"image": black.getvalue()} if r["pair_id"] == "PMC3.1/F2#0" else {}) for r in table.to_pylist()]
+        tables.append(pa.Table.from_pylist(rows, schema=PAIRS))
+    pairs = finished(made.config.root, "preprocess", [], tables, "a black image")
+    corpus = corpus_of(made.config.root, pairs, SPLITS, "a black image")
+    held = HeldOut(str(made.folder), pairs, corpus, made.config.evaluate)
+    held.encoder = Odd.load(made.folder)
+    result = held(0)
+    assert [(row["id"], row["reason"]) for row in result.ledger.rows] == [("PMC3.1/F2#0", Reason.NON_FINITE.value)]
+    assert result.ledger.counts == {"held-out pair": (24, 23)}
+    assert "PMC3.1/F2#0" not in result.data["pair_id"].to_pylist() and result.data.num_rows == 23
+    product = Product.plan(made.config.root, "evaluate", 1, {"note": "a black image"}, [pairs])
+    with attempt(product, 1) as current:
+        current.write_part(0, result.data, result.ledger.table(), result.ledger.counts)
+        with pytest.raises(StageError, match=r"1 of 16 held-out pairs have a vector .* the first is PMC3\.1/F2#0"):
+            measure_pool(current, made.config.evaluate)
 
 
 def test_the_plots_are_pictures(evaluated):
