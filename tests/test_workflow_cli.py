@@ -247,6 +247,17 @@ def test_a_text_classifier_or_a_bundle_of_kinds_that_does_not_load(refused: Call
     assert line.startswith("error: preprocess.kinds.bundle: /nowhere: no open_clip_config.json there")
 
 
+@pytest.mark.parametrize("options", [(), ("--dry-run",)], ids=["run", "dry run"])
+def test_a_bad_labelled_set_is_a_line_before_anything_is_trained(
+    refused: Callable[..., str], tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    folder = tmp_path / "lungs"
+    folder.mkdir()
+    (folder / "dataset.json").write_text('{"name": "lungs", "task": "classification", "classes": "normal"}')
+    line = refused(f"evaluate.sets=[{folder}]", "model.init=random", *options)
+    assert f"error: evaluate.sets: {folder}: has no test table; evaluation needs one" in line
+
+
 def test_all_that_is_wrong_is_said_at_once(cli: Cli) -> None:
     answer = cli("root=/proc", "model.tokenizer=/nowhere/tokenizer", "model.init=random")
     assert answer.code == 2

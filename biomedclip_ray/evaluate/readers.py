@@ -20,6 +20,9 @@ from biomedclip_ray.store.place import Place
 
 QUESTIONS = ("question_id", "image_id", "question", "answer", "answer_type")
 
+MOST_OF_A_GROUP = 1 << 30
+"""Bytes of images in one row group of Parquet."""
+
 
 class SetError(ValueError):
     """What is wrong with a set: file, row and what to do; the caller adds the set."""
@@ -69,6 +72,7 @@ def read_table(place: Place, name: str, files: dict[str, str], id_column: str = 
     for column in wanted:
         if column not in columns:
             raise SetError(f"{name} has no column {column}; it has {', '.join(columns)}")
+    _check_row_groups(name, source.metadata)
     others = [column for column in (value, id_column, "group", "options") if column and column in columns]
     table = source.read(columns=others) if others else None
     rows = source.metadata.num_rows
@@ -89,6 +93,19 @@ def read_table(place: Place, name: str, files: dict[str, str], id_column: str = 
         Images(rows, _parquet_images(place, name)),
         column_of("options") or [],
     )
+
+
+def _check_row_groups(name: str, metadata: Any) -> None:
+    """A row group is read whole: pandas and pyarrow write a million rows into one unless they are told otherwise."""
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        columns = [group.column(i) for i in range(group.num_columns)]
+        size = sum(one.total_uncompressed_size for one in columns if one.path_in_schema.partition(".")[0] == "image")
+        if size > MOST_OF_A_GROUP:
+            raise SetError(
+                f"{name}: row group {number} holds {size / 1e9:.1f} GB of images, and a worker reads a group at once; "
+                "write the file with row_group_size=1000"
+            )
 
 
 def questions(place: Place, name: str, files: dict[str, str], images: set[str]) -> pa.Table:

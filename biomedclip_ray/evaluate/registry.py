@@ -5,11 +5,12 @@ checked against the stated rows (another number is a warning beside the figures)
 message says what to put there. Rows are those of the sets' own papers; where none is given, no count was found in a
 source to be cited.
 
-Sources: MedMNIST v2 (Yang et al. 2023, Sci. Data 10:41, table 2); PatchCamelyon (Veeling et al. 2018, arXiv
-1806.03962); LC25000 (Borkowski et al. 2019, arXiv 1912.12142); VQA-RAD (Lau et al. 2018, doi:10.1038/sdata.2018.251);
-the list of 26 rows is benchmark_manifest.csv of Yale-BIDS-Chen-Lab/medpmc-clip-eval (commit 2e7b5d2); BiomedCLIP: Zhang
-et al. 2023, arXiv 2303.00915; UniMed-CLIP: Khattak et al. 2024, arXiv 2412.10372, sets and classes from
-clipeval/dataset_catalog.json and constants.py of mbzuai-oryx/UniMed-CLIP (commit 6f09177).
+Sources: MedMNIST v2 (Yang et al. 2023, Sci. Data 10:41, table 2; its classes are those of NCT-CRC-HE's CRC-VAL-HE-7K,
+Kather et al. 2018, of OCT2017 and of the chest radiographs of Kermany et al. 2018); PatchCamelyon (Veeling et al. 2018,
+arXiv 1806.03962); LC25000 (Borkowski et al. 2019, arXiv 1912.12142); VQA-RAD (Lau et al. 2018,
+doi:10.1038/sdata.2018.251); the list of 26 rows is benchmark_manifest.csv of Yale-BIDS-Chen-Lab/medpmc-clip-eval
+(commit 2e7b5d2); BiomedCLIP: Zhang et al. 2023, arXiv 2303.00915; UniMed-CLIP: Khattak et al. 2024, arXiv 2412.10372,
+sets and classes from clipeval/dataset_catalog.json and constants.py of mbzuai-oryx/UniMed-CLIP (commit 6f09177).
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ class Known:
     """Papers whose list it is on."""
     rows: dict[str, int] = field(default_factory=dict)
     put: str = ""
+    each: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Rows of the classes of a split, in any order: their names are the user's own."""
     classes: int = 0
     """How many its papers tell apart; 0: not known here."""
     prompts: str = ""
@@ -53,12 +56,25 @@ _MEDPMC, _PAPER, _UNIMED = "medpmc-clip-eval", "BiomedCLIP", "UniMed-CLIP"
 _UNIMED_PROMPTS = "constants.py of https://github.com/mbzuai-oryx/UniMed-CLIP (CC BY-NC 4.0)"
 _UNIMED_SETS = "https://github.com/mbzuai-oryx/UniMed-CLIP (docs/EVALUATION_DATA.md)"
 _MEDMNIST = "https://medmnist.com"
+_MEDPMC_PROMPTS = "datasets.py of https://github.com/Yale-BIDS-Chen-Lab/medpmc-clip-eval"
+_BOTH_PROMPTS = f"{_UNIMED_PROMPTS}; {_MEDPMC_PROMPTS}"
 _MICROBENCH = "https://huggingface.co/datasets/jnirschl/uBench"
 
 
-def _mnist(specialty: str, train: int, validation: int, test: int, *lists: str) -> Known:
+def _mnist(
+    specialty: str,
+    classes: int,
+    train: int,
+    validation: int,
+    test: int,
+    *lists: str,
+    each: tuple[int, ...] = (),
+) -> Known:
+    """`each`: of test."""
     rows = {"train": train, "validation": validation, "test": test}
-    return Known(specialty, _MEDMNIST, "medmnist", lists, rows)
+    prompts = _MEDPMC_PROMPTS if lists else ""
+    known = {"test": each} if each else {}
+    return Known(specialty, _MEDMNIST, "medmnist", lists, rows, each=known, classes=classes, prompts=prompts)
 
 
 def _unimed(specialty: str, classes: int, layout: str = "csv") -> Known:
@@ -66,18 +82,21 @@ def _unimed(specialty: str, classes: int, layout: str = "csv") -> Known:
 
 
 def _micro(specialty: str) -> Known:
-    return Known(specialty, _MICROBENCH, "options", (_MEDPMC,))
+    prompts = "the options of each question are its prompts"
+    return Known(specialty, _MICROBENCH, "options", (_MEDPMC,), prompts=prompts)
 
 
 KNOWN: dict[str, Known] = {
-    "PathMNIST": _mnist("pathology", 89_996, 10_004, 7_180),
-    "DermaMNIST": _mnist("dermatoscopy", 7_007, 1_003, 2_005),
-    "OCTMNIST": _mnist("retinal OCT", 97_477, 10_832, 1_000),
-    "PneumoniaMNIST": _mnist("chest x-ray", 4_708, 524, 624),
-    "RetinaMNIST": _mnist("color fundus", 1_080, 120, 400),
-    "BloodMNIST": _mnist("cytopathology", 11_959, 1_712, 3_421),
-    "BreastMNIST": _mnist("breast ultrasound", 546, 78, 156, _MEDPMC),
-    "ChestMNIST": _mnist("chest x-ray", 78_468, 11_219, 22_433, _MEDPMC),
+    "PathMNIST": _mnist(
+        "pathology", 9, 89_996, 10_004, 7_180, each=(1_338, 847, 339, 634, 1_035, 592, 741, 421, 1_233)
+    ),
+    "DermaMNIST": _mnist("dermatoscopy", 7, 7_007, 1_003, 2_005),
+    "OCTMNIST": _mnist("retinal OCT", 4, 97_477, 10_832, 1_000, each=(250, 250, 250, 250)),
+    "PneumoniaMNIST": _mnist("chest x-ray", 2, 4_708, 524, 624, each=(234, 390)),
+    "RetinaMNIST": _mnist("color fundus", 5, 1_080, 120, 400),
+    "BloodMNIST": _mnist("cytopathology", 8, 11_959, 1_712, 3_421),
+    "BreastMNIST": _mnist("breast ultrasound", 2, 546, 78, 156, _MEDPMC),
+    "ChestMNIST": _mnist("chest x-ray", 14, 78_468, 11_219, 22_433, _MEDPMC),
     "PCAM": Known(
         "neoplastic",
         "https://github.com/basveeling/pcam",
@@ -85,7 +104,7 @@ KNOWN: dict[str, Known] = {
         (_PAPER, _MEDPMC, _UNIMED),
         {"train": 262_144, "validation": 32_768, "test": 32_768},
         classes=2,
-        prompts=_UNIMED_PROMPTS,
+        prompts=_BOTH_PROMPTS,
     ),
     "LC25000_Lung": Known(
         "neoplastic",
@@ -93,7 +112,8 @@ KNOWN: dict[str, Known] = {
         "image_folder",
         (_PAPER, _MEDPMC, _UNIMED),
         classes=3,
-        prompts=_UNIMED_PROMPTS,
+        prompts=_BOTH_PROMPTS,
+        each={"test": (5_000, 5_000, 5_000)},
     ),
     "LC25000_Colon": Known(
         "neoplastic",
@@ -101,7 +121,8 @@ KNOWN: dict[str, Known] = {
         "image_folder",
         (_PAPER, _MEDPMC, _UNIMED),
         classes=2,
-        prompts=_UNIMED_PROMPTS,
+        prompts=_BOTH_PROMPTS,
+        each={"test": (5_000, 5_000)},
     ),
     "TCGA-TIL": Known(
         "neoplastic",
@@ -115,12 +136,28 @@ KNOWN: dict[str, Known] = {
         "csv",
         (_PAPER, _MEDPMC, _UNIMED),
         classes=2,
-        prompts=_UNIMED_PROMPTS,
+        prompts=_BOTH_PROMPTS,
         put="the images and a test.csv of image, label and group (the patient) made from stage_2_train_labels.csv",
     ),
-    "DAD": Known("surgery", "the Dresden Surgical Anatomy Dataset", "coco", (_MEDPMC,)),
-    "DeepDRiD": Known("color fundus", "the DeepDRiD challenge of ISBI 2020", "csv", (_MEDPMC,)),
-    "HAM10000": Known("dermatoscopy", "ISIC 2018, task 3 (test images and ground truth)", "csv", (_MEDPMC,)),
+    "DAD": Known(
+        "surgery", "the Dresden Surgical Anatomy Dataset", "coco", (_MEDPMC,), classes=10, prompts=_MEDPMC_PROMPTS
+    ),
+    "DeepDRiD": Known(
+        "color fundus",
+        "the DeepDRiD challenge of ISBI 2020",
+        "csv",
+        (_MEDPMC,),
+        classes=5,
+        prompts=_MEDPMC_PROMPTS,
+    ),
+    "HAM10000": Known(
+        "dermatoscopy",
+        "ISIC 2018, task 3 (test images and ground truth)",
+        "csv",
+        (_MEDPMC,),
+        classes=7,
+        prompts=_MEDPMC_PROMPTS,
+    ),
     "acevedo_et_al_2020": _micro("cytopathology"),
     "burgess_et_al_2024_contour": _micro("morphological profiling"),
     "burgess_et_al_2024_eccentricity": _micro("morphological profiling"),

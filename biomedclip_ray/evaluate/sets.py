@@ -260,18 +260,30 @@ class _Loader:
                     raise SetError(f"{split}, row {row}: label {strange[0]!r} is no class; add it to classes")
 
     def _counts(self, name: str, tables: dict[str, Samples]) -> list[str]:
-        """What differs from the counts that dataset.json or the registry states; a warning, not an error."""
+        """What differs from the counts that dataset.json (rows or counts) or the registry states; a warning, not an
+        error.
+        """
         known, classes = KNOWN.get(name), self.about.get("classes", [])
-        expected = self.about.get("rows") or (known.rows if known else {})
+        expected = self.about.get("rows") or self.about.get("counts") or (known.rows if known else {})
         out = []
         if known and known.classes and classes and len(classes) != known.classes:
             out.append(f"{len(classes)} classes, {known.classes} are stated")
-        for split, wanted in expected.items():
-            if split in tables and isinstance(wanted, int) and len(tables[split].ids) != wanted:
-                out.append(f"{split} holds {len(tables[split].ids)} rows, {wanted} are stated")
         for split, table in tables.items():
-            absent = sorted(set(classes) - {v for v in table.values if isinstance(v, str)})
-            if absent and self.about["task"] == "classification" and self.about.get("labels") != "numbers":
+            held = _by_class(table, classes)
+            stated: Any = expected.get(split, {})
+            by_class = stated if isinstance(stated, dict) else {}
+            wanted = by_class.get("total", sum(by_class.values())) if by_class else stated
+            if isinstance(wanted, int) and len(table.ids) != wanted:
+                out.append(f"{split} holds {len(table.ids)} rows, {wanted} are stated")
+            for label, count in by_class.items():
+                if label in classes and held[label] != count:
+                    out.append(f"{split} holds {held[label]} rows of {label}, {count} are stated")
+            sizes = known.each.get(split) if known else None
+            if sizes and sorted(held.values()) != sorted(sizes):
+                shown = [", ".join(map(str, sorted(counts))) for counts in (held.values(), sizes)]
+                out.append(f"{split} holds classes of {shown[0]} rows, {shown[1]} are stated")
+            absent = sorted(label for label, count in held.items() if not count)
+            if absent and self.about["task"] == "classification":
                 out.append(f"{split} holds no row of {', '.join(absent)}")
         return out
 
@@ -309,6 +321,14 @@ class _Loader:
         return LabelledSet(
             self.place.uri, name, "retrieval", {"images": images}, self.files, questions={"test": pa.table(columns)}
         )
+
+
+def _by_class(table: Samples, classes: list[str]) -> dict[str, int]:
+    """Rows of each class, of one label or of many."""
+    if len(table.labels):
+        return dict(zip(classes, np.bincount(table.labels, minlength=len(classes)).tolist(), strict=True))
+    many = Counter(label for value in table.values if isinstance(value, list | tuple) for label in value)
+    return {label: many[label] for label in classes}
 
 
 def _samples(raw: Raw) -> Samples:

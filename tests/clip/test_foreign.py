@@ -105,6 +105,20 @@ def test_a_siglip_gives_open_clips_vectors_also_as_a_bundle_of_ours(
     _assert_same(str(tmp_path / "ours"), _plain(f"local-dir:{tmp_path / 'ours'}", pictures), pictures)
 
 
+def test_a_siglip_with_timms_tower_as_the_published_ones_have_it(
+    bert_folder: Path, pictures: list[Image.Image], tmp_path: Path
+) -> None:
+    """MedSigLIP's layout in open_clip: patches pooled by an attending token, no projection behind it."""
+    folder = _siglip(bert_folder, tmp_path / "shape")
+    config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"] | {"embed_dim": 768}
+    config["vision_cfg"] = {"image_size": 224, "timm_model_name": "vit_base_patch16_siglip_224"}
+    config["vision_cfg"] |= {"timm_model_pretrained": False, "timm_pool": "map", "timm_proj": "none"}
+    config["text_cfg"] |= {"norm_kwargs": {"eps": 1e-6}, "act_kwargs": {"approximate": "tanh"}}
+    _write(folder, config, SIGLIP)
+    encoder = _assert_same(str(folder), _plain(f"local-dir:{folder}", pictures[:2]), pictures[:2])
+    assert encoder.dimensions == 768
+
+
 def test_a_coca_is_measured_and_not_trained_on(pictures: list[Image.Image], tmp_path: Path) -> None:
     text = TEXT | {"embed_cls": True, "output_tokens": True}
     vision = VISION | {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True}
@@ -237,6 +251,23 @@ def test_a_checkpoint_takes_the_preprocessing_of_the_tag_that_is_named(
     theirs = _plain(known, pictures, pretrained=str(tmp_path / file), **forced)
     encoder = _assert_same(f"open_clip:{known}:{tmp_path / file}:a", theirs, pictures)
     assert encoder.info["preprocess_cfg"]["mean"] == [0.5] * 3
+
+
+def test_a_name_and_a_tag_that_can_be_had_need_no_file(
+    known: str,
+    clip_config: dict[str, Any],
+    pictures: list[Image.Image],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # where open_clip keeps what it fetches
+    state = load_file(_write(tmp_path / "w", clip_config, OPENAI) / "open_clip_model.safetensors")
+    torch.save(state, tmp_path / "fetched.pt")
+    tag = {"url": (tmp_path / "fetched.pt").as_uri(), "mean": (0.4,) * 3, "std": (0.3,) * 3}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED[known], "c", tag)
+    theirs = _plain(known, pictures, pretrained="c")
+    encoder = _assert_same(f"open_clip:{known}:c", theirs, pictures)
+    assert encoder.info["preprocess_cfg"]["mean"] == [0.4] * 3
 
 
 def test_tags_that_agree_need_not_be_named_and_wrong_names_say_so(

@@ -14,6 +14,7 @@ import pytest
 
 from biomedclip_ray.clip.encoder import Encoder
 from biomedclip_ray.config import ConfigError, Evaluate
+from biomedclip_ray.evaluate import readers
 from biomedclip_ray.evaluate.bundles import Asked
 from biomedclip_ray.evaluate.registry import KNOWN
 from biomedclip_ray.evaluate.sets import LabelledSet, load_set, load_sets
@@ -192,6 +193,43 @@ def test_the_readings_of_the_real_sets(eval_sets):
     assert set(questions.questions["test"]["answer_type"].to_pylist()) == {"open", "closed"}
 
 
+def vqa_set(folder, image: bytes, rows: list[dict]) -> LabelledSet:
+    folder.mkdir(exist_ok=True)
+    about = {"name": "q", "task": "vqa", "images": "images.parquet", "splits": {"one": {"test": "test.parquet"}}}
+    (folder / "dataset.json").write_text(json.dumps(about))
+    pq.write_table(pa.table({"image_id": ["a", "b"], "image": [image, image]}), folder / "images.parquet")
+    pq.write_table(pa.Table.from_pylist(rows), folder / "test.parquet")
+    return load_set(str(folder))
+
+
+def asked(number: int, image: str, kind: str, **more) -> dict:
+    row = {"question_id": f"q{number}", "image_id": image, "question": "is it?", "answer": "Yes", "answer_type": kind}
+    return row | {"group": None, "question_type": " PRES"} | more
+
+
+def test_questions_are_read_as_vqa_rad_and_slake_are_passed_around(make_set, tmp_path):
+    image = rows_of(make_set())["test"][0][0]
+    rows = [asked(0, "a", "CLOSED"), asked(1, "a", "OPEN "), asked(2, "b", "closed", group="patient 1", answer="no ")]
+    found = vqa_set(tmp_path / "q", image, rows).questions["test"]
+    assert found["answer_type"].to_pylist() == ["closed", "open", "closed"]
+    assert found["group"].to_pylist() == ["image a", "image a", "group patient 1"]
+    assert set(found["question_type"].to_pylist()) == {"pres"}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (asked(1, "a", "yes/no"), r"test\.parquet, row 1: answer_type 'yes/no'; known: open, closed"),
+        (asked(1, "c", "open"), r"row 1: image_id 'c' is not among the images; add it or leave the row out"),
+        (asked(1, "a", "open", answer=None), r"test\.parquet, row 1: answer is null; fill it or leave the row out"),
+    ],
+)
+def test_a_question_that_cannot_be_asked_names_its_row(row, message, make_set, tmp_path):
+    image = rows_of(make_set())["test"][0][0]
+    with pytest.raises(ConfigError, match=message):
+        vqa_set(tmp_path / "q", image, [asked(0, "a", "closed"), row])
+
+
 def test_text_in_a_csv_stays_what_it_is(make_set, about, tmp_path):
     folder = tmp_path / "text"
     folder.mkdir()
@@ -277,6 +315,16 @@ def test_numbers_are_labels_where_dataset_json_says_so(make_set):
     assert load_set(str(folder)).tables["test"].labels.tolist() == [i % 3 for i in range(30)]
 
 
+def test_a_row_group_that_no_worker_can_hold_says_how_to_write_it(make_set, monkeypatch):
+    folder = make_set()
+    monkeypatch.setattr(readers, "MOST_OF_A_GROUP", 20_000)
+    with pytest.raises(ConfigError, match=r"train\.parquet: row group 0 holds .* GB of images, .*row_group_size=1000"):
+        load_set(str(folder))
+    for name in ("train.parquet", "test.parquet"):
+        pq.write_table(pq.read_table(folder / name), folder / name, row_group_size=5)
+    assert len(load_set(str(folder)).tables["test"].ids) == 30
+
+
 def test_two_sets_of_one_name_are_refused(make_set):
     folders = [make_set(), make_set("again")]
     with pytest.raises(ConfigError, match=r"2 sets are named 'tiny' \(.*tiny, .*again\); give each a name of its own"):
@@ -294,6 +342,26 @@ def test_another_count_than_stated_is_a_warning(make_set, about):
     folder = make_set()
     (folder / "dataset.json").write_text(json.dumps(about | {"rows": {"train": 30, "test": 600}}))
     assert load_set(str(folder)).warnings == ["test holds 30 rows, 600 are stated"]
+
+
+def test_another_count_of_a_class_is_a_warning_that_names_it(make_set, about):
+    folder = make_set()
+    stated = {"test": {"cell": 10, "gel": 12, "chart": 10, "total": 32}, "train": {"cell": 10, "gel": 10, "chart": 10}}
+    (folder / "dataset.json").write_text(json.dumps(about | {"counts": stated}))
+    found = load_set(str(folder))
+    assert found.warnings == ["test holds 30 rows, 32 are stated", "test holds 10 rows of gel, 12 are stated"]
+    assert found.about()["warnings"] == found.warnings
+    (folder / "dataset.json").write_text(json.dumps(about | {"name": "LC25000_Lung"}))
+    assert "test holds classes of 10, 10, 10 rows, 5000, 5000, 5000 are stated" in load_set(str(folder)).warnings
+
+
+def test_the_registry_adds_up():
+    for name, known in KNOWN.items():
+        for split, sizes in known.each.items():
+            assert len(sizes) == known.classes, name
+            assert sum(sizes) == known.rows.get(split, sum(sizes)), name
+        if "medpmc-clip-eval" in known.lists or "UniMed-CLIP" in known.lists:
+            assert known.prompts, name
 
 
 def test_another_number_of_classes_than_a_set_is_known_for_is_a_warning(make_set, about):
