@@ -2,11 +2,13 @@
 machine no Ray.
 
     python workflows/evaluate.py --bundles A B C --sets DIR... --out DIR [--seed N] [--draws N]
+    python workflows/evaluate.py --index ROOT/embed/ID [--split test] [--out DIR]
 
 A bundle is whatever `Encoder.load` reads; a set is a folder with dataset.json (biomedclip_ray/evaluate/layouts.py tells
 the layouts). Vectors are kept in OUT/features: another set, seed or metric encodes nothing twice, and a killed run goes
 on. With RAY_ADDRESS set the images are encoded all over that cluster, and OUT must be a place that all its nodes share.
-The first table, of what needs no training, comes right after the encoding; then the probes and VQA.
+The first table, of what needs no training, comes right after the encoding; then the probes and VQA. With --index
+held-out pairs are sought among all that an index holds, beside an exact search, and the index's own recall is told.
 Exit codes: 0 done; 1 something failed; 2 bundles, sets or options are wrong, and nothing was encoded.
 """
 
@@ -30,8 +32,9 @@ from biomedclip_ray.config import ConfigError, Evaluate, Fusion, PartResources
 from biomedclip_ray.evaluate.bundles import Asked, Written, encode_on_cluster, gather
 from biomedclip_ray.evaluate.compare import as_csv, as_html, as_latex, comparison, table
 from biomedclip_ray.evaluate.features import Each, recalled
+from biomedclip_ray.evaluate.set_tables import class_table, set_table
 from biomedclip_ray.evaluate.sets import LabelledSet, load_sets
-from biomedclip_ray.evaluate.tables import bundles_table, comparison_table, set_table
+from biomedclip_ray.evaluate.tables import bundles_table, comparison_table, index_table
 from biomedclip_ray.report.sets import sets_page
 from biomedclip_ray.run.connect import connect
 from biomedclip_ray.run.preflight import PreflightError
@@ -50,6 +53,9 @@ def main(arguments: list[str]) -> int:
     from biomedclip_ray.clip.bundle import BundleError
 
     try:
+        if options.index:
+            _through_index(options)
+            return 0
         sets = load_sets(options.sets)
         for labelled in sets:
             counts = ", ".join(f"{name} {n:,}" for name, n in labelled.about()["rows"].items())
@@ -76,11 +82,13 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="evaluate.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--bundles", nargs="+", metavar="CLIP", help="folders, s3://..., hf-hub:OWNER/NAME")
+    parser.add_argument("--sets", nargs="+", metavar="DIR", help="folders with dataset.json")
+    parser.add_argument("--out", metavar="DIR", help="where features, rows and figures go")
     parser.add_argument(
-        "--bundles", nargs="+", required=True, metavar="CLIP", help="folders, s3://..., hf-hub:OWNER/NAME"
+        "--index", metavar="INDEX", help="what the embed stage made: retrieval through it, nothing else"
     )
-    parser.add_argument("--sets", nargs="+", required=True, metavar="DIR", help="folders with dataset.json")
-    parser.add_argument("--out", required=True, metavar="DIR", help="where features, rows and figures go")
+    parser.add_argument("--split", choices=["test", "validation", "train"], default="test", help="asked of --index")
     parser.add_argument("--seed", type=int, default=0, help="of draws, folds and controls")
     parser.add_argument("--draws", type=int, default=1000, help="resamples behind each interval")
     parser.add_argument(
@@ -91,7 +99,24 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--tower-rate", type=float, default=0.0, help="learning rate of the towers beside that head")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="of the towers")
     parser.add_argument("--dry-run", action="store_true", help="read and check the sets; start nothing")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if not options.index:
+        missing = [f"--{name}" for name in ("bundles", "sets", "out") if not getattr(options, name)]
+        if missing:
+            parser.error(f"{' and '.join(missing)} must be given (or --index alone)")
+    elif options.bundles or options.sets:
+        parser.error("--index goes without --bundles and --sets")
+    return options
+
+
+def _through_index(options: argparse.Namespace) -> None:
+    from biomedclip_ray.search.index import Index
+    from biomedclip_ray.search.retrieval import through_index
+
+    found = through_index(Index.open(options.index), options.split, options.draws, options.seed)
+    console.print(index_table(found))
+    if options.out:
+        Place(options.out).write("retrieval_through_index.json", json.dumps(found, indent=1).encode())
 
 
 def _run(options: argparse.Namespace, sets: list[LabelledSet]) -> None:
@@ -134,6 +159,8 @@ def _run(options: argparse.Namespace, sets: list[LabelledSet]) -> None:
 
         def told(where: str, figures: dict[str, Any], name: str = name) -> None:
             console.print(set_table({where: figures}, f"{name} on {where}, with 95% intervals"))
+            for classes in class_table({where: figures}):
+                console.print(classes)
 
         results[name], rows[name] = bundle.all(place.at(f"rows/{bundle.encoder.bundle_id}"), told=told)
     lines, names = table(results), list(results)

@@ -171,10 +171,13 @@ def as_html(lines: list[dict[str, Any]], bundles: list[str]) -> str:
         ends = "" if low is None or high is None else f" <small>{100 * low:.1f} – {100 * high:.1f}</small>"
         return f'<td class="num">{text}{ends}</td>'
 
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in (*_HEAD, *bundles))
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in _HEAD)
+    head += "".join(f'<th class="num">{html.escape(name)}</th>' for name in bundles)
     body = []
     for names, cells in _cells(lines, bundles, shown):
-        columns = [f"<td>{html.escape(name)}</td>" for name in names] + [cell or "<td>–</td>" for cell in cells]
+        columns = [f"<td>{html.escape(name)}</td>" for name in names] + [
+            cell or '<td class="num">–</td>' for cell in cells
+        ]
         body.append(f"<tr>{''.join(columns)}</tr>")
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>\n"
 

@@ -4,6 +4,7 @@ only weighs them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from biomedclip_ray.evaluate.intervals import Clusters
+
+POINTS = 100
+"""Of a curve that is shown; areas are those of all rows."""
 
 Float64s = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -66,6 +70,28 @@ class Curve:
             if number < len(found):
                 found[number][kind == 0] = np.nan
         return np.stack(found, axis=1)
+
+
+def curves(truths: NDArray[np.bool_], scores: Float64s, classes: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
+    """What plots show of each class that has rows of both kinds: `roc` as [false positive rate, recall] and
+    `precision_recall` as [recall, precision], at most POINTS of each, thresholds from the highest score down.
+
+    Args:
+        truths, scores: (n, classes).
+    """
+    out: dict[str, dict[str, list[Any]]] = {}
+    for c, name in enumerate(classes):
+        order = np.argsort(-scores[:, c], kind="stable")
+        truth, ordered = truths[order, c], scores[order, c]
+        if not truth.any() or truth.all():
+            continue
+        last = np.flatnonzero(np.concatenate([ordered[1:] != ordered[:-1], [True]]))  # equal scores are one threshold
+        hits, seen = np.cumsum(truth)[last], last + 1
+        kept = np.unique(np.linspace(0, len(last) - 1, POINTS).round().astype(np.int64))
+        recall, wrong = hits / truth.sum(), (seen - hits) / (~truth).sum()
+        sides = {"roc": (wrong, recall), "precision_recall": (recall, hits / seen)}
+        out[name] = {key: np.stack(pair, axis=1)[kept].round(4).tolist() for key, pair in sides.items()}
+    return out
 
 
 def _dot(left: NDArray[Any], right: NDArray[Any]) -> Float64s:

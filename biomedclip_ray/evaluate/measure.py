@@ -13,14 +13,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from biomedclip_ray.evaluate import retrieval
+from biomedclip_ray.evaluate.curves import curves
 from biomedclip_ray.evaluate.intervals import METHOD, NO_DIFFERENCE, Clusters, Figure, difference, spread
 from biomedclip_ray.evaluate.metrics import (
     Estimate,
     classification,
     confusion,
+    log_odds,
     mean_estimates,
     multilabel,
     per_class,
+    per_label,
     probabilities,
     reliability,
     temperature,
@@ -66,9 +69,10 @@ def measure(kind: str, rows: pa.Table, draws: int, seed: int, about: Mapping[str
     if kind == "classification":
         out |= _classified(rows, seed, about)
     if kind == "multilabel":
-        truth = _labels_of(rows)
+        truth, scores = _labels_of(rows), logits_of(rows)
         out["absent"] = [name for c, name in enumerate(about["classes"]) if not truth[:, c].any()]
-        out["per_class"] = {name: {"n": int(truth[:, c].sum())} for c, name in enumerate(about["classes"])}
+        out["per_class"] = per_label(truth, scores, list(about["classes"]))
+        out["curves"] = curves(truth, scores, list(about["classes"]))
     return out
 
 
@@ -81,6 +85,7 @@ def _classified(rows: pa.Table, seed: int, about: Mapping[str, Any]) -> dict[str
         "per_class": per_class(labels, logits, classes),
         "confusion": confusion(labels, logits),
         "reliability": reliability(labels, logits),
+        "curves": curves(labels[:, None] == np.arange(len(classes)), log_odds(logits), classes),
         "control_shuffled": shuffled(rows, seed, about),
     }
     held = about.get("logits_of_validation")

@@ -26,6 +26,8 @@ Ints = NDArray[np.int64]
 BINS = 15
 """Of the reliability curve, equally wide. A confidence on an edge belongs to the bin below it (Guo et al. 2017,
 arXiv 1706.04599); edges are found by whole numbers, so that 0.1 * 15 is no matter of the float type."""
+_DIGITS = 12
+"""Of log-odds behind the point."""
 TEMPERATURES = (0.1, 10.0)
 """Between which a temperature is looked for: validation rows that are nearly all right would ask for none at all."""
 
@@ -70,15 +72,18 @@ def mean_estimates(
 
 
 def log_odds(logits: Float64s) -> Float64s:
-    """(n, classes): how much more likely each class is than all others together, as a logarithm."""
+    """(n, classes): how much more likely each class is than all others together, as a logarithm. Two that are equal but
+    for the order of their sums are equal: ties would fall one way or the other by the last bit.
+    """
     logits = logits.astype(np.float64)
+    logits = logits - logits.max(axis=1, keepdims=True)
     if logits.shape[1] == 2:
         gap = logits[:, 1] - logits[:, 0]
         return np.stack([-gap, gap], axis=1)
     out = np.empty_like(logits)
     for c in range(logits.shape[1]):
-        out[:, c] = logits[:, c] - logsumexp(np.delete(logits, c, axis=1), axis=1)
-    return out
+        out[:, c] = logits[:, c] - logsumexp(np.sort(np.delete(logits, c, axis=1), axis=1), axis=1)
+    return out.round(_DIGITS)
 
 
 def probabilities(logits: Float64s) -> Float64s:
@@ -299,6 +304,25 @@ def per_class(labels: Ints, logits: Float64s, classes: Sequence[str]) -> dict[st
         found["precision"] = hit / named if named else None
         found["f1"] = 2 * hit / (named + float(truth.sum()))
         if not truth.all():
+            area, precision = Curve.sort(truth, scores[:, c], alone).whole()
+            found |= {"auroc": float(area), "auprc": float(precision)}
+        out[name] = found
+    return out
+
+
+def per_label(truths: NDArray[np.bool_], scores: Float64s, classes: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The same of labels by prompt pairs, whose answer is "the positive prompt is nearer" (a tie is half of one)."""
+    alone = Clusters.number(np.arange(len(truths)))
+    answers = np.where(scores == 0, 0.5, scores > 0)
+    out: dict[str, dict[str, Any]] = {}
+    for c, name in enumerate(classes):
+        truth = truths[:, c]
+        found: dict[str, Any] = {"n": int(truth.sum())}
+        if truth.any():
+            hit, named = float(answers[truth, c].sum()), float(answers[:, c].sum())
+            found |= {"recall": hit / found["n"], "precision": hit / named if named else None}
+            found["f1"] = 2 * hit / (named + found["n"])
+        if truth.any() and not truth.all():
             area, precision = Curve.sort(truth, scores[:, c], alone).whole()
             found |= {"auroc": float(area), "auprc": float(precision)}
         out[name] = found

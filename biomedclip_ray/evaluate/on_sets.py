@@ -292,6 +292,7 @@ def _captions(vectors: Kept, labelled: LabelledSet, out: dict[str, Any], draws: 
     }
     readings = {retrieval.STRICT: keys}
     rows = retrieval.rows_of(ids, clusters, rank(text, images[kept], readings))
+    rows = rows.append_column("image_id", pa.array(asked["image_id"].to_pylist() + ids[DIRECTIONS[1]]))
     out["retrieval"] = {"images": len(kept), "texts": len(mine), "n": len(mine)}
     out["retrieval"] |= retrieval.measure_rows(rows, readings, draws, seed)
     return {"retrieval": ("retrieval", rows, {"candidates": len(kept)})}
@@ -299,13 +300,13 @@ def _captions(vectors: Kept, labelled: LabelledSet, out: dict[str, Any], draws: 
 
 def _without(found: Found, ids: set[str], seed: int) -> dict[str, dict[str, Any]]:
     """The metrics of each task without the rows whose image the bundle may have seen (values; the intervals are the
-    whole's).
+    whole's); what was seen stays among the candidates of retrieval.
     """
     out: dict[str, dict[str, Any]] = {}
     for task, (kind, rows, about) in found.items():
         column = "image_id" if "image_id" in rows.column_names else "sample_id"
         kept = rows.filter(pa.array([name not in ids for name in rows[column].to_pylist()], pa.bool_()))
-        if kept.num_rows and kind != "retrieval":
+        if kept.num_rows:
             values: Mapping[str, Any] = estimates(kind, kept, 0, seed, about)
             out[task] = {"n": kept.num_rows} | {name: one.value for name, one in values.items()}
     return out

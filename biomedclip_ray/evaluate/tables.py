@@ -8,92 +8,29 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-DIRECTIONS = ("text_to_image", "image_to_text")
-LOWER_IS_BETTER = ("brier", "ece")
-_METRICS = (
-    "accuracy",
-    "balanced_accuracy",
-    "macro_f1",
-    "weighted_f1",
-    "auroc",
-    "auroc_pooled",
-    "auprc",
-    "top_5",
-    "brier",
-    "ece",
-)
+from biomedclip_ray.evaluate.set_tables import DIRECTIONS, as_rank, as_share, class_table, ends, set_table
+
+READINGS = {"same_image": "same image", "same_text": "same text"}
+"""What else counts as right."""
+SLICED = {
+    "figure_kind": "kind",
+    "license": "licence",
+    "year": "year",
+    "caption_words": "words of the caption",
+    "image": "whole or panel",
+}
 
 
 def tables(evaluation: dict[str, Any]) -> list[Table]:
-    """Retrieval over the whole pool, recall@10 within each kind of figure, and labelled sets, from the content of
-    evaluation.json.
+    """Retrieval over the whole pool, its slices, recall@10 within each kind of figure, and labelled sets, from the
+    content of evaluation.json.
     """
-    out = [_retrieval(evaluation), _by_kind(evaluation["by_kind"])]
+    out = [_retrieval(evaluation), _slices(evaluation["slices"]), _by_kind(evaluation["by_kind"])]
     if evaluation.get("sets"):
-        out.append(set_table(evaluation["sets"]))
+        out += [set_table(evaluation["sets"]), *class_table(evaluation["sets"])]
     if evaluation.get("comparison"):
         out.append(comparison_table(evaluation["comparison"]))
     return out
-
-
-def set_table(sets: Mapping[str, Any], title: str = "Labelled sets, with 95% intervals") -> Table:
-    """Every figure of every task of every set, a line each."""
-    table = Table("set", "task", "n (left out)", "metric", title=title, box=SIMPLE_HEAD)
-    for name in ("value", "interval", "chance", "shuffled control"):
-        table.add_column(name, justify="right")
-    for line in set_lines(sets):
-        figure, control = line["figure"], line["control"]
-        if figure is None:
-            table.add_row(line["set"], line["task"], "", line["metric"], "", "", "", "")
-            continue
-        table.add_row(
-            line["set"],
-            line["task"],
-            f"{line['n']}" + (f" ({line['left_out']})" if line["left_out"] else ""),
-            line["metric"].replace("_", " "),
-            _share(figure["value"]),
-            f"{_share(figure['low'])} - {_share(figure['high'])}",
-            _share(figure["chance"]) if figure.get("chance") is not None else "",
-            _share(control["value"]) if control else "",
-        )
-    return table
-
-
-def set_lines(sets: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The same as lines: set, task, n, left_out, metric, figure, control; a task that was not measured has a sentence
-    for its metric and no figure.
-    """
-    for name, found in sets.items():
-        left_out = found["left_out"]["n"]
-        for task, measured in found.items():
-            if not _is_task(measured):
-                continue
-            base = {"set": name, "task": task.replace("_", " "), "left_out": left_out, "control": None}
-            if "left_out" in measured:
-                yield base | {"metric": f"not measured: {measured['left_out']}", "figure": None, "n": 0}
-                continue
-            if DIRECTIONS[0] in measured:
-                for way in DIRECTIONS:
-                    for metric, figure in measured[way].items():
-                        if metric.startswith("recall") or metric == "mrr":
-                            label = f"{way} {metric}"
-                            yield base | {"metric": label, "figure": figure, "n": measured["n"]}
-                continue
-            for metric in _METRICS:
-                if metric in measured:
-                    control = measured.get("control_shuffled", {}).get(metric)
-                    yield base | {"metric": metric, "figure": measured[metric], "n": measured["n"], "control": control}
-        asked = {task: found.get(task, {}) for task in ("vqa", "vqa_fusion")}
-        for task, split, measured in ((task, *one) for task, splits in asked.items() for one in splits.items()):
-            base = {"set": name, "task": f"{task.replace('_', ' ')}, {split}", "left_out": left_out, "control": None}
-            if "left_out" in measured:
-                yield base | {"metric": f"not measured: {measured['left_out']}", "figure": None, "n": 0}
-                continue
-            for part in ("all", "closed", "open"):
-                for system, own in measured.get(part, {}).items():
-                    if isinstance(own, dict) and "exact" in own:
-                        metric = f"{part}, {system}: exact match"
-                        yield base | {"metric": metric, "figure": own["exact"], "n": own["n"]}
 
 
 def bundles_table(lines: list[dict[str, Any]], bundles: list[str]) -> Table:
@@ -105,17 +42,28 @@ def bundles_table(lines: list[dict[str, Any]], bundles: list[str]) -> Table:
         cells = []
         for name in bundles:
             figure = line["bundles"].get(name, {})
-            shown = _share(figure["value"]) if figure else ""
-            cells.append(f"{shown} ({_share(figure['low'])} - {_share(figure['high'])})" if "low" in figure else shown)
+            shown = as_share(figure["value"]) if figure else ""
+            cells.append(f"{shown} ({ends(figure)})" if "low" in figure else shown)
         table.add_row(line["set"], line["task"].replace("_", " "), line["metric"], *cells)
     return table
 
 
-def _is_task(entry: Any) -> bool:
-    """Whether a set's entry is that of a task, measured or left out with a sentence; vqa has one a split."""
-    if not isinstance(entry, dict):
-        return False
-    return isinstance(entry.get("left_out"), str) or not entry.keys().isdisjoint((*_METRICS, *DIRECTIONS))
+def index_table(found: Mapping[str, Any]) -> Table:
+    """Recall through an index beside that of an exact search, and the index's own: what `search/retrieval.py` found."""
+    title = f"{found['queries']:,} pairs of the {found['split']} split among {found['rows']:,} rows ({found['kind']})"
+    table = Table("", title=f"{title}, with 95% intervals", box=SIMPLE_HEAD)
+    for name in ("through the index", "interval", "exact", "interval", "chance"):
+        table.add_column(name, justify="right")
+    for direction in DIRECTIONS:
+        both = found[direction]
+        words = direction.replace("_", " ")
+        for metric, figure in both["approximate"].items():
+            exact = both["exact"][metric]
+            cells = [cell for one in (figure, exact) for cell in (as_share(one["value"]), ends(one))]
+            table.add_row(f"{words} {metric}", *cells, f"{figure['chance']:.2%}")
+        own = both["index"]
+        table.add_row(f"{words}: of the ten nearest the index finds", as_share(own["value"]), ends(own), "", "", "")
+    return table
 
 
 def comparison_table(pairs: list[dict[str, Any]]) -> Table:
@@ -154,7 +102,7 @@ def _retrieval(evaluation: dict[str, Any]) -> Table:
     for direction in DIRECTIONS:
         for metric, measured in found[direction].items():
             control = found["control_shuffled"][direction][metric]["value"]
-            shown = _rank if metric.endswith("rank") else _share
+            shown = as_rank if metric.endswith("rank") else as_share
             times = "" if metric.endswith("rank") else f"{measured['value'] / measured['chance']:.1f}"
             table.add_row(
                 f"{direction.replace('_', ' ')} {metric.replace('_', ' ')}",
@@ -164,6 +112,42 @@ def _retrieval(evaluation: dict[str, Any]) -> Table:
                 times,
                 shown(control),
             )
+        for reading, words in READINGS.items():
+            measured = found[reading][direction]["recall@10"]
+            table.add_row(
+                f"{direction.replace('_', ' ')} recall@10, {words}",
+                as_share(measured["value"]),
+                ends(measured),
+                as_share(measured["chance"]),
+                f"{measured['value'] / measured['chance']:.1f}",
+                "",
+            )
+    return table
+
+
+def slice_lines(slices: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Recall@10 of each slice of the queries as lines: by, value, n, of (candidates), and a figure for each
+    direction.
+    """
+    for column, found in slices.items():
+        for value, entry in found.items():
+            figures = {direction: entry[direction]["recall@10"] for direction in DIRECTIONS}
+            yield {"by": SLICED[column], "value": value, "n": entry["n"], "of": entry["of"], **figures}
+
+
+def _slices(slices: Mapping[str, Any]) -> Table:
+    table = Table("queries by", "", title="Recall@10 of each slice among all candidates", box=SIMPLE_HEAD)
+    for name in ("queries", "candidates"):
+        table.add_column(name, justify="right")
+    for direction in DIRECTIONS:
+        table.add_column(direction.replace("_", " "), justify="right")
+        table.add_column("interval", justify="right")
+    for line in slice_lines(slices):
+        cells = []
+        for direction in DIRECTIONS:
+            figure = line[direction]
+            cells += [as_share(figure["value"]), ends(figure)]
+        table.add_row(line["by"], line["value"], str(line["n"]), str(line["of"]), *cells)
     return table
 
 
@@ -173,14 +157,6 @@ def _by_kind(kinds: dict[str, Any]) -> Table:
         table.add_column(name, justify="right")
     for kind, found in kinds.items():
         recalls = [found[direction]["recall@10"] for direction in DIRECTIONS]
-        shares = [_share(recall["value"]) for recall in recalls]
-        table.add_row(kind, str(found["n"]), *shares, _share(recalls[0]["chance"]))
+        shares = [as_share(recall["value"]) for recall in recalls]
+        table.add_row(kind, str(found["n"]), *shares, as_share(recalls[0]["chance"]))
     return table
-
-
-def _share(value: float) -> str:
-    return f"{value:.1%}"
-
-
-def _rank(value: float) -> str:
-    return f"{value:.4g}"

@@ -30,6 +30,7 @@ from PIL import Image
 from biomedclip_ray.clip.loss import LOSSES
 from biomedclip_ray.clip.vectors import to_matrix
 from biomedclip_ray.corpus.groups import SPLITS
+from biomedclip_ray.evaluate.tables import READINGS, slice_lines
 from biomedclip_ray.report import svg
 from biomedclip_ray.report.nodes import nodes_section
 from biomedclip_ray.report.sets import sets_section
@@ -107,6 +108,8 @@ def render(root: str, run: dict[str, Any]) -> str:
         corpus=_corpus(products.get("curate")),
         training=_training(products.get("train")),
         evaluation=evaluation,
+        readings=READINGS,
+        slices=list(slice_lines(evaluation["slices"])) if evaluation else [],
         interval=svg.interval,
         nodes=nodes_section(root, run),
         sets=sets_section(evaluation) if evaluation else "",

@@ -13,8 +13,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from biomedclip_ray.evaluate.compare import as_html
-from biomedclip_ray.evaluate.tables import set_lines
+from biomedclip_ray.evaluate.compare import MAIN, as_html
+from biomedclip_ray.evaluate.set_tables import PER_CLASS, as_rank, set_lines
 from biomedclip_ray.report import svg
 
 
@@ -29,7 +29,6 @@ def sets_section(evaluation: Mapping[str, Any]) -> Markup:
     shown = [
         {
             "name": name,
-            "lines": list(set_lines(sets)),
             "sets": [_one(where, found) for where, found in sets.items()],
         }
         for name, sets in bundles.items()
@@ -39,6 +38,7 @@ def sets_section(evaluation: Mapping[str, Any]) -> Markup:
         table=Markup(as_html(lines, list(bundles))) if len(bundles) > 1 else "",
         comparison=evaluation.get("comparison") or [],
         interval=svg.interval,
+        per_class=PER_CLASS,
     )
     return Markup(text)
 
@@ -56,23 +56,7 @@ def sets_page(evaluation: Mapping[str, Any]) -> str:
 
 def _one(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
     """What one set has besides its figures."""
-    tasks = []
-    for task, measured in found.items():
-        if isinstance(measured, dict) and "confusion" in measured:
-            points = [(bin_["confidence"], bin_["accuracy"]) for bin_ in measured["reliability"]]
-            tasks.append(
-                {
-                    "name": task.replace("_", " "),
-                    "classes": measured["classes"],
-                    "confusion": [_shaded(row) for row in measured["confusion"]],
-                    "per_class": measured["per_class"],
-                    "absent": measured["absent"],
-                    "reliability": _reliability(points),
-                    "ece": measured["ece"]["value"],
-                    "examples": measured.get("examples", {}),
-                    "prompts": measured.get("accuracy_by_template", {}),
-                }
-            )
+    tasks = [_task(task, measured) for task, measured in found.items() if "per_class" in _entry(measured)]
     few = found.get("few_labels") or {}
     classes = (found.get("zero_shot") or {}).get("classes", [])
     curves = []
@@ -85,19 +69,61 @@ def _one(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
         left = [p for p in few.get(kind, []) if "left_out" in p]
         if few_points or left:
             plot = _few_plot(few_points, kind, words, 1 / max(len(classes), 1)) if len(few_points) > 1 else ""
-            curves.append({"words": words, "points": few_points, "left_out": left, "plot": plot})
+            told = (lambda at: f"{100 * at:g}%") if kind == "share" else (lambda at: f"{at:g}")
+            shown = [(told(at), mean, sd) for at, mean, sd in few_points]
+            left = [(told(p["at"]), p["left_out"]) for p in left]
+            curves.append({"words": words, "points": shown, "left_out": left, "plot": plot})
     return {
         "name": name,
+        "lines": list(set_lines({name: found})),
         "left_out": found["left_out"],
         "warnings": found.get("warnings", []),
         "near": found.get("images_near_training"),
-        "without": found.get("without_near_training", {}),
+        "without": [
+            (task.replace("_", " "), own["n"], name, own[name])
+            for task, own in found.get("without_near_training", {}).items()
+            for name in [name for name in MAIN.values() if name in own][:1]
+        ],
         "tasks": tasks,
         "robustness": found.get("robustness"),
         "curves": curves,
         "vqa": found.get("vqa", {})
         | {f"{split}, by a fusion head": one for split, one in found.get("vqa_fusion", {}).items()},
     }
+
+
+def _entry(measured: Any) -> Mapping[str, Any]:
+    return measured if isinstance(measured, dict) else {}
+
+
+def _task(name: str, measured: Mapping[str, Any]) -> dict[str, Any]:
+    """What a task with classes has besides its figures; labels by prompt pairs have no confusion and no confidences."""
+    one = {
+        "name": name.replace("_", " "),
+        "confusion": [_shaded(row) for row in measured.get("confusion", [])],
+        "classes": measured.get("classes", []),
+        "per_class": measured["per_class"],
+        "absent": measured["absent"],
+        "ece": measured["ece"]["value"] if "ece" in measured else None,
+        "temperature": measured.get("temperature"),
+        "examples": measured.get("examples", {}),
+        "prompts": measured.get("accuracy_by_template", {}),
+        "plots": [],
+    }
+    if "reliability" in measured:
+        points = [(bin_["confidence"], bin_["accuracy"]) for bin_ in measured["reliability"]]
+        words = f"reliability, ECE {one['ece']:.3f}"
+        one["plots"].append((words, svg.square([("", points)], ("confidence", "accuracy"), (0.0, 1.0), dots=True)))
+    curves = measured.get("curves", {})
+    one["strokes"] = {label: number % svg.STROKES for number, label in enumerate(curves)}
+    for key, words, axes, chance in (
+        ("roc", "ROC", ("false positive rate", "recall"), (0.0, 1.0)),
+        ("precision_recall", "precision and recall", ("recall", "precision"), None),
+    ):
+        lines = [(label, curve[key]) for label, curve in curves.items()]
+        if lines:
+            one["plots"].append((f"{words} of each class", svg.square(lines, axes, chance)))
+    return one
 
 
 def _few_plot(points: list[tuple[float, float, float]], kind: str, words: str, chance: float) -> Markup:
@@ -115,29 +141,10 @@ def _shaded(row: list[float]) -> list[tuple[str, float]]:
     return [(f"{cell:g}", cell / total) for cell in row]
 
 
-def _reliability(points: list[tuple[float, float]]) -> Markup:
-    """Accuracy by confidence beside the line of a calibrated model, 200 x 200."""
-
-    def at(x: float, y: float) -> str:
-        return f"{20 + 170 * x:.1f},{190 - 170 * y:.1f}"
-
-    line = " ".join(at(x, y) for x, y in points)
-    dots = "".join(f'<circle class="dot" cx="{20 + 170 * x:.1f}" cy="{190 - 170 * y:.1f}" r="3"/>' for x, y in points)
-    return Markup(
-        '<svg class="plot" viewBox="0 0 210 210" style="max-width:15rem" role="img" aria-label="accuracy by '
-        'confidence">'
-        f'<line class="grid" x1="20" y1="190" x2="190" y2="190"/><line class="grid" x1="20" y1="190" x2="20" y2="20"/>'
-        f'<polyline class="chance" fill="none" points="{at(0, 0)} {at(1, 1)}"/><polyline class="line" '
-        f'points="{line}"/>{dots}'
-        '<text x="105" y="206" text-anchor="middle">confidence</text>'
-        '<text x="12" y="105" text-anchor="middle" transform="rotate(-90 12 105)">accuracy</text></svg>'
-    )
-
-
 def _template(name: str) -> jinja2.Template:
     text = resources.files("biomedclip_ray.report").joinpath(name).read_text("utf-8")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["share"] = lambda value: f"{100 * value:.1f}%"
+    environment.filters |= {"share": lambda value: f"{100 * value:.1f}%", "rank": as_rank}
     return environment.from_string(text)

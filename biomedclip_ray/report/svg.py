@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 _LARGE, _SMALL = (720, 250), (340, 150)
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 12, 30
 _BAND, _KINDS = 24, 5
+STROKES = 5
 _MAX_POINTS = 600  # more than the plot has pixels is only bytes
 
 
@@ -165,6 +166,44 @@ def interval(value: float, low: float, high: float, chance: float | None) -> Mar
         f"{tick}"
         f'<circle class="dot" cx="{x(value)}" cy="7" r="3.5"/></svg>'
     )
+
+
+def square(
+    lines: Sequence[tuple[str, Sequence[tuple[float, float]]]],
+    axes: tuple[str, str],
+    chance: tuple[float, float] | None = None,
+    dots: bool = False,
+) -> Markup:
+    """Lines of points in the unit square, 200 x 200, each named where the pointer rests on it.
+
+    Args:
+        lines: (label, points); beyond STROKES of them the strokes begin again.
+        axes: words under the first and beside the second.
+        chance: heights of the dashed line at 0 and at 1.
+        dots: whether points are marked.
+    """
+
+    def at(x: float, y: float) -> str:
+        return f"{24 + 168 * x:.1f},{190 - 168 * y:.1f}"
+
+    title = escape(f"{axes[1]} by {axes[0]}")
+    parts = [f'<svg class="plot" viewBox="0 0 210 212" style="max-width:15rem" role="img" aria-label="{title}">']
+    parts += [f'<polyline class="grid" fill="none" points="{at(0, 1)} {at(0, 0)} {at(1, 0)}"/>']
+    if chance:
+        parts.append(f'<polyline class="chance" fill="none" points="{at(0, chance[0])} {at(1, chance[1])}"/>')
+    for number, (label, points) in enumerate(lines):
+        shown = " ".join(at(x, y) for x, y in points)
+        stroke = f"line stroke{number % STROKES}"
+        parts.append(f'<polyline class="{stroke}" points="{shown}"><title>{escape(label)}</title></polyline>')
+        if dots:
+            places = (at(x, y).split(",") for x, y in points)
+            parts += [f'<circle class="dot" cx="{x}" cy="{y}" r="3"/>' for x, y in places]
+    for x, word in ((24, "0"), (192, "1")):
+        parts.append(f'<text class="tick" x="{x}" y="205" text-anchor="middle">{word}</text>')
+    parts.append('<text class="tick" x="18" y="26" text-anchor="end">1</text>')
+    parts.append(f'<text x="108" y="205" text-anchor="middle">{escape(axes[0])}</text>')
+    parts.append(f'<text x="13" y="106" text-anchor="middle" transform="rotate(-90 13 106)">{escape(axes[1])}</text>')
+    return Markup("".join([*parts, "</svg>"]))
 
 
 def ticks(top: float, most: int = 5) -> list[float]:

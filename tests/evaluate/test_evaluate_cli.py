@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -38,6 +39,21 @@ def test_two_bundles_on_a_set_and_again_with_another_seed(main, bundles, make_se
     value = again["bundles"]["clip0"]["tiny"]["zero_shot"]["accuracy"]["value"]
     assert value == found["bundles"]["clip0"]["tiny"]["zero_shot"]["accuracy"]["value"]
     assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
+
+
+@pytest.mark.slow
+def test_a_first_table_of_three_real_sets_half_a_minute_after_encoding(main, bundles, eval_sets, tmp_path, caplog):
+    sets = [str(eval_sets / name) for name in ("bccd_cells", "pneumonia_mnist", "vqa_rad")]
+    command = ["--bundles", *map(str, bundles), "--sets", *sets, "--out", str(tmp_path / "out"), "--draws", "1000"]
+    with caplog.at_level("INFO", logger="evaluate"):
+        assert main(command) == 0
+    (told,) = re.findall(r"first table after ([\d.]+) s", caplog.text)
+    assert float(told) <= 30
+    assert main([*command, "--seed", "1"]) == 0
+    again = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert again["encoded"] == {name: {"images": 0, "texts": 0} for name in ("clip0", "clip1")}
+    disjoint = again["bundles"]["clip0"]["vqa_rad"]["vqa"]["disjoint"]["all"]["model"]["exact"]
+    assert disjoint["low"] < disjoint["value"] < disjoint["high"]
 
 
 def test_a_bundle_named_twice_differs_from_itself_by_exactly_nothing(main, bundles, make_set, tmp_path):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from biomedclip_ray.evaluate.tables import set_lines, tables
+from biomedclip_ray.evaluate.set_tables import set_lines
+from biomedclip_ray.evaluate.tables import tables
 
 
 def test_each_figure_stands_beside_chance_and_control() -> None:
@@ -19,7 +20,9 @@ def test_each_figure_stands_beside_chance_and_control() -> None:
             "n": 100,
             **dict.fromkeys(directions, recall | rank),
             "control_shuffled": dict.fromkeys(directions, control),
+            **dict.fromkeys(("same_image", "same_text"), dict.fromkeys(directions, recall)),
         },
+        "slices": {"image": {"panel": {"n": 30, "of": 130, **dict.fromkeys(directions, recall)}}},
         "by_kind": {"gel": {"n": 20, **dict.fromkeys(directions, within)}},
     }
     console = Console(width=120, record=True)
@@ -28,6 +31,8 @@ def test_each_figure_stands_beside_chance_and_control() -> None:
     assert "Retrieval among 100 figures of the test split, with 95% intervals".split() in lines
     assert "text to image recall@10 50.0% 40.0% - 60.0% 10.0% 5.0 11.0%".split() in lines
     assert "image to text median rank 3 2 - 4.5 50.5 49".split() in lines
+    assert "text to image recall@10, same text 50.0% 40.0% - 60.0% 10.0% 5.0".split() in lines
+    assert "whole or panel panel 30 130 50.0% 40.0% - 60.0% 50.0% 40.0% - 60.0%".split() in lines
     assert "gel 20 75.0% 75.0% 50.0%".split() in lines
 
 

@@ -124,6 +124,19 @@ def test_too_little_to_learn_from_is_a_sentence(train, sentence):
         LinearProbe().run(vectors, labelled(CLASSES, train))
 
 
+def test_one_group_in_train_is_a_sentence():
+    train = CLASSES * 6
+    found = labelled(CLASSES, train)
+    found.tables["train"] = samples(train, ["patient 1"] * len(train))
+    vectors = Known(train=noisy(train, 0.1), test=noisy(CLASSES, 0.1))
+    with pytest.raises(TooLittle, match="train holds one group; nothing can be held back from it"):
+        LinearProbe().run(vectors, found)
+    rows, *fit = questions(30, 0)
+    alone = rows.set_column(rows.column_names.index("group"), "group", pa.array(["one"] * 30))
+    with pytest.raises(TooLittle, match="train holds one group"):
+        answer(alone, rows, tuple(fit), tuple(fit), 0)
+
+
 def test_labels_by_prompt_pairs_and_options_of_each_question():
     truth = [["cell"], ["gel", "chart"], [], ["chart"]] * 10
     hot = np.array([[name in own for name in CLASSES] for own in truth], float) + 0.01
@@ -132,6 +145,9 @@ def test_labels_by_prompt_pairs_and_options_of_each_question():
     many = LabelledSet("here", "m", "multilabel", {"test": samples(truth)}, {}, CLASSES, NAMES, ["a {}"], negative)
     found = measure("multilabel", PromptPairs().run(vectors, many), 50, 0, {"classes": CLASSES})
     assert found["auroc"]["value"] > 0.95
+    assert found["per_class"]["chart"]["n"] == 20 and found["per_class"]["chart"]["auroc"] > 0.95
+    assert np.mean([own["auroc"] for own in found["per_class"].values()]) == pytest.approx(found["auroc"]["value"])
+    assert np.mean([own["f1"] for own in found["per_class"].values()]) == pytest.approx(found["macro_f1"]["value"])
     one = samples(["cell", "gel"] * 10)
     asked = Samples(one.ids, one.clusters, one.values, one.labels, one.images, [["gel", "cell"]] * 20)
     options = LabelledSet("here", "o", "options", {"test": asked}, {})

@@ -168,6 +168,16 @@ EVALUATION = {
             way: {"recall@1": share(0.2), "recall@10": share(0.0271), "median_rank": share(201.0)}
             for way in ("text_to_image", "image_to_text")
         }
+    }
+    | {
+        reading: {way: {"recall@10": share(0.8375)} for way in ("text_to_image", "image_to_text")}
+        for reading in ("same_image", "same_text")
+    },
+    "slices": {
+        "image": {
+            "panel": {"n": 37, "of": 437}
+            | {way: {"recall@10": share(0.4321)} for way in ("text_to_image", "image_to_text")}
+        }
     },
     "by_kind": {
         kind: {"n": 100 + i, "text_to_image": {"recall@10": share(0.5)}, "image_to_text": {"recall@10": share(0.6)}}
@@ -307,6 +317,8 @@ def test_splits_and_the_search_for_leaks_are_told(page: Page) -> None:
 def test_recall_stands_beside_interval_chance_and_shuffled_control(page: Page) -> None:
     assert "text → image, recall@10 81.2% 71.2% – 91.2% 2.50% 32.5× 2.71%" in page.text
     assert "image → text, recall@10 78.8% 68.8% – 88.8% 2.50% 31.5× 2.71%" in page.text
+    assert "text → image, recall@10, same text 83.8% 73.8% – 93.8%" in page.text
+    assert "whole or panel panel 37 437 43.2% 33.2% – 53.2% 43.2% 33.2% – 53.2%" in page.text
     assert "micrograph 101 50.0% 2.50% 60.0% 2.50%" in page.text
     assert "signal 8 – 2.50% – 2.50%" in page.text, "a perfect figure that could not have been another is not shown"
 
