@@ -90,7 +90,7 @@ def grown(n: int, width: int, every: int) -> float:
                 area = len(sides[0]) * len(sides[1])
                 spent["whole"] += area
                 if number % every:
-                    yield at, counts_of(argument)
+                    yield at, counts_of(at, argument)
                     continue
                 spent["area"] += area
             started = time.process_time()
@@ -104,9 +104,10 @@ def grown(n: int, width: int, every: int) -> float:
     return took + spent["tiles"] * (spent["whole"] / spent["area"] - 1)
 
 
-def counts_of(sides: tuple[Thresholds, Thresholds]) -> Any:
-    """What a tile would give, empty."""
-    return tuple((np.zeros(len(side.row), np.int64), np.zeros(len(side.row), np.int64)) for side in sides)
+def counts_of(at: Tile, sides: tuple[Thresholds, Thresholds]) -> Any:
+    """What a tile of a perfect model would give: of ties only that of each pair with itself."""
+    own = int(at.text == at.image)
+    return tuple((np.zeros(len(side.row), np.int64), np.full(len(side.row), own)) for side in sides)
 
 
 def worker(width: int) -> None:
@@ -128,7 +129,7 @@ def driver(n: int) -> None:
     def each(work: Callable[..., Any], jobs: Iterable[tuple[Tile, Any]]) -> Iterator[tuple[Tile, Any]]:
         for at, argument in jobs:
             if work is count_tile:
-                yield at, counts_of(argument)
+                yield at, counts_of(at, argument)
             else:
                 sizes = at.text_stop - at.text, at.image_stop - at.image
                 yield at, tuple((random.random(size), np.ones(size, np.int64)) for size in sizes)

@@ -85,12 +85,18 @@ class Ranks:
         above, tied = self.above[alone], self.tied[alone]
         # the mean of 1 / rank over tied + 1 places that are equally likely
         out[alone] = (digamma(above + tied + 2.0) - digamma(above + 1.0)) / (tied + 1)
-        for row in np.flatnonzero((self.tied > 0) & (self.right > 1)):
-            t, r = int(self.tied[row]), int(self.right[row])
+        many = np.flatnonzero((self.tied > 0) & (self.right > 1))
+        # rows that are alike once: of chance levels all are, each a sum over the whole pool
+        kinds, of = np.unique(
+            np.stack([self.above[many], self.tied[many], self.right[many]], axis=1), axis=0, return_inverse=True
+        )
+        values = np.empty(len(kinds))
+        for number, (a, t, r) in enumerate(kinds.tolist()):
             j = np.arange(1, t + 2)
             # the share of orders in which none is found in the first j places
             reached = np.concatenate([[1.0], np.cumprod((t - j + 1) / (t + r - j + 1))])
-            out[row] = ((reached[:-1] - reached[1:]) / (self.above[row] + j)).sum()
+            values[number] = ((reached[:-1] - reached[1:]) / (a + j)).sum()
+        out[many] = values[of]
         return out
 
 
