@@ -70,7 +70,7 @@ CASES = (
     ),
     Case("intervals.py", quick="--quick", beside="scipy"),
     Case("leaks.py", quick="--images 2000 --training 20000", beside="numpy"),
-    Case("features.py", quick="--images 64 --config sample_64 --rounds 1", beside="torch pillow"),
+    Case("features.py", quick="--images 64 --config sample_64 --pieces 2", beside="torch pillow"),
 )
 
 
