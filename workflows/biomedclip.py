@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rich.console import Console
 
 from biomedclip_ray.config import STAGES, Config, ConfigError, load
+from biomedclip_ray.evaluate.sets import load_sets
 from biomedclip_ray.evaluate.tables import tables
 from biomedclip_ray.run.compare import compare
 from biomedclip_ray.run.connect import connect
@@ -239,6 +240,8 @@ def _run(config: Config, options: argparse.Namespace, record: RunRecord, driver:
         story(run, config, own)
         run.show(console)
         run.check_range()
+        if run.wants("evaluate"):  # what else stages check (a tokenizer, a source) may be out of reach from here
+            load_sets(config.evaluate.sets)
         _foresee(config, run.unfinished, options.cluster)
         return 0
     if options.out:
