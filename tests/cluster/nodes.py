@@ -21,7 +21,8 @@ RAY = str(Path(sys.executable).parent / "ray")
 class Cluster:
     """A head with ports, folder and token of its own, and nodes that join it; each in its own process group."""
 
-    def __init__(self, home: Path, cpus: int) -> None:
+    def __init__(self, home: Path, cpus: int, environment: dict[str, str] | None = None) -> None:
+        """`environment`: more of it, for every process."""
         self.folder = Path(tempfile.mkdtemp(prefix="rt", dir="/tmp"))  # Ray's sockets allow a path of 107 bytes
         self.env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
             "HOME": str(home),
@@ -29,6 +30,7 @@ class Cluster:
             "RAY_AUTH_MODE": "token",
             "RAY_health_check_period_ms": "1000",  # a killed node is noticed after 5 s instead of 15
             "OMP_NUM_THREADS": "1",
+            **(environment or {}),
         }
         subprocess.run([RAY, "get-auth-token", "--generate"], env=self.env, check=True, capture_output=True)
         gcs, self.dashboard, agent, client = _free_ports(4)
