@@ -35,16 +35,22 @@ def create_app(engines: Mapping[str, Engine], settings: Serve, behind_proxy: boo
 
     Args:
         engines: by the name of the model; the first answers those who name none.
-        behind_proxy: Serve's proxy puts the request's id into the answer.
+        behind_proxy: Serve's proxy puts the request's id into the answer, and traces it.
     """
     metrics = Metrics()
     room = Room(settings.resources.max_queued, settings.resources.timeout_s)
     metrics.waiting.set_function(lambda: room.items)
     backends = Backends({name: Backend(name, engine, room) for name, engine in engines.items()}, settings.aliases)
 
-    # FastAPI's own documentation pages load scripts from elsewhere; /openapi.json says the same.
+    # FastAPI's own documentation pages load scripts from elsewhere; /openapi.json says the same. Its own spans would
+    # begin a trace of their own below the proxy's, and the engine's hang in that one.
     app = FastAPI(
-        title="biomedclip_ray", docs_url=None, redoc_url=None, redirect_slashes=False, responses=schemas.ERRORS
+        title="biomedclip_ray",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        responses=schemas.ERRORS,
+        telemetry={"tracing": not behind_proxy},
     )
     resources = settings.resources
     app.add_middleware(

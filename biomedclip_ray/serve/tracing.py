@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 COLLECTORS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
-def exporters(name: str) -> list[SpanProcessor]:
-    """What Serve gives the spans of one process to. `name`: of a file that Serve's own exporter would write."""
+def exporters() -> list[SpanProcessor]:
+    """What Serve gives the spans of one process to; it refuses a function that takes an argument."""
     if not any(os.environ.get(variable) for variable in COLLECTORS):
         return []
     # Imported here: a cluster that sends nothing needs only OpenTelemetry's API.
