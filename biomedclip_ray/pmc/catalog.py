@@ -29,7 +29,7 @@ from biomedclip_ray.store.erased import Erased
 from biomedclip_ray.store.ledger import Ledger, PartResult
 from biomedclip_ray.store.product import Product
 
-VERSION = 3
+VERSION = 4
 UNIT, LISTED = "article_version", "listed_pmcid"
 INVENTORY = "_inventory"
 _DEALT = "parts.json"
@@ -92,7 +92,9 @@ def _part(part: int, attempt: Attempt, source: Source) -> PartResult:
     for pmcid, versions in articles.items():
         newest = versions[-1]
         for entry in versions[:-1]:
-            ledger.drop(UNIT, _article_id(entry), Reason.SUPERSEDED, f"by {_article_id(newest)}")
+            again = entry["version"] == newest["version"]
+            by = f"{entry['key']} by {newest['key']}" if again else f"by {_article_id(newest)}"
+            ledger.drop(UNIT, _article_id(entry), Reason.SUPERSEDED, by)
         if unchanged(before.get(pmcid), versions) and previous.knows(_article_id(newest)):
             taken = previous.take(_article_id(newest), ledger)
             rows += [row | {"last_modified": newest["last_modified"]} for row in taken]
@@ -123,11 +125,13 @@ def _part(part: int, attempt: Attempt, source: Source) -> PartResult:
 
 
 def _by_article(product: Product, parts: int, part: int) -> dict[str, list[dict[str, Any]]]:
-    """The inventory's entries of one part by PMCID, each list with the newest version last."""
+    """The inventory's entries of one part by PMCID, each list with the newest version last; a preprint's version may
+    stand there in several packages, the newest last too.
+    """
     articles: dict[str, list[dict[str, Any]]] = {}
     for entry in read_entries(product.place.at(INVENTORY), part, parts).to_pylist():
         versions = articles.setdefault(entry["pmcid"], [])
-        if versions and versions[-1]["version"] == entry["version"]:  # a line that stands there twice
+        if versions and versions[-1]["key"] == entry["key"]:  # a line that stands there twice
             versions.pop()
         versions.append(entry)
     return articles

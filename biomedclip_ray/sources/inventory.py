@@ -236,7 +236,7 @@ def shard_name(shard: int) -> str:
 
 
 def read_entries(place: Place, part: int, parts: int) -> pa.Table:
-    """The entries of one part, sorted by PMCID and version."""
+    """The entries of one part, sorted by PMCID, version and time."""
     shard = part * min(SHARDS, parts) // parts
     with place.open(shard_name(shard)) as file:
         return pq.ParquetFile(file).read_row_group(part - parts_of(shard, parts).start).drop_columns(["part"])
@@ -286,7 +286,8 @@ def _deal(selection: Selection, tables: Iterator[pa.Table], parts: int, paths: l
 def _sorted_shard(path: Path, parts: range) -> bytes:
     with pa.memory_map(str(path)) as source:
         table = pa.ipc.open_file(source).read_all()
-    table = table.sort_by([("part", "ascending"), ("pmcid", "ascending"), ("version", "ascending")])
+    by = ("part", "pmcid", "version", "last_modified", "key")
+    table = table.sort_by([(name, "ascending") for name in by])
     part = table["part"].to_numpy()
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:

@@ -260,16 +260,18 @@ class MecaBucket:
 
     @cached_property
     def _lines(self) -> bytes:
-        """The inventory: a line for each version of each preprint; of two packages with the same the newer."""
+        """The inventory: a line for each package; the catalog takes the newest version, of two packages of one version
+        the newer.
+        """
         with ThreadPoolExecutor(_THREADS) as threads:
             named = list(zip(self._found, threads.map(self._named, self._found), strict=True))
-        lines = {}
-        for one, (article, version) in sorted(named, key=lambda item: (item[0].changed, item[0].name)):
+        lines = []
+        for one, (article, version) in sorted(named, key=lambda item: (item[1], item[0].changed, item[0].name)):
             etag = hashlib.md5(f"{one.name} {one.size} {one.changed}".encode(), usedforsecurity=False).hexdigest()
             key = f"metadata/{article}.{version}/{one.name}.json"
             row = ("preprints", key, one.changed.strftime("%Y-%m-%dT%H:%M:%S.000Z"), etag)
-            lines[article, version] = ",".join('"' + value.replace('"', '""') + '"' for value in row) + "\n"
-        return "".join(lines[at] for at in sorted(lines)).encode()
+            lines.append(",".join('"' + value.replace('"', '""') + '"' for value in row) + "\n")
+        return "".join(lines).encode()
 
     def _named(self, one: Found) -> tuple[str, int]:
         """Id and version of a package's preprint; a package that cannot be read gets a name too, and is said in the

@@ -169,10 +169,32 @@ def test_a_bucket_whose_reader_pays_gives_what_the_folder_gives(folder: Path, tm
     pd.testing.assert_frame_equal(*(rows.sort_values("pair_id", ignore_index=True) for rows in (here, there)))
 
 
-def test_the_newer_of_two_packages_with_one_version_counts_and_the_inventory_follows_the_folder(tmp_path: Path) -> None:
-    for n, name in enumerate(("b.meca", "a.meca")):
-        (tmp_path / name).write_bytes(_package(NEW, 1, figures=n + 1))
-        os.utime(tmp_path / name, (1_700_000_000 + n, 1_700_000_000 + n))
+@pytest.mark.parametrize("version", [1, 3])
+@pytest.mark.parametrize("names", [("b.meca", "a.meca"), ("May/x.meca", "June/x.meca", "July/x.meca")])
+def test_of_packages_with_one_version_the_newest_counts_and_the_others_are_superseded(
+    tmp_path: Path, names: tuple[str, ...], version: int
+) -> None:
+    folder = tmp_path / "meca"
+    for n, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(_package(NEW, version, figures=n + 1))
+        os.utime(folder / name, (1_700_000_000 + n, 1_700_000_000 + n))
+    versions, articles, _ = _run(_config(tmp_path / "root", str(folder)))
+    article, newest = f"RX20240508593085.{version}", len(names)
+    assert _rows(versions)["json_key"].tolist() == [f"metadata/{article}/{names[-1]}.json"]
+    assert [len(figures) for figures in _rows(articles)["figures"]] == [newest]
+    ledger = sorted(versions.ledger().to_pylist(), key=lambda row: str(row["detail"]))
+    assert [(row["id"], row["reason"], row["detail"]) for row in ledger] == [
+        (article, "superseded", f"metadata/{article}/{name}.json by metadata/{article}/{names[-1]}.json")
+        for name in sorted(names[:-1])
+    ]
+    [count] = [one for one in versions.manifest["counts"] if one["unit"] == "article_version"]
+    assert (count["in"], count["kept"], count["dropped"]) == (newest, 1, {"superseded": newest - 1})
+
+
+def test_the_inventory_follows_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.meca").write_bytes(_package(NEW, 1))
+    os.utime(tmp_path / "a.meca", (1_700_000_001, 1_700_000_001))
     bucket = open_bucket(str(tmp_path), SourceResources())
     inventory = find_inventory(bucket, "newest")
     [line] = [row for table in entries(bucket, inventory) for row in table.to_pylist()]
