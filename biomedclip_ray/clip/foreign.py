@@ -4,7 +4,7 @@
 - `open_clip:MODEL:FILE` or `open_clip:MODEL:FILE:TAG`: a checkpoint (.pt, .bin, .pth, .safetensors). A file of weights
   says neither its towers nor how images entered; the preprocessing is that of the tag, or of all tags of the model
   where they agree.
-- a folder of transformers with a CLIP in it, converted name by name; the vectors are the same.
+- a folder of transformers with a CLIP or a SigLIP in it, converted name by name; the vectors are the same.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from biomedclip_ray.clip import siglip
 from biomedclip_ray.clip.fits import CONFIG, UnfitError, listed, preprocess_of_transformers, read_json
 
 PREFIX = "open_clip:"
@@ -82,31 +83,48 @@ def is_transformers(folder: Path) -> bool:
 
 
 def from_transformers(folder: Path, scratch: Path) -> Path:
-    """A folder for a CLIP in transformers' form. Raises UnfitError for other models, which open_clip has
+    """A folder for a CLIP or SigLIP in transformers' form. Raises UnfitError for other models, which open_clip has
     no towers for.
     """
     from safetensors.torch import save_file
 
     config = read_json(folder / "config.json")
-    if config["model_type"] != "clip":
+    if config["model_type"] not in ("clip", "siglip"):
         raise UnfitError(
-            f"a {config['model_type']} in transformers' form, and only CLIP's is converted here. open_clip has "
-            "SigLIP's own weights "
-            "under hf-hub:timm/ViT-B-16-SigLIP and its like; one that was trained further must be renamed to "
-            "open_clip's names first"
+            f"a {config['model_type']} in transformers' form, and only CLIP's and SigLIP's are converted here; one "
+            "that open_clip has towers for must be renamed to its names first"
         )
     preprocess = preprocess_of_transformers(folder)
     if preprocess is None:
         raise UnfitError("no preprocessor_config.json there, and config.json does not say how images enter")
-    model_cfg = _towers(config)
-    if model_cfg["text_cfg"]["vocab_size"] != _OPENAI_WORDS:
-        model_cfg["text_cfg"]["hf_tokenizer_name"] = "in this folder"
-        for name in _TOKENIZER_FILES:
+    if config["model_type"] == "siglip":
+        model_cfg, state = siglip.converted(config, _state(folder))
+        _write_plain_tokenizer(folder, scratch)
+    else:
+        model_cfg, state = _towers(config), _renamed(_state(folder))
+        for name in _TOKENIZER_FILES if model_cfg["text_cfg"]["vocab_size"] != _OPENAI_WORDS else ():
             if (folder / name).is_file():
                 shutil.copy(folder / name, scratch / name)
-    save_file(_renamed(_state(folder)), scratch / "open_clip_model.safetensors")
+    if config["model_type"] == "siglip" or model_cfg["text_cfg"]["vocab_size"] != _OPENAI_WORDS:
+        model_cfg["text_cfg"]["hf_tokenizer_name"] = "in this folder"
+    save_file(state, scratch / "open_clip_model.safetensors")
     _write(scratch / CONFIG, {"model_cfg": model_cfg, "preprocess_cfg": preprocess})
     return scratch
+
+
+def _write_plain_tokenizer(folder: Path, scratch: Path) -> None:
+    """The tokenizer.json of a SigLIP and its special tokens, under the class that takes them as they are:
+    SiglipTokenizer wants sentencepiece, and cleans texts as open_clip does.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        raise UnfitError(
+            "no tokenizer.json there; open_clip reads SigLIP's words from timm/ViT-B-16-SigLIP, SigLIP 2's from "
+            "timm/ViT-B-16-SigLIP2: copy tokenizer.json from the one that has this model's vocabulary"
+        )
+    shutil.copy(folder / "tokenizer.json", scratch / "tokenizer.json")
+    says = read_json(folder / "tokenizer_config.json")
+    roles = {role: says[role] for role in ("pad_token", "eos_token", "unk_token") if says.get(role)}
+    _write(scratch / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **roles})
 
 
 def _towers(config: dict[str, Any]) -> dict[str, Any]:

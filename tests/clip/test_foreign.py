@@ -339,6 +339,105 @@ def test_transformers_folders_that_cannot_be_taken_say_why(tmp_path: Path) -> No
     (tmp_path / "preprocessor_config.json").unlink()
     with pytest.raises(BundleError, match="no preprocessor_config.json there"):
         load_bundle(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "siglip"}))
-    with pytest.raises(BundleError, match="a siglip in transformers' form, .* open_clip has SigLIP's own weights"):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "siglip2"}))
+    with pytest.raises(BundleError, match="a siglip2 in transformers' form, and only CLIP's and SigLIP's"):
+        load_bundle(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def small_towers() -> None:
+    """SigLIP's image tower as timm has it, only smaller."""
+    from timm.models import build_model_with_cfg, register_model
+    from timm.models.vision_transformer import VisionTransformer
+
+    def vit_tanh_patch8_siglip_32(pretrained: bool = False, **more: Any) -> VisionTransformer:
+        given = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2, "mlp_ratio": 1.5}
+        given |= {"class_token": False, "global_pool": "map", "act_layer": "gelu_tanh"}
+        return build_model_with_cfg(VisionTransformer, "vit_tanh_patch8_siglip_32", pretrained, **(given | more))
+
+    register_model(vit_tanh_patch8_siglip_32)
+
+
+def _transformers_siglip(folder: Path, dtype: torch.dtype = torch.float32, **vision: Any) -> Any:
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import SiglipConfig, SiglipModel
+
+    torch.manual_seed(5)
+    sides = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 96}
+    words = [("<unk>", 0.0), ("</s>", 0.0), ("\u2581", -3.0)]
+    words += [
+        (w, -2.0 - k / 50)
+        for k, w in enumerate(["\u2581lung", "\u2581figure", "\u2581ray", *"abcdefghijklmnopqrstuvwxyz0123456789"])
+    ]
+    text = sides | {"max_position_embeddings": 16, "vocab_size": len(words), "projection_size": 64}
+    config = SiglipConfig(text_config=text, vision_config=sides | {"image_size": 32, "patch_size": 8} | vision)
+    model = SiglipModel(config).eval()
+    for tensor in (model.logit_scale, model.logit_bias):
+        torch.nn.init.constant_(tensor, -3.0)
+    torch.nn.init.normal_(model.vision_model.head.attention.in_proj_bias, std=0.3)
+    torch.nn.init.normal_(model.text_model.head.bias, std=0.3)
+    model.to(dtype).save_pretrained(folder)
+    backend = Tokenizer(models.Unigram(words, unk_id=0))
+    backend.normalizer = normalizers.Sequence([normalizers.NFKC()])
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    backend.add_special_tokens(["<unk>", "</s>"])
+    backend.save(str(folder / "tokenizer.json"))
+    says = {"tokenizer_class": "SiglipTokenizer", "pad_token": "</s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(says))
+    processor = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": 32, "width": 32}, "resample": 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return model.float()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_siglip_of_transformers_gives_transformers_vectors_also_as_a_bundle_of_ours(
+    small_towers: None, pictures: list[Image.Image], tmp_path: Path, dtype: torch.dtype
+) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path / "theirs"
+    model = _transformers_siglip(folder, dtype)
+    encoder = Encoder.load(folder, "cpu")
+    pixels = torch.stack([load_bundle(folder).preprocess(picture) for picture in pictures])
+    plain = ["micrograph of a lung", "figure1 xray", "a long caption of a liver " * 9, ""]  # nothing to clean
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), pad_token="</s>", eos_token="</s>")
+    ids = theirs(plain, padding="max_length", truncation=True, max_length=16, return_tensors="pt").input_ids
+    np.testing.assert_array_equal(encoder.tokenizer(plain), ids.numpy())
+    np.testing.assert_array_equal(encoder.tokenizer(["Figure_1, X-ray!"]), encoder.tokenizer(["figure 1 xray"]))
+    with torch.no_grad():
+        image = model.get_image_features(pixel_values=pixels).pooler_output
+        text = model.get_text_features(input_ids=ids).pooler_output
+    image, text = (torch.nn.functional.normalize(vectors, dim=-1).numpy() for vectors in (image, text))
+    np.testing.assert_allclose(encoder.encode_images(pictures), image, atol=1e-5)
+    np.testing.assert_allclose(encoder.encode_text(plain), text, atol=1e-5)
+    assert float(encoder.model.logit_bias.detach()) == float(model.logit_bias.detach()) == -3
+    assert encoder.logit_scale == pytest.approx(float(model.logit_scale.detach().exp()))
+    tokenizer = load_bundle(folder).tokenizer
+    built = build_model(Model(bundle=str(folder)), tokenizer)
+    save_bundle(tmp_path / "ours", built.model, built.model_cfg, built.preprocess_cfg, tokenizer, {})
+    _assert_same(str(tmp_path / "ours"), _plain(f"local-dir:{tmp_path / 'ours'}", pictures), pictures)
+    np.testing.assert_allclose(Encoder.load(tmp_path / "ours", "cpu").encode_images(pictures), image, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("vision", "told"),
+    [
+        ({"image_size": 64}, "timm has none of these shapes"),
+        ({"num_attention_heads": 4}, "timm has none of these shapes"),
+        ({"hidden_act": "gelu"}, "vit_tanh_patch8_siglip_32 computes GELUTanh, this one was trained with gelu"),
+    ],
+)
+def test_a_siglip_whose_image_tower_timm_has_not_is_refused(
+    small_towers: None, tmp_path: Path, vision: dict[str, Any], told: str
+) -> None:
+    _transformers_siglip(tmp_path, **vision)
+    with pytest.raises(BundleError, match=told):
+        load_bundle(tmp_path)
+
+
+def test_a_siglip_without_tokenizer_json_is_told_where_it_is(small_towers: None, tmp_path: Path) -> None:
+    _transformers_siglip(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(BundleError, match="no tokenizer.json there; .* copy tokenizer.json from"):
         load_bundle(tmp_path)
