@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from panels import Figure, matches, measure
 from panels_report import write
 
-from biomedclip_ray.figures.cuts import Region, working_copy
+from biomedclip_ray.figures.cuts import Region, layers_of, working_copy
 from biomedclip_ray.figures.letters import find_letters
 from biomedclip_ray.figures.panels import WEIGHTS, as_panels, plausibility_features, tightened, ways_to_cut
 
@@ -43,9 +43,9 @@ def fit(figures: Iterator[Figure]) -> NDArray[np.float64]:
     rows, merits = [], []
     for figure in figures:
         labels = tuple(sorted(figure.labels, key=str.lower))
-        luma, layers = working_copy(figure.image)
-        whole = Region(0, 0, luma.shape[1], luma.shape[0])
-        letters = find_letters(luma, labels)
+        colour = working_copy(figure.image)
+        layers, whole = layers_of(colour), Region(0, 0, colour.shape[1], colour.shape[0])
+        letters = find_letters(cv2.cvtColor(colour, cv2.COLOR_RGB2GRAY), labels)
         ways = [tightened(layers, pieces, labels, whole) for pieces in ways_to_cut(layers, whole, letters)]
         most = max(map(len, ways))
         ways = [way for way in ways if len(way) == most]

@@ -82,25 +82,30 @@ class Layers:
         return sums / max(1, part.shape[0 if vertical else 1])
 
 
-def working_copy(image: Pixels) -> tuple[Ink, Layers]:
-    """The image's luma and layers at working size."""
+def working_copy(image: Pixels) -> Pixels:
+    """The image at working size."""
     scale = _WORKING_SIDE / max(image.shape[:2])
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    colour = cv2.resize(image, size, interpolation=method)
-    border = np.concatenate((colour[0], colour[-1], colour[:, 0], colour[:, -1]))
-    ground = np.median(border, axis=0)
-    if (np.abs(border - ground).max(axis=1) < _INK_CONTRAST).mean() < _EVEN_BORDER:
+    return np.asarray(cv2.resize(image, size, interpolation=method), np.uint8)
+
+
+def layers_of(colour: Pixels) -> Layers:
+    """What the cuts look at, of an image at working size."""
+    height, width = colour.shape[:2]
+    border = np.concatenate((colour[0], colour[-1], colour[:, 0], colour[:, -1])).T
+    ground = np.median(border, axis=1)
+    red, green, blue = np.abs(border - ground[:, None])
+    if (np.maximum(np.maximum(red, green), blue) < _INK_CONTRAST).mean() < _EVEN_BORDER:
         ground = np.full(3, 255)
-    luma = np.asarray(cv2.cvtColor(colour, cv2.COLOR_RGB2GRAY), np.uint8)
-    levels = ground.astype(int)
-    ink = _outside(colour, (levels - _INK_CONTRAST).tolist(), (levels + _INK_CONTRAST).tolist())
-    jump_x, jump_y = np.zeros_like(luma), np.zeros_like(luma)
-    if min(luma.shape) > 2:
-        small = [_JUMP] * 3
-        jump_x[:, 2:] = _outside(cv2.absdiff(colour[:, 2:], colour[:, :-2]), [0] * 3, small)
-        jump_y[2:] = _outside(cv2.absdiff(colour[2:], colour[:-2]), [0] * 3, small)
-    return luma, Layers(ink, jump_x, jump_y)
+    ink = _over(cv2.absdiff(colour, (*ground.astype(int).tolist(), 0)), _INK_CONTRAST)
+    jump_x, jump_y = np.zeros((height, width), np.uint8), np.zeros((height, width), np.uint8)
+    if min(height, width) > 2:
+        # as rows of single levels, three a pixel, which OpenCV takes faster than pixels of three
+        levels = colour.reshape(height, -1)
+        jump_x[:, 2:] = _over(cv2.absdiff(levels[:, 6:], levels[:, :-6]).reshape(height, -1, 3), _JUMP)
+        jump_y[2:] = _over(cv2.absdiff(levels[2:], levels[:-2]).reshape(-1, width, 3), _JUMP)
+    return Layers(ink, jump_x, jump_y)
 
 
 def without_bands(layers: Layers) -> Layers | None:
@@ -123,12 +128,10 @@ def without_bands(layers: Layers) -> Layers | None:
     return None if ink is layers.ink else Layers(ink, layers.jump_x, layers.jump_y)
 
 
-def _outside(colour: NDArray[np.generic], low: list[int], high: list[int]) -> Ink:
-    """1 where any of three channels is out of its range, else 0; a third of the time of taking the largest of three
-    planes.
-    """
-    inside = cv2.inRange(colour, np.array(low), np.array(high))
-    return np.asarray(cv2.threshold(inside, 0, 1, cv2.THRESH_BINARY_INV)[1], np.uint8)
+def _over(difference: Pixels, level: int) -> Ink:
+    """1 where any of three channels is over the level, else 0; in grey, 255 of any one channel is 29 at least."""
+    over = cv2.threshold(difference, level, 255, cv2.THRESH_BINARY, dst=difference)[1]
+    return np.asarray(cv2.threshold(cv2.cvtColor(over, cv2.COLOR_RGB2GRAY), 0, 1, cv2.THRESH_BINARY)[1], np.uint8)
 
 
 def cut_lines(layers: Layers, region: Region, vertical: bool) -> list[tuple[int, int, float]]:

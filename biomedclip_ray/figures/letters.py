@@ -26,7 +26,7 @@ _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _LEVELS = ((False, 130), (False, 60), (True, 130), (True, 45))
 # Mean level of the ground around a white letter.
 _DARK = 110
-_ROWS = 32
+_ROWS = 64
 _BEAM = 40
 _PER_LETTER = 8
 _LOOKS_LIKE = 0.70
@@ -111,7 +111,7 @@ def _glyphs(luma: Grey) -> list[_Glyph]:
         for left, top, width, height in pieces[_alone(pieces, boxes[(h >= 3) & (w >= 2)])].tolist():
             filled = cv2.countNonZero(mask[top : top + height, left : left + width])
             if filled >= 0.12 * width * height and (not light or _on_dark(luma, left, top, width, height)):
-                ink = 255 - image[top : top + height, left : left + width]
+                ink = (luma if light else negative)[top : top + height, left : left + width]
                 found[left, top, width, height, light] = _Glyph(left, top, width, height, ink)
     return list(found.values())
 
@@ -164,34 +164,51 @@ def _alone(pieces: NDArray[np.int32], others: NDArray[np.int32]) -> NDArray[np.b
 def _on_dark(luma: Grey, x: int, y: int, w: int, h: int) -> bool:
     ring = luma[max(0, y - 2) : y + h + 2, max(0, x - 2) : x + w + 2]
     inner = luma[y : y + h, x : x + w]
-    border = (float(ring.sum()) - float(inner.sum())) / max(1, ring.size - inner.size)
+    border = (cv2.sumElems(ring)[0] - cv2.sumElems(inner)[0]) / max(1, ring.size - inner.size)
     return border < _DARK
 
 
 def _vectors(inks: list[Grey]) -> NDArray[np.float32]:
     """(n, 576) unit vectors of glyphs, white on black: each one's box fitted into a square, mean taken out."""
-    squares = np.zeros((len(inks), _SIDE, _SIDE), np.float32)
-    low, span = np.zeros((len(inks), 1, 1), np.float32), np.ones((len(inks), 1, 1), np.float32)
+    fitted = np.zeros((len(inks), _SIDE, _SIDE), np.uint8)
+    sizes = np.zeros(len(inks), np.int64)
     for k, ink in enumerate(inks):
         height, width = ink.shape
         scale = (_SIDE - 4) / max(height, width)
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         small = cv2.resize(ink, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
         top, left = (_SIDE - size[1]) // 2, (_SIDE - size[0]) // 2
-        squares[k, top : top + size[1], left : left + size[0]] = small
-        ordered = small.flatten()
-        ordered.sort()
-        few = len(ordered) // 20
-        low[k], span[k] = ordered[few], max(1, int(ordered[-1 - few]) - int(ordered[few]))
-    squares -= low
-    squares /= span
-    np.clip(squares, 0, 1, out=squares)
-    padded = np.pad(squares, ((0, 0), (1, 1), (1, 1)), mode="reflect")
-    rows = _SOFT[0] * (padded[:, 2:] + padded[:, :-2]) + _SOFT[1] * padded[:, 1:-1]
+        fitted[k, top : top + size[1], left : left + size[0]] = small
+        sizes[k] = small.size
+    low, high = _twentieths(fitted.reshape(len(inks), -1), sizes)
+    squares = np.empty((len(inks), _SIDE + 2, _SIDE + 2), np.float32)
+    middle = squares[:, 1:-1, 1:-1]
+    np.subtract(fitted, low[:, None, None], out=middle)
+    middle /= np.maximum(1, high - low)[:, None, None]
+    np.clip(middle, 0, 1, out=middle)
+    squares[:, 1:-1, 0], squares[:, 1:-1, -1] = squares[:, 1:-1, 2], squares[:, 1:-1, -3]
+    squares[:, 0], squares[:, -1] = squares[:, 2], squares[:, -3]
+    rows = _SOFT[0] * (squares[:, 2:] + squares[:, :-2]) + _SOFT[1] * squares[:, 1:-1]
     vectors = (_SOFT[0] * (rows[:, :, 2:] + rows[:, :, :-2]) + _SOFT[1] * rows[:, :, 1:-1]).reshape(len(inks), -1)
     vectors -= vectors.mean(axis=1, keepdims=True)
     vectors /= np.maximum(1e-6, np.linalg.norm(vectors, axis=1, keepdims=True))
     return vectors
+
+
+def _twentieths(levels: Grey, sizes: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(n,) each: what a twentieth of a glyph's levels lies below, and above.
+
+    Args:
+        levels: (n, 576) with zeros around the glyph's own.
+        sizes: (n,) how many are its own.
+    """
+    count = len(levels)
+    every = np.bincount((levels + (np.arange(count) << 8)[:, None]).ravel(), minlength=count << 8).reshape(count, 256)
+    every[:, 0] -= levels.shape[1] - sizes
+    up_to = every.cumsum(axis=1)
+    few = (sizes // 20)[:, None]
+    low, high = (up_to <= few).sum(axis=1), (up_to < sizes[:, None] - few).sum(axis=1)
+    return low.astype(np.float32), high.astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from biomedclip_ray.figures.cuts import (
@@ -20,6 +21,7 @@ from biomedclip_ray.figures.cuts import (
     Region,
     by_lines,
     cut_lines,
+    layers_of,
     tight,
     widest,
     without_bands,
@@ -69,16 +71,19 @@ def split_panels(image: Pixels, labels: tuple[str, ...] = ()) -> list[Panel]:
         image: (h, w, 3) uint8 RGB.
         labels: what the caption calls the panels, in order (the keys of `subcaptions`); () where it names none.
     """
-    luma, layers = working_copy(image)
-    letters = find_letters(luma, labels or _UNNAMED)
-    whole = Region(0, 0, luma.shape[1], luma.shape[0])
+    single = [Panel((0.0, 0.0, 1.0, 1.0), None)]
+    colour = working_copy(image)
+    letters = find_letters(np.asarray(cv2.cvtColor(colour, cv2.COLOR_RGB2GRAY), np.uint8), labels or _UNNAMED)
+    if not labels and not (letters := _beyond_doubt(letters)):
+        return single
+    layers = layers_of(colour)
+    whole = Region(0, 0, colour.shape[1], colour.shape[0])
     if not labels:
-        letters = _beyond_doubt(letters)
         worth, pieces = max(_by_each_habit(layers, whole, letters), key=lambda option: option[0])
-        clean = bool(letters) and len(pieces) == len(letters) and worth >= _CLEAN * (len(letters) - 1)
+        clean = len(pieces) == len(letters) and worth >= _CLEAN * (len(letters) - 1)
         labels = tuple(letters) if clean else ()
     if len(labels) < 2:
-        return [Panel((0.0, 0.0, 1.0, 1.0), None)]
+        return single
     options = [tightened(layers, pieces, labels, whole) for pieces in ways_to_cut(layers, whole, letters)]
     if (bare := without_bands(layers)) is not None:
         options += [_placed(layers, bare, pieces, labels, whole) for pieces in ways_to_cut(bare, whole, letters)]
