@@ -27,6 +27,9 @@ _BORDER = 0.6
 _LEAST_BALANCE = 0.15
 # Share of ink of a line through a band, and of the lines beside it; share of the drawing that a band is thick at most.
 _BAND, _BAND_ENDS, _THIN = 0.97, 0.9, 0.08
+# Share of ink from which a line is a panel's own; lengths of a stroke in its breadths; share of a drawing's sides that
+# may be its frame.
+_SOLID, _LONG, _FRAME = 0.3, 2.5, 0.02
 # Working pixels by which one row may reach into the next.
 _ROW_SLACK = 24
 
@@ -221,3 +224,55 @@ def tight(ink: Ink, region: Region) -> Region:
     if not width:
         return region
     return Region(region.x0 + x, region.y0 + y, region.x0 + x + width, region.y0 + y + height)
+
+
+def hang_together(ink: Ink, bare: Ink, boxes: list[Region]) -> bool:
+    """Whether strokes, arrows as a rule, lead from box to box until all are reached: what looks like panels are steps
+    of one drawing.
+
+    Args:
+        bare: the ink without bands, which reach from box to box too and join nothing.
+    """
+    drawing = tight(ink, Region(0, 0, ink.shape[1], ink.shape[0]))
+    reached, waiting = {0}, [0]
+    while waiting:
+        here = boxes[waiting.pop()]
+        for k in set(range(len(boxes))) - reached:
+            ways = ((here, boxes[k]), (boxes[k], here))
+            if any(
+                _leads(ink, bare, drawing, first, second)
+                or _leads(ink.T, bare.T, _turned(drawing), _turned(first), _turned(second))
+                for first, second in ways
+            ):
+                reached.add(k)
+                waiting.append(k)
+    return len(boxes) > 1 and len(reached) == len(boxes)
+
+
+def _turned(region: Region) -> Region:
+    return Region(region.y0, region.x0, region.y1, region.x1)
+
+
+def _leads(ink: Ink, bare: Ink, drawing: Region, left: Region, right: Region) -> bool:
+    """Whether one long thin piece of ink takes half of the way from what is solid in the left box to what is in the
+    right one; a frame around the drawing is none, nor is a band, which takes all of the way.
+    """
+    frame = round(_FRAME * (drawing.y1 - drawing.y0))
+    low, high = max(left.y0, right.y0, drawing.y0 + frame), min(left.y1, right.y1, drawing.y1 - frame)
+    if left.x1 > right.x0 or 2 * (high - low) < min(left.y1 - left.y0, right.y1 - right.y0):
+        return False
+    middle = (left.x1 + right.x0) // 2 - left.x0
+    part = slice(low, high), slice(left.x0, right.x1)
+    solid = np.flatnonzero(ink[part].mean(axis=0) > _SOLID)
+    before, after = solid[solid < middle], solid[solid >= middle]
+    if not before.size or not after.size:
+        return False
+    for layer, may_be_band in ((ink, True), (bare, False)):
+        way = layer[part][:, before[-1] + 1 : after[0]]
+        length = way.shape[1]
+        begin, end = max(_runs(np.asarray(way.any(axis=0))), key=lambda run: run[1] - run[0], default=(0, 0))
+        thick = np.count_nonzero(way[:, begin:end].any(axis=1))
+        leads = 0 < length <= 2 * (end - begin) and end - begin >= _LONG * thick
+        if leads and not (may_be_band and end - begin == length):
+            return True
+    return False

@@ -21,6 +21,7 @@ from biomedclip_ray.figures.cuts import (
     Region,
     by_lines,
     cut_lines,
+    hang_together,
     layers_of,
     tight,
     widest,
@@ -88,6 +89,8 @@ def split_panels(image: Pixels, labels: tuple[str, ...] = ()) -> list[Panel]:
     if (bare := without_bands(layers)) is not None:
         options += [_placed(layers, bare, pieces, labels, whole) for pieces in ways_to_cut(bare, whole, letters)]
     best = max(options, key=lambda boxes: (len(boxes), _plausibility(boxes, letters, labels)))
+    if hang_together(layers.ink, (bare or layers).ink, [box for _, box in best]):
+        return single
     return as_panels(best, whole)
 
 

@@ -105,6 +105,57 @@ def test_a_band_through_all_columns_or_rows_does_not_join_them(columns: int, ban
         assert overlap(found["ABCD"[k]], (0, begin, 1, end) if turned else (begin, 0, end, 1)) > 0.75
 
 
+PLACES = {
+    "row": [(20, 40), (280, 40), (540, 40), (800, 40)],
+    "column": [(20, 20), (20, 240), (20, 460)],
+    "ring": [(20, 20), (320, 20), (320, 280), (20, 280)],
+}
+
+
+def steps(form: str, arrows: int, frame: bool = False) -> np.ndarray:
+    """Shapes of 170 x 140, a letter at each one's upper left, and so many arrows from one to the next."""
+    places = PLACES[form]
+    image = Image.new("RGB", (max(x for x, _ in places) + 200, max(y for _, y in places) + 170), "white")
+    draw = ImageDraw.Draw(image)
+    for k, (x, y) in enumerate(places):
+        draw.rounded_rectangle((x, y, x + 170, y + 140), 20, outline="black", width=2, fill=(200, 225 - 15 * k, 250))
+        draw.text((x + 8, y + 4), "ABCD"[k], fill="black", font=ImageFont.load_default(30), stroke_width=1)
+        draw.ellipse((x + 60, y + 50, x + 120, y + 110), fill=(120 + 25 * k, 90, 60))
+    for (ax, ay), (bx, by) in list(zip(places, [*places[1:], places[0]], strict=True))[:arrows]:
+        dx, dy = (bx > ax) - (bx < ax), (by > ay) - (by < ay)
+        begin = (ax + 85 + 93 * dx, ay + 70 + 78 * dy)
+        end = (bx + 85 - 93 * dx, by + 70 - 78 * dy)
+        draw.line((*begin, *end), fill="black", width=1)
+        head = [(end[0] - 8 * dx + 5 * dy * s, end[1] - 8 * dy + 5 * dx * s) for s in (1, -1)]
+        draw.polygon([end, *head], fill="black")
+    if frame:
+        draw.rectangle((2, 2, image.width - 3, image.height - 3), outline="black", width=1)
+    return np.asarray(image)
+
+
+@pytest.mark.parametrize(("form", "arrows"), [("row", 3), ("column", 2), ("ring", 4), ("ring", 3)])
+def test_letters_at_steps_that_arrows_join_are_no_panels(form: str, arrows: int) -> None:
+    labels = tuple("ABCD"[: len(PLACES[form])])
+    assert split_panels(steps(form, arrows), labels) == [Panel((0.0, 0.0, 1.0, 1.0), None)]
+
+
+@pytest.mark.parametrize(
+    ("form", "arrows", "least"), [("row", 0, 0.9), ("row", 1, 0.55), ("column", 0, 0.9), ("ring", 1, 0.55)]
+)
+def test_without_arrows_between_all_the_same_shapes_are_panels(form: str, arrows: int, least: float) -> None:
+    places = PLACES[form]
+    image = steps(form, arrows)
+    height, width, _ = image.shape
+    found = by_label(split_panels(image, tuple("ABCD"[: len(places)])))
+    assert set(found) == set("ABCD"[: len(places)])
+    for label, (x, y) in zip("ABCD", places, strict=False):
+        assert overlap(found[label], (x / width, y / height, (x + 170) / width, (y + 140) / height)) > least
+
+
+def test_a_frame_around_all_panels_joins_none() -> None:
+    assert [panel.label for panel in split_panels(steps("row", 0, frame=True), tuple("ABCD"))] == list("ABCD")
+
+
 def test_letters_are_enough_where_the_caption_names_no_panels() -> None:
     image, _ = grid(2, 2, 12, "ABCD")
     assert [panel.label for panel in split_panels(image)] == ["A", "B", "C", "D"]
