@@ -698,6 +698,13 @@ def test_a_figures_own_permissions_override_the_articles():
         ("Photo credit: an author.", False),
         ("Cells adapted to heat; the medium was modified.", False),
         ("Photographs taken from rice fields in 2016.", False),
+        ("(A) Liver. (B) Kidney. (C) Lung.", False),
+        ("(A, B) Rainfall in 2009 and 2010, (C) 2011.", False),
+        ("(a) 2009; (b) 2010; (c) 2011.", False),
+        ("A) Liver. B) Kidney. (C) Lung.", False),
+        ("A heart (arrow), (c) Elsevier.", True),
+        ("A heart, (C) 2010 Elsevier.", True),
+        ("(A) Liver. (B) Kidney. (C) Lung. © 2010 Elsevier.", True),
     ],
 )
 def test_figures_taken_over_from_elsewhere_are_marked(caption, adapted):
