@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.evaluate.test_fusion import quizzes
+
 FILE = Path(__file__).resolve().parents[2] / "workflows" / "evaluate.py"
 
 
@@ -54,6 +56,15 @@ def test_a_first_table_of_three_real_sets_half_a_minute_after_encoding(main, bun
     assert again["encoded"] == {name: {"images": 0, "texts": 0} for name in ("clip0", "clip1")}
     disjoint = again["bundles"]["clip0"]["vqa_rad"]["vqa"]["disjoint"]["all"]["model"]["exact"]
     assert disjoint["low"] < disjoint["value"] < disjoint["high"]
+
+
+def test_a_fusion_head_stands_in_table_and_page(main, bundles, tmp_path, capsys):
+    folder = quizzes(tmp_path / "halves", 18)
+    command = ["--bundles", str(bundles[0]), "--sets", str(folder), "--out", str(tmp_path / "out"), "--draws", "20"]
+    assert main([*command, "--fusion", "1"]) == 0
+    assert "vqa fusion, disjoint" in capsys.readouterr().out
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "disjoint, by a fusion head" in page and "0 of 6 test images stand in train, counted by content" in page
 
 
 def test_a_bundle_named_twice_differs_from_itself_by_exactly_nothing(main, bundles, make_set, tmp_path):
