@@ -60,7 +60,7 @@ def _is_nifti(data: bytes) -> bool:
             data = zlib.decompressobj(31).decompress(data[:2048], 352)
         except zlib.error:
             return False
-    return data[344:348] in (b"n+1\0", b"ni1\0") or data[4:12] == b"n+2\0\r\n\x1a\n"
+    return data[344:348] in (b"n+1\0", b"ni1\0") or data[4:12] in (b"n+2\0\r\n\x1a\n", b"ni2\0\r\n\x1a\n")
 
 
 def _is_jpeg_ls(data: bytes) -> bool:

@@ -327,6 +327,16 @@ def test_of_a_time_series_the_first_volume_is_shown_packed_or_not() -> None:
         assert refusal(gzip.compress(data)[: int(len(gzip.compress(data)) * share)]).reason is Reason.TRUNCATED_IMAGE
 
 
+@pytest.mark.parametrize("kind", ["Nifti1Pair", "Nifti2Pair"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_header_whose_image_is_another_file_says_so(tmp_path: Path, kind: str, packed: bool) -> None:
+    ending = ".gz" if packed else ""
+    nibabel.save(getattr(nibabel, kind)(np.ones((4, 5, 6), np.int16), np.eye(4)), tmp_path / f"a.hdr{ending}")
+    with pytest.raises(ImageError, match="NIfTI header without its image") as error:
+        read((tmp_path / f"a.hdr{ending}").read_bytes(), ANY)
+    assert error.value.reason is Reason.NOT_SUPPORTED
+
+
 def test_nibabels_own_files_are_its_numbers_or_name_the_cause() -> None:
     files = [
         p

@@ -56,7 +56,7 @@ def _opened(data: bytes, limits: Limits | None) -> Any:
         raise missing("NIfTI", error) from error
     head = zlib.decompressobj(31).decompress(data[:8192], 540) if data.startswith(b"\x1f\x8b") else data[:540]
     second = head[4:12] == b"n+2\0\r\n\x1a\n"
-    if head[344:348] == b"ni1\0":
+    if head[344:348] == b"ni1\0" or head[4:8] == b"ni2\0":
         raise ImageError(Reason.NOT_SUPPORTED, "NIfTI header without its image: save both as one .nii.gz")
     try:
         kind = nibabel.Nifti2Image if second else nibabel.Nifti1Image
