@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 import uuid
@@ -24,6 +25,16 @@ def _data(name: str) -> Path:
     if not folder.is_dir():
         pytest.skip(f"{folder} is not there; set BIOMEDCLIP_TEST_DATA to the folder that holds {name}/")
     return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interruptible() -> Iterator[None]:
+    """Tests and what they start can be interrupted as from a terminal; what a shell starts in its background begins
+    with SIGINT ignored.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,14 +17,6 @@ from biomedclip_ray.store.attempt import attempt
 from biomedclip_ray.store.product import Product
 
 CPU, SPOT, GPU = ("cpu", "cpu"), ("cpu_spot", "cpu"), ("gpu", "gpu")
-
-
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """As run/interrupt.listen leaves a driver; a shell's background process begins with SIGINT ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def record(root: Path) -> RunRecord:
@@ -89,7 +79,6 @@ def test_a_stage_costs_what_all_runs_took_that_worked_on_its_product_those_that_
     assert [node["stage"] for node in told["nodes"]][-2:] == ["curate", ""]
 
 
-@pytest.mark.usefixtures("interruptible")
 def test_a_spent_budget_interrupts_the_run_and_says_what_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,7 +95,6 @@ def test_a_spent_budget_interrupts_the_run_and_says_what_is_left(
     assert meter.record.over.endswith("left to do: ingest, 1,200 of 2,000 parts; then preprocess, curate")
 
 
-@pytest.mark.usefixtures("interruptible")
 def test_what_is_left_of_training_is_told_in_steps_from_the_newest_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
