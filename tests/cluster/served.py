@@ -46,7 +46,11 @@ class Served:
         self.config.write_text(f"root: {folder}\nserve: {{{serve}}}\n")
         pictures, captions = drawn()
         self.bundles = [make(folder, seed, pictures, captions)[2].bundle_id for seed in (0, 1)]
-        self.deploy(0)
+        try:
+            self.deploy(0)
+        except BaseException:  # no test has it yet that would close it
+            self.close()
+            raise
 
     def node(self) -> subprocess.Popen[bytes]:
         """One more, with room for an encoder replica and an ingress, and for nothing else."""
