@@ -6,6 +6,7 @@ import gzip
 import json
 import logging
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 
@@ -28,14 +29,15 @@ DATE = "2026-11-20T01-00Z"
 
 
 def _bucket(folder: Path, ids: list[str], extra: str = "") -> FolderBucket:
-    lines = "".join(f'"b","metadata/{i}.json","2026-11-12T09:30:00.000Z","{hash(i) & 0xFFFF:x}"\n' for i in ids) + extra
+    lines = [f'"b","metadata/{i}.json","2026-11-12T09:30:00.000Z","{crc32(i.encode()):08x}"\n' for i in ids]
+    text = "".join(lines) + extra
     (folder / INVENTORIES / DATE).mkdir(parents=True)
     (folder / INVENTORIES / "data").mkdir()
-    half = lines[: len(lines) // 2].rfind("\n") + 1
+    half = text[: len(text) // 2].rfind("\n") + 1
     files = []
-    for number, text in enumerate((lines[:half], lines[half:])):
+    for number, piece in enumerate((text[:half], text[half:])):
         key = f"{INVENTORIES}/data/{number}.csv.gz"
-        (folder / key).write_bytes(gzip.compress(text.encode()))
+        (folder / key).write_bytes(gzip.compress(piece.encode()))
         files.append({"key": key})
     (folder / INVENTORIES / DATE / "manifest.json").write_text(json.dumps({"files": files}))
     return FolderBucket(folder)
