@@ -34,7 +34,7 @@ _ROW_BITS = 32
 
 CHUNK = 32
 """Parts that one task reads."""
-_THREADS = 16
+_THREADS = 32
 
 
 class LeakageError(ConfigError):

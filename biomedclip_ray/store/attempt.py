@@ -204,16 +204,17 @@ class Attempt:
         return self._balanced
 
     def _balance(self) -> Balance:
-        def load(part: int) -> tuple[int, pa.Table]:
+        def load(part: int) -> tuple[int, pa.Table, list[dict[str, Any]]]:
             ledger = pa.BufferReader(self.place.read(ledger_name(part)))
-            return part, pq.ParquetFile(ledger).read(columns=["unit", "reason", "transient"])
+            table = pq.ParquetFile(ledger).read(columns=["unit", "reason", "transient"])
+            return part, table, table.group_by(["unit", "reason"]).aggregate([([], "count_all")]).to_pylist()
 
         counts: dict[str, Count] = {}
         transient: dict[int, int] = {}
         rows: dict[str, int] = {}
         reused, withdrawn = 0, []
         with ThreadPoolExecutor(_REQUESTS) as threads:
-            for part, table in threads.map(load, range(self._all_parts())):
+            for part, table, dropped_here in threads.map(load, range(self._all_parts())):
                 note = json.loads(table.schema.metadata[_META])
                 rows |= {data_name(part): note["rows"], ledger_name(part): table.num_rows}
                 self.peak_rss = max(self.peak_rss, note["peak_rss"])
@@ -223,7 +224,7 @@ class Attempt:
                     count = counts.setdefault(unit, Count(unit))
                     count.came_in += came_in
                     count.kept += kept
-                for row in table.group_by(["unit", "reason"]).aggregate([([], "count_all")]).to_pylist():
+                for row in dropped_here:
                     dropped = counts.setdefault(row["unit"], Count(row["unit"])).dropped
                     dropped[row["reason"]] = dropped.get(row["reason"], 0) + row["count_all"]
                 lost = table["transient"].to_pylist().count(True)

@@ -22,6 +22,9 @@ from urllib.parse import parse_qs
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+# Arrow reads the pieces of files by 8 threads of a process, of which each waits for its answer.
+pa.set_io_thread_count(max(32, pa.io_thread_count()))
+
 KMS_KEY = "BIOMEDCLIP_SSE_KMS_KEY_ID"
 """Environment variable with the id or ARN of the KMS key that objects are put under (SSE-KMS), on every node; none: the
 bucket's own default.
