@@ -22,7 +22,6 @@ import json
 import logging
 import multiprocessing
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -36,6 +35,7 @@ from biomedclip_ray.config import Config, PartResources, parse
 from biomedclip_ray.figures.preprocess import preprocess
 from biomedclip_ray.pmc.catalog import catalog
 from biomedclip_ray.pmc.ingest import ingest
+from biomedclip_ray.run.memory import peak_rss
 from biomedclip_ray.run.parts import Runner, on_ray
 from biomedclip_ray.sources.inventory import resolve_inventory
 from biomedclip_ray.store.attempt import Attempt
@@ -75,8 +75,7 @@ def data_stages(bucket: Path, runner: Runner = on_ray) -> tuple[float, Product]:
 def one_part(attempt: Attempt, worker: Callable[..., PartResult], args: tuple[Any, ...], part: int) -> int:
     """One part in whatever process: what a task of the pipeline does."""
     result = worker(part, *args)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    attempt.write_part(part, result.data, result.ledger.table(), result.ledger.counts, peak)
+    attempt.write_part(part, result.data, result.ledger.table(), result.ledger.counts, peak_rss())
     return part
 
 

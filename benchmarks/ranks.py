@@ -142,13 +142,11 @@ def driver(n: int) -> None:
 
 def peak_gb(what: str, *numbers: int) -> float:
     """Peak memory of a process that does only that."""
-    code = (
-        f"import ranks, resource; ranks.{what}(*{numbers}); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-    )
+    code = f"import ranks; from biomedclip_ray.run.memory import peak_rss; ranks.{what}(*{numbers}); print(peak_rss())"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).resolve().parent
     )
-    return int(done.stdout) * 1024 / 1e9
+    return int(done.stdout) / 1e9
 
 
 def main() -> int:

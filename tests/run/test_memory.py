@@ -1,0 +1,23 @@
+"""What a process says of the most memory that it held."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+MB = 1 << 20
+
+
+def told(work: str = "") -> int:
+    """What a process says that did some work."""
+    code = f"from biomedclip_ray.run.memory import peak_rss\n{work}\nprint(peak_rss())"
+    return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+
+
+def test_the_peak_is_what_was_held_also_after_it_was_given_back() -> None:
+    assert 400 * MB < told(f"held = b'x' * {400 * MB}\ndel held") < 600 * MB
+
+
+def test_a_process_does_not_begin_with_the_peak_of_the_one_that_started_it() -> None:
+    held = b"x" * (600 * MB)
+    assert 0 < told() < len(held) // 2
