@@ -7,6 +7,8 @@ that knows nothing gets.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -145,13 +147,19 @@ def slices(
         clusters = np.array(mine["cluster"].to_pylist())
         for column in columns:
             values = np.array([str(value) for value in mine[column].to_pylist()])
-            for value in np.unique(values):
+            for value in sorted(set(values.tolist()), key=_by_number):
                 own = values == value
                 figure = means({"recall@10": found[own]}, Clusters.number(clusters[own]), draws, seed)["recall@10"]
                 figure["chance"] = min(1.0, 10 / candidates)
-                entry = out.setdefault(column, {}).setdefault(str(value), {"n": int(own.sum()), "of": candidates})
+                entry = out.setdefault(column, {}).setdefault(value, {"n": int(own.sum()), "of": candidates})
                 entry[direction] = {"recall@10": figure}
     return out
+
+
+def _by_number(value: str) -> tuple[float, str]:
+    """Years and ranges of words by their numbers, after one another; what has none comes last, by name."""
+    number = re.match(r"(?:over )?(\d+)", value)
+    return (float(number[1]) if number else math.inf), value
 
 
 def by_kind(

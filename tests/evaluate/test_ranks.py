@@ -191,6 +191,15 @@ def test_slices_have_their_own_counts_and_intervals_among_all_candidates():
     assert 0.7 < figure["low"] < 1
 
 
+def test_slices_by_number_come_in_the_order_of_their_numbers():
+    vectors = unit(np.random.default_rng(1).normal(size=(6, 16)))
+    ids, articles = (dict.fromkeys(DIRECTIONS, values) for values in (list("abcdef"), range(6)))
+    rows = retrieval.rows_of(ids, articles, rank(vectors, vectors, {"strict": own(6)}))
+    words = ["over 200", "101 to 200", "11 to 25", "unknown", "1 to 10", "26 to 50"]
+    found = retrieval.slices(rows.append_column("words", pa.array(words * 2)), 6, ["words"], 20, 0)["words"]
+    assert list(found) == ["1 to 10", "11 to 25", "26 to 50", "101 to 200", "over 200", "unknown"]
+
+
 def test_recall_within_a_kind_has_the_kinds_own_pool_and_chance():
     vectors = unit(np.random.default_rng(1).normal(size=(60, 16)))
     out = retrieval.by_kind(vectors, vectors, ["gel"] * 20 + ["chart"] * 40, np.arange(60), draws=10, seed=0)
