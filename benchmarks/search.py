@@ -6,11 +6,11 @@ Image vectors are clustered, one cluster for 200 rows, with a spectrum that fall
 of a row is its image vector moved by noise and by one gap for all, as captions lie apart from images. Queries are image
 vectors moved a little. `build_vs_before ratio=X` is the processor time of both vector indices (training in, calibration
 out) at the middle size, the earlier revision's over ours, each in a process of its own from the same rows; bounds are
-10 to 100,000 rows and 4 beyond, to a million. `search_vs_faiss ratio=X` is the median over the queries of faiss's IVF (flat
-lists, fewest probes that reach our recall@10) over ours, row ids and scores, at the largest size, asked in turns, the
-median of three; bound 1/3, unless Lance's own search of one partition by its codes alone, which no caller of Lance gets
-below, does not reach that here either (`lance_floor_vs_faiss`): then there is none. Then the same with filters that
-0.1, 1 and 10% of the rows pass, and recall@10 against brute force, which must be 0.95 each time. `search_15m_ms
+10 to 100,000 rows and 4 beyond, to a million. `search_vs_faiss ratio=X` is the median over the queries of faiss's IVF
+(flat lists, fewest probes that reach our recall@10) over ours, row ids and scores, at the largest size, asked in turns,
+the median of three; bound 1/3, unless Lance's own search of one partition by its codes alone, which no caller of Lance
+gets below, does not reach that here either (`lance_floor_vs_faiss`): then there is none. Then the same with filters
+that 0.1, 1 and 10% of the rows pass, and recall@10 against brute force, which must be 0.95 each time. `search_15m_ms
 ratio=X` is the p50 at 15,282,336 rows by the exponent fitted to the three sizes; bound 40 ms. Exit 1 where one is
 missed. The claims are for 100,000, 300,000 and a million rows; smaller sizes are for machines that cannot hold those.
 """
