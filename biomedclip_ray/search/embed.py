@@ -41,13 +41,16 @@ from biomedclip_ray.store.ledger import Ledger, PartResult
 from biomedclip_ray.store.parquet import conform
 from biomedclip_ray.store.product import Product, StageError
 
-VERSION = 2
+VERSION = 3
 
 PARTS_PER_FRAGMENT = 64
 """About 130,000 pairs and a gigabyte: fifteen million pairs are some hundred fragments."""
 
 MAP_ROWS = 20_000
 """Image vectors that the map's plane is fitted to."""
+
+MAP = "map.npy"
+"""What `plane` gave for this table's map: an index that extends it places its rows by the same."""
 
 _SHOWN = (
     "pair_id article_id pmcid figure_id panel label caption title journal year license doi pmid figure_kind".split()
@@ -259,7 +262,13 @@ def _build(
     """
     attempt.place.at(TABLE).delete_all()
     tasks = ray_tasks(resources)
-    (axes,) = tasks([(_map_axes, (earlier.embedded if earlier else attempt,))])
+    if earlier is None:
+        (axes,) = tasks([(_map_axes, (attempt,))])
+    else:
+        axes = np.load(io.BytesIO(earlier.embedded.place.read(MAP)))
+    sink = io.BytesIO()
+    np.save(sink, axes)
+    attempt.place.write(MAP, sink.getvalue())
     schema = index_schema(axes.shape[1])
     parts = range(attempt.parts or 0)
     chunks = [parts[at : at + PARTS_PER_FRAGMENT] for at in range(0, len(parts), PARTS_PER_FRAGMENT)]
@@ -274,8 +283,8 @@ def _build(
     return asdict(build.finish(attempt.place, ann_rows, tasks))
 
 
-def _map_axes(embedded: Attempt | Product) -> NDArray[np.float32]:
-    return plane(_sample(embedded))
+def _map_axes(attempt: Attempt) -> NDArray[np.float32]:
+    return plane(_sample(attempt))
 
 
 def _write_fragments(attempt: Attempt, parts: range, axes: NDArray[np.float32], schema: pa.Schema) -> list[Any]:
@@ -291,10 +300,10 @@ def _placed(table: pa.Table, axes: NDArray[np.float32], schema: pa.Schema) -> pa
     return conform(table, schema)
 
 
-def _sample(embedded: Attempt | Product) -> NDArray[np.float32]:
+def _sample(attempt: Attempt) -> NDArray[np.float32]:
     """Image vectors of the first parts: parts are drawn by hash, so the first are as good as any."""
     found: list[NDArray[np.float32]] = []
-    for table in embedded.scan(["image_vector"]):
+    for table in attempt.scan(["image_vector"]):
         found.append(to_matrix(table["image_vector"]))
         if sum(len(vectors) for vectors in found) >= MAP_ROWS:
             break

@@ -16,7 +16,7 @@ from biomedclip_ray.corpus.curate import curate
 from biomedclip_ray.corpus.erase import erase
 from biomedclip_ray.run.parts import in_process
 from biomedclip_ray.schema import CORPUS, LEDGER, PAIRS
-from biomedclip_ray.search.embed import embed
+from biomedclip_ray.search.embed import MAP, embed
 from biomedclip_ray.search.index import Index
 from biomedclip_ray.search.table import TABLE
 from biomedclip_ray.store.attempt import attempt
@@ -166,6 +166,18 @@ def test_the_parents_fragments_are_kept_and_its_map_too(synced):
     assert len(stayed) == 37
     for pair_id in stayed:
         assert places[0][pair_id] == pytest.approx(places[1][pair_id], abs=1e-6)
+
+
+def test_an_extension_of_an_extension_has_the_map_of_the_first(synced, folder):
+    root, first, second = synced
+    rows = {**SECOND, NEW + 1: row(NEW + 1)}
+    pairs = root.pairs(rows, "and one more", Product.load(root.config.root, *second.inputs[1]))
+    third = root.embed(rows, root.bundle(folder, "and again"), pairs)
+    assert third.manifest["parent"]["fingerprint"] == second.fingerprint
+    mean, *axes = np.load(io.BytesIO(first.place.read(MAP)))
+    for hit in Index.open(third.uri).dataset.to_table().to_pylist():
+        placed = [float((np.array(hit["image_vector"], np.float32) - mean) @ axis) for axis in axes]
+        assert [hit["x"], hit["y"]] == pytest.approx(placed, abs=1e-5), hit["pair_id"]
 
 
 def test_it_finds_what_came_and_nothing_that_left(synced):
