@@ -17,6 +17,7 @@ from typing import Any
 
 from biomedclip_ray.clip import siglip
 from biomedclip_ray.clip.fits import CONFIG, UnfitError, listed, preprocess_of_transformers, read_json
+from biomedclip_ray.clip.renaming import IN_LAYERS, renamed
 
 PREFIX = "open_clip:"
 _PREPROCESS = ("mean", "std", "interpolation", "resize_mode")
@@ -100,12 +101,14 @@ def from_transformers(folder: Path, scratch: Path) -> Path:
     if config["model_type"] == "siglip":
         model_cfg, state = siglip.converted(config, _state(folder))
         _write_plain_tokenizer(folder, scratch)
+        own_words = True
     else:
         model_cfg, state = _towers(config), _renamed(_state(folder))
-        for name in _TOKENIZER_FILES if model_cfg["text_cfg"]["vocab_size"] != _OPENAI_WORDS else ():
+        own_words = model_cfg["text_cfg"]["vocab_size"] != _OPENAI_WORDS
+        for name in _TOKENIZER_FILES if own_words else ():
             if (folder / name).is_file():
                 shutil.copy(folder / name, scratch / name)
-    if config["model_type"] == "siglip" or model_cfg["text_cfg"]["vocab_size"] != _OPENAI_WORDS:
+    if own_words:
         model_cfg["text_cfg"]["hf_tokenizer_name"] = "in this folder"
     save_file(state, scratch / "open_clip_model.safetensors")
     _write(scratch / CONFIG, {"model_cfg": model_cfg, "preprocess_cfg": preprocess})
@@ -177,33 +180,13 @@ _PARTS = {
     "text_model.encoder.layers.": "transformer.resblocks.",
     "text_projection.weight": "text_projection",
 }
-_IN_LAYERS = {
-    ".self_attn.out_proj.": ".attn.out_proj.",
-    ".layer_norm1.": ".ln_1.",
-    ".layer_norm2.": ".ln_2.",
-    ".mlp.fc1.": ".mlp.c_fc.",
-    ".mlp.fc2.": ".mlp.c_proj.",
-}
 
 
 def _renamed(state: Mapping[str, Any]) -> dict[str, Any]:
     """Transformers' weights under open_clip's names: query, key and value in one, projections turned."""
-    import torch
-
-    out: dict[str, Any] = {}
-    for name, tensor in state.items():
-        if name.endswith("position_ids") or ".k_proj." in name or ".v_proj." in name:
-            continue
-        new = name
-        for theirs, ours in (*_PARTS.items(), *_IN_LAYERS.items()):
-            new = new.replace(theirs, ours)
-        if ".q_proj." in name:
-            tensor = torch.cat([state[name.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"])
-            new = new.replace(".self_attn.q_proj.", ".attn.in_proj_")
-        elif new in ("visual.proj", "text_projection"):
-            tensor = tensor.T
-        out[new] = tensor.float().contiguous()
-    return out
+    turned = ("visual.proj", "text_projection")
+    every = renamed(state, lambda name: _PARTS | IN_LAYERS)
+    return {name: tensor.T.contiguous() if name in turned else tensor for name, tensor in every}
 
 
 def _state(folder: Path) -> dict[str, Any]:

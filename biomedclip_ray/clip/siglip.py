@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from biomedclip_ray.clip.fits import UnfitError
+from biomedclip_ray.clip.renaming import IN_LAYERS, renamed
 
 _ACTIVATIONS = {"gelu": "GELU", "gelu_pytorch_tanh": "GELUTanh"}
 _PARTS = {
@@ -31,14 +32,6 @@ _IN_IMAGE = {
     ".self_attn.out_proj.": ".attn.proj.",
     ".layer_norm1.": ".norm1.",
     ".layer_norm2.": ".norm2.",
-}
-_IN_TEXT = {
-    ".self_attn.q_proj.": ".attn.in_proj_",
-    ".self_attn.out_proj.": ".attn.out_proj.",
-    ".layer_norm1.": ".ln_1.",
-    ".layer_norm2.": ".ln_2.",
-    ".mlp.fc1.": ".mlp.c_fc.",
-    ".mlp.fc2.": ".mlp.c_proj.",
 }
 
 
@@ -109,24 +102,15 @@ def _image_tower(vision: Any, weights: Mapping[str, Any]) -> str:
 
 def _renamed(state: Mapping[str, Any]) -> dict[str, Any]:
     """Transformers' weights under open_clip's and timm's names: query, key and value in one, but for the pool's."""
-    import torch
-
     out: dict[str, Any] = {}
-    for name, tensor in state.items():
-        if name.endswith("position_ids") or ".k_proj." in name or ".v_proj." in name:
-            continue
-        new = name
-        for theirs, ours in (*_PARTS.items(), *(_IN_IMAGE if name.startswith("vision") else _IN_TEXT).items()):
-            new = new.replace(theirs, ours)
-        if ".q_proj." in name:
-            tensor = torch.cat([state[name.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"])
-        elif new.startswith("visual.trunk.attn_pool.q."):
+    for name, tensor in renamed(state, lambda name: _PARTS | (_IN_IMAGE if name.startswith("vision") else IN_LAYERS)):
+        if name.startswith("visual.trunk.attn_pool.q."):
             width = tensor.shape[0] // 3
-            out[new.replace(".q.", ".kv.")] = tensor[width:].float().contiguous()
-            tensor = tensor[:width]
-        elif new == "visual.trunk.pos_embed":
+            out[name.replace(".q.", ".kv.")] = tensor[width:].contiguous()
+            tensor = tensor[:width].contiguous()
+        elif name == "visual.trunk.pos_embed":
             tensor = tensor[None]
-        elif new in ("logit_scale", "logit_bias"):
+        elif name in ("logit_scale", "logit_bias"):
             tensor = tensor.reshape(())
-        out[new] = tensor.float().contiguous()
+        out[name] = tensor
     return out
