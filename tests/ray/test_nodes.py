@@ -48,9 +48,11 @@ def test_what_is_waited_for_is_said_and_given_up_when_told(
     assert str(ended.value).startswith("train: room for 2 x 4 CPU and 1 GPU did not come within 2 s (wait_for_nodes_s)")
 
 
-def test_nodes_that_are_up_are_not_waited_for(grows: Capacity) -> None:
+def test_nodes_that_are_up_are_not_waited_for(grows: Capacity, caplog: pytest.LogCaptureFixture) -> None:
     plain = Capacity(grows.kinds[:1], "a test", True, "v1")
-    wait_for_nodes("train", plain, [(place(plain, 1.0), 2)], 0.1)
+    with caplog.at_level(logging.INFO):
+        wait_for_nodes("train", plain, [(place(plain, 1.0), 2)], 0.1)
+    assert "waits for room" not in caplog.text
 
 
 def _part(part: int) -> PartResult:
