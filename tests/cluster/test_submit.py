@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -67,6 +68,8 @@ class Line:
 class Submitter:
     """`python workflows/submit.py ...` with a terminal of its own."""
 
+    started: ClassVar[list[subprocess.Popen[bytes]]] = []
+
     def __init__(self, cluster: Cluster, log: Path, *arguments: str, **env: str) -> None:
         self.log = log
         self.terminal, end = pty.openpty()
@@ -80,6 +83,7 @@ class Submitter:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        self.started.append(self.process)
         os.close(end)
 
     @property
@@ -95,6 +99,17 @@ class Submitter:
 
     def wait(self) -> int:
         return self.process.wait(PATIENCE_S)
+
+
+@pytest.fixture(autouse=True)
+def ended() -> Iterator[None]:
+    """A test that fails leaves no submitter behind."""
+    yield
+    for process in Submitter.started:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    Submitter.started.clear()
 
 
 @pytest.fixture(scope="module")
