@@ -10,7 +10,8 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-DIRECTIONS = ("text_to_image", "image_to_text")
+from biomedclip_ray.evaluate.ranks import DIRECTIONS
+
 PER_CLASS = ("recall", "precision", "f1", "auroc", "auprc")
 _METRICS = (
     "accuracy",

@@ -8,7 +8,8 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from biomedclip_ray.evaluate.set_tables import DIRECTIONS, as_rank, as_share, class_table, ends, set_table
+from biomedclip_ray.evaluate.ranks import DIRECTIONS
+from biomedclip_ray.evaluate.set_tables import as_rank, as_share, class_table, ends, set_table
 
 READINGS = {"same_image": "same image", "same_text": "same text"}
 """What else counts as right."""
