@@ -50,10 +50,12 @@ def _before(mention: LabelMention, caption: str) -> str:
 
 
 def sentence_starts(caption: str, mentions: list[LabelMention]) -> list[int]:
-    """Where sentences begin, the first aside: after a stop, with a label after one, with a label before a capital
-    letter.
+    """Where sentences begin, the first aside: after a stop that is no label's, with a label after one, with a label
+    before a capital letter.
     """
-    starts = {match.end() for match in _SENTENCE.finditer(caption) if not in_brackets(caption, match.end())}
+    ends = {mention.end for mention in mentions}
+    starts = {match.end() for match in _SENTENCE.finditer(caption)} - ends
+    starts = {start for start in starts if not in_brackets(caption, start)}
     for mention in mentions:
         stopped = _before(mention, caption).rstrip().endswith((".", ";"))
         if stopped or (mention.follows is False and _CAPITAL.match(caption, mention.end)):

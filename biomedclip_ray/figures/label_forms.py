@@ -32,6 +32,17 @@ _CLOSING_REMARK = re.compile(rf"[;,]\s*(?:{_NOUN}\s+)?({_LIST})\s*(?=\))")
 HALF_BRACKET = re.compile(rf"(?:^|(?<=[\s.;,:]))({_LETTER}\)\s*{_RANGE}\s*{_LETTER}|{_LIST})\)(?=\s|$|[A-Z][a-z])")
 # "A. Text", "A: text", "A, text", "A - text", "A and B, text".
 PUNCTUATED = re.compile(rf"(?:^|(?<=[.;:)]\s)|(?<=[.;:)]))({_LIST})\s*[.:,;–—-](?=\s)\s*(?=\S)")
+# The same within a sentence, as the items of an enumeration: "A. nerve, B. muscle, and C. bone"; see `_enumerated`.
+_ITEM = re.compile(rf"(?:^|(?<=[\s(]))({_LIST})\s*([.:–—-])\s+(?=\S)")
+_FIRST_ITEM = re.compile(r"(?:^|[.;:)(]\s*|\b(?:of|in|from|for|on|shows?|showing|are|is)\s+)$", re.IGNORECASE)
+_NEXT_ITEM = re.compile(r"\w\W*(?:[,;]\s*(?:and\s+|or\s+)?|\s(?:and|or|&)\s+)$")
+_STOP = re.compile(r"[.!?]\s+[A-Z]")
+_PERSON = re.compile(
+    r"(?:[A-Z]\.\s?)*(?:(?:van|von|der|den|de|di|da|la|le)\s+)*[A-Z][\w'’-]*[a-z]"
+    r"(?:\s(?:[A-Z][\w'’-]*\.?|et al\.?|Jr\.?))*(?=\W*$)"
+)
+_SPECIES = re.compile(r"(?![a-z]*(?:oma|[oi]tis|osis|plasia|emia|uria)\b)[a-z]{2,}(?:us|is|um|i|ae|ans|ens|ile|a)\b")
+_INITIAL = re.compile(r"[A-Z]\.\s+[A-Z]\.?\s+[A-Z]")
 # "panel A", "Panels B and C", "image D".
 NAMED = re.compile(rf"\b{_NOUN}\s+({_LIST})(?![A-Za-z'’])(?:\s*[:,.](?=\s))?", re.IGNORECASE)
 # "a Text. b Text; and c text"; before a magnification wherever it stands, "low (a x10) and high (b x40) power".
@@ -63,6 +74,13 @@ def of_form(form: re.Pattern[str], caption: str, upper: bool) -> list[LabelMenti
             for m in _CLOSING_REMARK.finditer(caption)
             if in_brackets(caption, m.start()) and not any(m.start() in span for span in inside)
         ]
+    if form is PUNCTUATED:
+        matches = [m for m in matches if not _INITIAL.match(caption, m.start())]
+        known = {m.start() for m in matches}
+        # "(a) Plants: A. root, B. stem. (b) ...": what is listed within a panel is none.
+        outer = [mention.start for mention in of_form(BRACKETED, caption, not upper)]
+        inner = outer[0] if len(outer) > 1 else len(caption)
+        matches += [m for m in _enumerated(caption) if m.start() not in known and m.start() < inner]
     for match in matches:
         labels = _expand(next(filter(None, match.groups())))
         if form is HALF_BRACKET and in_brackets(caption, match.start()):
@@ -73,6 +91,45 @@ def of_form(form: re.Pattern[str], caption: str, upper: bool) -> list[LabelMenti
         found.append(LabelMention(match.start(), match.end(), labels, False if leads else None))
     found.sort(key=lambda mention: mention.start)
     return found
+
+
+def _enumerated(caption: str) -> list[re.Match[str]]:
+    """Letters that follow one another before the items of one sentence, all with the same sign; not those of persons
+    ("A. Smith, B. Jones") or species ("A. niger, B. cereus").
+    """
+    found: list[re.Match[str]] = []
+    chain: list[re.Match[str]] = []
+    for match in _ITEM.finditer(caption):
+        if chain and _goes_on(caption, chain[-1], match):
+            chain.append(match)
+        elif _FIRST_ITEM.search(caption, max(0, match.start() - 12), match.start()):
+            found += chain if _is_enumeration(caption, chain) else []
+            chain = [match]
+    return found + (chain if _is_enumeration(caption, chain) else [])
+
+
+def _goes_on(caption: str, item: re.Match[str], later: re.Match[str]) -> bool:
+    """Is a letter the next item's of the same enumeration?"""
+    return (
+        item[2] == later[2]
+        and _is_run((*_expand(item[1])[-1:], *_expand(later[1])[:1]))
+        and _NEXT_ITEM.search(caption, max(item.end(), later.start() - 12), later.start()) is not None
+        and _STOP.search(caption, item.end(), later.start()) is None
+    )
+
+
+def _is_enumeration(caption: str, chain: list[re.Match[str]]) -> bool:
+    """Four initials in the order of the alphabet are no chance; fewer may be names."""
+    if len(chain) < 2 or len(chain) > 3 or chain[0][2] != ".":
+        return len(chain) > 1
+    ends = [match.start() for match in chain[1:]] + [len(caption)]
+    items = [
+        re.split(r"[,;()]|\s(?:and|or|&)\s", caption[m.end() : end])[0].strip()
+        for m, end in zip(chain, ends, strict=True)
+    ]
+    items[-1] = items[-1].split(" ")[0]
+    epithets = sum(_SPECIES.match(item) is not None for item in items)
+    return not all(map(_PERSON.match, items)) and 2 * epithets <= len(items)
 
 
 def _remarked(caption: str, matches: list[re.Match[str]]) -> list[re.Match[str]]:

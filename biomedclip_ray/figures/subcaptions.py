@@ -170,4 +170,5 @@ def _tidy(text: str) -> str:
     text = re.sub(r"\s+", " ", text).strip()
     text = re.sub(r"\s+([.,;:)])", r"\1", text)
     text = re.sub(r"\(\s+", "(", text)
-    return re.sub(r"([.;,:])(?:\s*[.;,:])+", r"\1", text).strip(" ;,:")
+    text = re.sub(r"([.;,:])(?:\s*[.;,:])+", r"\1", text).strip(" ;,:")
+    return text + ")" * (text.count("(") - text.count(")"))  # an item of "(A: liver, B: kidney)"

@@ -53,6 +53,45 @@ def test_each_form_of_label_gives_its_panels_text(caption: str, expected: dict[s
 
 
 @pytest.mark.parametrize(
+    "caption",
+    [
+        "A. Nerve, B. muscle, and C. bone.",
+        "A. nerve, B. muscle and C. bone",
+        "a. nerve, b. muscle, c. bone",
+        "a. nerve; b. muscle; and c. bone.",
+        "A: nerve, B: muscle and C: bone",
+        "a: nerve; b: muscle; c: bone",
+        "a) nerve, b) muscle and c) bone",
+        "A – nerve, B – muscle, and C – bone.",
+    ],
+)
+def test_the_items_of_one_sentence_are_panels(caption: str) -> None:
+    texts = [text.lower().strip(".") for text in subcaptions(caption).values()]
+    assert texts == ["nerve", "muscle", "bone"]
+
+
+@pytest.mark.parametrize(
+    "caption, expected",
+    [
+        ("Sections of A. nerve, B. muscle.", {"A": "Sections of nerve", "B": "Sections of muscle."}),
+        ("Stains: a. HE, b. PAS and c. GMS.", {"a": "Stains: HE", "b": "Stains: PAS", "c": "Stains: GMS."}),
+        ("Mice. A. Skin, B. lung. C. Hair.", {"A": "Mice. Skin", "B": "Mice. lung.", "C": "Mice. Hair."}),
+        ("A, B. Nerve, C. muscle.", {"A": "Nerve", "B": "Nerve", "C": "muscle."}),
+        (
+            "A. Nerve with E. coli, B. muscle approx. 3 mm thick.",
+            {"A": "Nerve with E. coli", "B": "muscle approx. 3 mm thick."},
+        ),
+        ("Genes (A: ICS1, B: NPR1).", {"A": "Genes (ICS1)", "B": "Genes (NPR1)."}),
+        ("A. Skin, B. Hair, C. Bone, D. Nerve.", {"A": "Skin", "B": "Hair", "C": "Bone", "D": "Nerve."}),
+        # Letters listed within a lettered panel are none.
+        ("(a) Plants: A. root, B. stem, C. leaf. (b) Mice.", {"a": "Plants: A. root, B. stem, C. leaf.", "b": "Mice."}),
+    ],
+)
+def test_the_items_of_one_sentence_share_what_frames_them(caption: str, expected: dict[str, str]) -> None:
+    assert subcaptions(caption) == expected
+
+
+@pytest.mark.parametrize(
     "caption, expected",
     [
         # The end, and up to a colon the beginning, of a sentence is about all that it names.
@@ -182,6 +221,14 @@ def test_long_hostile_captions_take_no_long_time(piece: str) -> None:
         "(A) The only label.",
         "Cell(s) of the control (C) and of the mutant (M).",
         "Images were taken with a x10 and a x40 objective.",
+        "A. Smith, B. Jones, and C. Lee",
+        "Photographs by A. Smith, B. van Dyck and C. Lee.",
+        "(A. Smith et al., B. Jones et al., unpublished)",
+        "Drawn by A. B. Smith and C. D. Jones.",
+        "Growth of E. coli, S. aureus and C. albicans.",
+        "Growth of A. baumannii, B. cereus and C. albicans.",
+        "Sources of vitamin A. B cells, C. elegans and D. melanogaster.",
+        "Control group A: 5 mg, group B: 10 mg.",
     ],
 )
 def test_what_is_no_sequence_of_labels_is_no_compound(caption: str) -> None:
