@@ -11,7 +11,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import torch
@@ -19,7 +19,7 @@ from transformers import BertConfig
 
 from biomedclip_ray.clip.model import Built, build_model
 from biomedclip_ray.clip.tokenizer import Tokenizer
-from biomedclip_ray.config import Model, parse
+from biomedclip_ray.config import Model, Train, parse
 from biomedclip_ray.figures.captions import training_text
 from biomedclip_ray.figures.preprocess import preprocess
 from biomedclip_ray.jats.article import parse_figures
@@ -31,6 +31,7 @@ from biomedclip_ray.sources.inventory import resolve_inventory
 from biomedclip_ray.store.attempt import attempt
 from biomedclip_ray.store.parquet import conform
 from biomedclip_ray.store.product import Product
+from biomedclip_ray.train.step import Learner
 
 sys.path.insert(0, str(Path(__file__).parent))
 from jats import real_articles
@@ -87,6 +88,27 @@ def products(rows: list[Pair], root: str) -> tuple[Product, Product]:
     return pairs, corpus
 
 
+class Size(NamedTuple):
+    """A CLIP of two towers, its context in tokens and the pairs of a batch."""
+
+    vision: dict[str, Any]
+    bert: dict[str, Any]
+    embed_dim: int
+    context: int
+    batch: int
+
+
+def bert(width: int, depth: int, **changes: Any) -> dict[str, Any]:
+    """A BertConfig."""
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": width // 64,
+        "intermediate_size": 4 * width,
+        **changes,
+    }
+
+
 def timm_vit(size: str) -> dict[str, Any]:
     """A ViT of 224 px and patches of 16, as BiomedCLIP's."""
     name = f"vit_{size}_patch16_224"
@@ -110,3 +132,11 @@ def build(vision: dict[str, Any], bert: dict[str, Any], embed_dim: int, tokenize
         (folder / "model.json").write_text(json.dumps(config))
         torch.manual_seed(0)
         return build_model(Model(config=str(folder / "model.json"), init="random"), tokenizer)
+
+
+def recipe_of(batch: int, precision: str, **changes: Any) -> Train:
+    return Train.model_validate({"batch": batch, "micro_batches": 1, "precision": precision, **changes})
+
+
+def learner_of(built: Built, recipe: Train, steps: int) -> Learner:
+    return Learner(built.model, recipe, steps, built.preprocess_cfg["mean"], built.preprocess_cfg["std"])

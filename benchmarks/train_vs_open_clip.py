@@ -9,11 +9,13 @@ pairs. open_clip runs its `train_one_epoch` on WebDataset shards, we a `Learner`
 take turns, a few steps each; Ray runs only during ours, and its feed is left to fill its store before the clock starts,
 so that it works at the speed of the steps. Ratios are of the median step.
 
-- `step_padded_vs_open_clip`: their seconds over ours, captions padded to the context in both.
+- `step_padded_vs_open_clip`: their seconds over ours, captions padded to the context in both. Beside it stands the
+  ceiling of the machine: the same of our step alone, its batch at hand and no feed at work on the same cores.
 - `step_natural_of_ceiling`: how much of what the FLOPs promise is reached when our captions run at their natural
   length: their seconds over ours, divided by the FLOPs of padded over those of natural captions, for the very batches
   that were run.
-- `text_tower_natural_vs_padded`: forward and backward of the text tower alone, on captions of the corpus.
+- `text_tower_natural_vs_padded`: forward and backward of the text tower alone, on captions of the corpus; the median
+  of eleven batches, and beside it the ceiling, which is what the FLOPs of those batches promise.
 - `loss_parity`: both learn from the same recorded tensors (64 px, 64 tokens, 200 steps); one minus the worst relative
   difference of a mean of 20 steps. Beside it stands how far open_clip agrees with itself after a change of one part in
   a million: no trainer can do better than that. At a rate of 5e-4 it is 0.86 on so few pairs, which is why the rate
@@ -34,10 +36,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -47,17 +48,18 @@ import torch
 from biomedclip_ray.clip.model import Built
 from biomedclip_ray.clip.tokenizer import Tokenizer, fit_tokenizer
 from biomedclip_ray.config import Train, TrainResources
-from biomedclip_ray.train.batches import Feed, InOrder, batches, crop, decode
+from biomedclip_ray.train.batches import Feed, InOrder, batches
 from biomedclip_ray.train.flops import Flops, count
 from biomedclip_ray.train.lengths import encode_at_natural_length
 from biomedclip_ray.train.order import Order
 from biomedclip_ray.train.rows import find_rows
-from biomedclip_ray.train.step import Block, Learner
+from biomedclip_ray.train.step import Block
 
 sys.path.insert(0, str(Path(__file__).parent))
 import clips
 import reference
 from articles import add_data_option
+from loss_parity import parity
 
 BOUNDS = {
     "step_padded_vs_open_clip": 0.97,
@@ -72,47 +74,18 @@ AHEAD = 40
 """Batches that the feed still has to make when our turn ends: more than fit into the store."""
 IDLE = 0.25
 """Share of a core below which the feed has nothing more to do."""
-WINDOW_STEPS = 20
 SCHEDULE = 10_000
-MOVED = "open_clip, one tensor moved by a millionth"
+TEXT_ROUNDS = 11
+PADDED, NATURAL, ALONE = "padded", "natural", "padded without a feed"
+
+Turn = dict[str, list[tuple[float, list[int]]]]
+"""(seconds, captions' lengths) of each step, by how it was run."""
 
 
-class Size(NamedTuple):
-    vision: dict[str, Any]
-    bert: dict[str, Any]
-    embed_dim: int
-    context: int
-    batch: int
-
-
-def bert(width: int, depth: int, **changes: Any) -> dict[str, Any]:
-    return {
-        "hidden_size": width,
-        "num_hidden_layers": depth,
-        "num_attention_heads": width // 64,
-        "intermediate_size": 4 * width,
-        **changes,
-    }
-
-
-WITHOUT_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-SMALL = Size(clips.timm_vit("small"), bert(384, 12), 512, 256, 64)
-TINY = Size({"image_size": 32, "patch_size": 16, "width": 64, "layers": 1, "head_width": 64}, bert(64, 1), 32, 32, 8)
-PARITY = Size(
-    {"image_size": 64, "patch_size": 16, "width": 128, "layers": 3, "head_width": 64},
-    bert(128, 3, **WITHOUT_DROPOUT),
-    128,
-    64,
-    64,
+SMALL = clips.Size(clips.timm_vit("small"), clips.bert(384, 12), 512, 256, 64)
+TINY = clips.Size(
+    {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1, "head_width": 64}, clips.bert(64, 1), 32, 32, 8
 )
-
-
-def recipe_of(batch: int, precision: str, **changes: Any) -> Train:
-    return Train.model_validate({"batch": batch, "micro_batches": 1, "precision": precision, **changes})
-
-
-def learner_of(built: Built, recipe: Train, steps: int) -> Learner:
-    return Learner(built.model, recipe, steps, built.preprocess_cfg["mean"], built.preprocess_cfg["std"])
 
 
 def block_of(arrays: dict[str, np.ndarray], natural: bool) -> Block:
@@ -126,13 +99,13 @@ class Ours:
     """Our side: the learner, and Ray with the feed while it is our turn."""
 
     def __init__(self, built: Built, recipe: Train, feed: Feed) -> None:
-        self.learner = learner_of(built, recipe, SCHEDULE)
+        self.learner = clips.learner_of(built, recipe, SCHEDULE)
         self.feed = feed
         self.step = 0
 
-    def turn(self, steps: int) -> dict[bool, list[tuple[float, list[int]]]]:
-        """Some steps of padded captions, then as many at natural length: (seconds, captions' lengths) of each, by
-        natural.
+    def turn(self, steps: int) -> Turn:
+        """Some steps of padded captions, then as many at natural length, then as many padded ones without a feed:
+        (seconds, captions' lengths) of each.
         """
         ray.init(
             "local",
@@ -151,21 +124,29 @@ class Ours:
             None,
             None,
         )[0]["train"]
-        found: dict[bool, list[tuple[float, list[int]]]] = {False: [], True: []}
+        found: Turn = {PADDED: [], NATURAL: [], ALONE: []}
         arriving = iter(shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2))
         with closing(arriving):  # while Ray is still there to be told
             next(arriving)
             wait_until_idle()
-            for natural, _ in itertools.product((False, True), range(steps)):
+            for how, _ in itertools.product((PADDED, NATURAL), range(steps)):
                 began = time.perf_counter()
                 arrays = next(arriving)
-                self.learner.step(self.step, [block_of(arrays, natural)])
-                found[natural].append((time.perf_counter() - began, arrays["length"].tolist()))
-                self.step += 1
+                self.learn(block_of(arrays, natural=how == NATURAL))
+                found[how].append((time.perf_counter() - began, arrays["length"].tolist()))
+            at_hand = {name: values.copy() for name, values in arrays.items()}
         for thread in set(threading.enumerate()) - threads:  # who asks Ray for a block after its end ends the process
             thread.join(timeout=2)
         ray.shutdown()
+        for _ in range(steps):
+            began = time.perf_counter()
+            self.learn(block_of(at_hand, natural=False))
+            found[ALONE].append((time.perf_counter() - began, at_hand["length"].tolist()))
         return found
+
+    def learn(self, block: Block) -> None:
+        self.learner.step(self.step, [block])
+        self.step += 1
 
 
 def wait_until_idle() -> None:
@@ -192,7 +173,7 @@ def busy() -> float:
     return total
 
 
-def throughput(data: Path, size: Size, precision: str, rounds: int, steps: int) -> dict[str, float]:
+def throughput(data: Path, size: clips.Size, precision: str, rounds: int, steps: int) -> dict[str, float]:
     """The ratios of the steps."""
     captions = clips.real_captions(data)
     pictures = [image for image, _ in clips.real_pairs(data)]
@@ -202,7 +183,7 @@ def throughput(data: Path, size: Size, precision: str, rounds: int, steps: int) 
     mean, std = (built.preprocess_cfg[key] for key in ("mean", "std"))
     flops = count(built.model, built.model.visual.image_size, size.context, trims=True)
     image_size = built.model.visual.image_size[0]
-    recipe = recipe_of(size.batch, precision)
+    recipe = clips.recipe_of(size.batch, precision)
     with tempfile.TemporaryDirectory(prefix="biomedclip-bench-") as root:
         folder = Path(root)
         (folder / "shards").mkdir()
@@ -219,22 +200,21 @@ def throughput(data: Path, size: Size, precision: str, rounds: int, steps: int) 
         ours = Ours(built, recipe, feed)
         ours.learner.step(0, [Block(*warm_tensors(size, image_size), 0, torch.full((size.batch,), size.context // 2))])
         theirs.seconds.clear()
-        found: dict[bool, list[tuple[float, list[int]]]] = {False: [], True: []}
+        found: Turn = {PADDED: [], NATURAL: [], ALONE: []}
         for number in range(rounds):
             theirs.train(loader, steps)
-            for natural, measured in ours.turn(steps).items():
-                found[natural] += measured
+            for how, measured in ours.turn(steps).items():
+                found[how] += measured
             print(
-                f"  round {number + 1}: open_clip {seconds(theirs.seconds[-steps:])}, ours padded "
-                f"{seconds([s for s, _ in found[False][-steps:]])}, natural "
-                f"{seconds([s for s, _ in found[True][-steps:]])}",
+                f"  round {number + 1}: open_clip {seconds(theirs.seconds[-steps:])}, ours "
+                + ", ".join(f"{how} {seconds([s for s, _ in measured[-steps:]])}" for how, measured in found.items()),
                 flush=True,
             )
-    text = text_ratio(built.model, tokenizer, captions, size.batch, precision, max(2, rounds))
+    text = text_ratio(built.model, tokenizer, captions, flops, size, precision)
     return {**step_ratios(theirs.seconds, found, flops, size), "text_tower_natural_vs_padded": text}
 
 
-def warm_tensors(size: Size, image_size: int) -> tuple[torch.Tensor, ...]:
+def warm_tensors(size: clips.Size, image_size: int) -> tuple[torch.Tensor, ...]:
     pixels = torch.zeros(size.batch, image_size, image_size, 3, dtype=torch.uint8)
     return pixels, torch.ones(size.batch, size.context, dtype=torch.int32), torch.full((size.batch,), -1)
 
@@ -243,12 +223,10 @@ def seconds(values: list[float]) -> str:
     return " ".join(f"{value:.2f}" for value in values) + " s"
 
 
-def step_ratios(
-    theirs: list[float], ours: dict[bool, list[tuple[float, list[int]]]], flops: Flops, size: Size
-) -> dict[str, float]:
-    lengths = [length for _, row in ours[True] for length in row]
+def step_ratios(theirs: list[float], ours: Turn, flops: Flops, size: clips.Size) -> dict[str, float]:
+    lengths = [length for _, row in ours[NATURAL] for length in row]
     reference_s = statistics.median(theirs)
-    padded_s, natural_s = (statistics.median(s for s, _ in ours[natural]) for natural in (False, True))
+    padded_s, natural_s, alone_s = (statistics.median(s for s, _ in ours[how]) for how in (PADDED, NATURAL, ALONE))
     natural = np.mean([flops.text(length) for length in lengths])
     ceiling = float((flops.image + flops.text(size.context)) / (flops.image + natural))
     reached = reference_s / natural_s
@@ -256,14 +234,17 @@ def step_ratios(
         f"  {np.mean(lengths):.0f} tokens a caption of {size.context}; FLOPs of a pair: image "
         f"{flops.image / 1e9:.1f} G, "
         f"text padded {flops.text(size.context) / 1e9:.1f} G\n  at natural length FLOPs promise {ceiling:.3f} times "
-        f"open_clip's throughput, {reached:.3f} are reached ({padded_s / natural_s:.3f} times our padded throughput)"
+        f"open_clip's throughput, {reached:.3f} are reached ({padded_s / natural_s:.3f} times our padded throughput)\n"
+        f"  ceiling of this machine, padded and without a feed beside it: {reference_s / alone_s:.3f}"
     )
     return {"step_padded_vs_open_clip": reference_s / padded_s, "step_natural_of_ceiling": reached / ceiling}
 
 
-def text_ratio(model: Any, tokenizer: Tokenizer, captions: list[str], batch: int, precision: str, rounds: int) -> float:
-    """Seconds of the padded text tower over those at natural length, forward and backward, on batches drawn from the
-    captions.
+def text_ratio(
+    model: Any, tokenizer: Tokenizer, captions: list[str], flops: Flops, size: clips.Size, precision: str
+) -> float:
+    """Seconds of the padded text tower over those at natural length, forward and backward, the median of batches drawn
+    from the captions.
     """
     model.train()
     draw = np.random.default_rng(0)
@@ -272,57 +253,26 @@ def text_ratio(model: Any, tokenizer: Tokenizer, captions: list[str], batch: int
         vectors: torch.Tensor = model.encode_text(tokens, normalize=True)
         return vectors
 
-    spent: dict[bool, float] = {False: 0.0, True: 0.0}
-    for _ in range(rounds):
-        tokens = torch.from_numpy(tokenizer([captions[i] for i in draw.choice(len(captions), batch, replace=False)]))
+    found, promised = [], []
+    for _ in range(TEXT_ROUNDS):
+        chosen = draw.choice(len(captions), size.batch, replace=False)
+        tokens = torch.from_numpy(tokenizer([captions[i] for i in chosen]))
         lengths = (tokens != tokenizer.pad_id).sum(1).tolist()
+        spent = {}
         for natural in (False, True):
             model.zero_grad(set_to_none=True)
             began = time.perf_counter()
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                 vectors = encode_at_natural_length(encode, tokens, lengths) if natural else encode(tokens)
             vectors.float().square().sum().backward()
-            spent[natural] += time.perf_counter() - began
-    return spent[False] / spent[True]
-
-
-def parity(data: Path, size: Size, precision: str, steps: int) -> float:
-    """One minus the worst relative difference between the two curves of losses, averaged over windows."""
-    pairs = clips.real_pairs(data)
-    tokenizer = fit_tokenizer([text for _, text in pairs], clips.VOCABULARY, size.context)
-    built = clips.build(size.vision, size.bert, size.embed_dim, tokenizer)
-    recipe = recipe_of(size.batch, precision, lr=1e-4, warmup_steps=steps // 10)
-    mean, std = (torch.tensor(built.preprocess_cfg[key]).view(1, 3, 1, 1) * 255 for key in ("mean", "std"))
-    side = size.vision["image_size"]
-    pixels = torch.from_numpy(np.stack([crop(decode(jpeg), side, (1.0, 1.0), np.zeros(4)) for jpeg, _ in pairs]))
-    tokens = torch.from_numpy(tokenizer([text for _, text in pairs]))
-    draw = np.random.default_rng(0)
-    rows = [torch.from_numpy(draw.choice(len(pairs), size.batch, replace=False)) for _ in range(steps)]
-
-    def recorded() -> Iterator[reference.Batch]:
-        for chosen in rows:
-            yield (pixels[chosen].permute(0, 3, 1, 2).float() - mean) / std, tokens[chosen]
-
-    theirs, moved = (reference.Reference(built.model, recipe, steps) for _ in range(2))
-    with torch.no_grad():
-        next(moved.model.parameters()).mul_(1 + 1e-6)
-    for one in (theirs, moved):
-        one.train(recorded(), steps)
-    ours = learner_of(built, recipe, steps)
-    nobodys = torch.full((size.batch,), -1)
-    losses = []
-    for number, chosen in enumerate(rows):
-        lengths = (tokens[chosen] != tokenizer.pad_id).sum(1)
-        block = Block(pixels[chosen], tokens[chosen].int(), nobodys, number * size.batch, lengths)
-        losses.append(ours.step(number, [block]).loss)
-    curves = {"open_clip": theirs.losses, MOVED: moved.losses, "ours": losses}
-    means = {name: torch.stack(curve).view(-1, WINDOW_STEPS).mean(1) for name, curve in curves.items()}
-    print(f"  losses, means of {WINDOW_STEPS} steps:")
-    for name, mean in means.items():
-        print(f"  {name:44}" + " ".join(f"{value:.3f}" for value in mean))
-    agreement = {name: 1 - float(((mean - means["open_clip"]).abs() / mean).max()) for name, mean in means.items()}
-    print(f"  open_clip agrees with itself, moved by a millionth, to {agreement[MOVED]:.4f}", flush=True)
-    return agreement["ours"]
+            spent[natural] = time.perf_counter() - began
+        found.append(spent[False] / spent[True])
+        promised.append(float(flops.text(size.context) / np.mean([flops.text(length) for length in lengths])))
+    print(
+        f"  text tower: {min(found):.2f} to {max(found):.2f} in {TEXT_ROUNDS} batches, "
+        f"ceiling by FLOPs {statistics.median(promised):.2f}"
+    )
+    return statistics.median(found)
 
 
 def main() -> int:
@@ -341,8 +291,7 @@ def main() -> int:
         size = TINY if options.quick else SMALL
         ratios |= throughput(options.data, size, options.precision, options.rounds, options.steps)
     if options.only != "throughput":
-        steps = 2 * WINDOW_STEPS if options.quick else 200
-        ratios["loss_parity"] = parity(options.data, PARITY, "fp32", steps)
+        ratios["loss_parity"] = parity(options.data, 40 if options.quick else 200)
     return clips.verdict(ratios, BOUNDS)
 
 
