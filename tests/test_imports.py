@@ -1,12 +1,13 @@
 """The direction of the house: a room imports only rooms above it, and no files import each other in a circle.
 
-Imports inside functions count like any other; those for type checking alone do not run and are left out of the circles.
+Imports inside functions and those for type checking alone count like any other.
 """
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "biomedclip_ray"
@@ -17,6 +18,7 @@ LOOSE = {"__init__.py", "schema.py"}
 LAZY = "biomedclip_ray/__init__.py"
 
 
+@cache
 def _files() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
@@ -26,19 +28,15 @@ def _name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def _imports(path: Path, typing_too: bool) -> Iterator[tuple[int, str]]:
+@cache
+def _names() -> frozenset[str]:
+    return frozenset(map(_name, _files()))
+
+
+def _imports(path: Path) -> Iterator[tuple[int, str]]:
     """(line, module) of everything of the package that a file imports."""
-    known = {_name(file) for file in _files()}
-    tree = ast.parse(path.read_text())
-    typing = {
-        inner
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        for inner in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if node in typing and not typing_too:
-            continue
+    known = _names()
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("biomedclip_ray"):
             for alias in node.names:
                 inside = f"{node.module}.{alias.name}"
@@ -60,7 +58,7 @@ def test_no_room_imports_from_a_room_below_it() -> None:
         here = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
         if here == "__init__":
             continue
-        for line, module in _imports(path, typing_too=True):
+        for line, module in _imports(path):
             there = module.split(".")[1]
             if ROOMS.index(there) > ROOMS.index(here):
                 backwards.append(f"{path.relative_to(PACKAGE.parent)}:{line} imports {module}")
@@ -69,9 +67,7 @@ def test_no_room_imports_from_a_room_below_it() -> None:
 
 def test_no_files_import_each_other_in_a_circle() -> None:
     arrows = {
-        _name(path): {module for _, module in _imports(path, typing_too=False)}
-        for path in _files()
-        if path != PACKAGE.parent / LAZY
+        _name(path): {module for _, module in _imports(path)} for path in _files() if path != PACKAGE.parent / LAZY
     }
     while leaves := [name for name, ahead in arrows.items() if not ahead & arrows.keys() - {name}]:
         for name in leaves:

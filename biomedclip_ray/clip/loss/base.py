@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from biomedclip_ray.clip.loss.contrast import Sums
+    from biomedclip_ray.clip.loss.sums import Sums
 
 
 @dataclass(frozen=True)

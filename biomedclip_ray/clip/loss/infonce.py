@@ -10,7 +10,7 @@ from biomedclip_ray.clip.loss.base import Loss
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from biomedclip_ray.clip.loss.contrast import Sums
+    from biomedclip_ray.clip.loss.sums import Sums
 
 
 def _block(sums: Sums, image: Tensor, text: Tensor, rows: slice, group: Tensor | None) -> None:
@@ -25,7 +25,7 @@ def _one_way(
     """Rows of `a` against all of `b`: half of each row's cross entropy."""
     import torch
 
-    from biomedclip_ray.clip.loss.contrast import add_gradient, same_group
+    from biomedclip_ray.clip.loss.sums import add_gradient, same_group
 
     logits = (a[rows] @ b.T).mul_(sums.scale_value)
     own = torch.arange(rows.start, rows.stop, device=a.device)[:, None]

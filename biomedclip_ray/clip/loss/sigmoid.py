@@ -13,14 +13,14 @@ from biomedclip_ray.clip.loss.base import Loss
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from biomedclip_ray.clip.loss.contrast import Sums
+    from biomedclip_ray.clip.loss.sums import Sums
 
 
 def _block(sums: Sums, image: Tensor, text: Tensor, rows: slice, group: Tensor | None) -> None:
     """Rows of images against all texts; each logit counts by how far it lies on its right side."""
     import torch
 
-    from biomedclip_ray.clip.loss.contrast import add_gradient, same_group
+    from biomedclip_ray.clip.loss.sums import add_gradient, same_group
 
     assert sums.bias_value is not None
     right = (image[rows] @ text.T).mul_(-sums.scale_value).sub_(sums.bias_value)
