@@ -12,48 +12,35 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import logging
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from biomedclip_ray.clip import foreign
 from biomedclip_ray.clip.fits import CONFIG, UnfitError, check_shapes, check_size, check_words, preprocessing
+from biomedclip_ray.clip.folder import (
+    TOWER,
+    WEIGHT_FILES,
+    WEIGHTS,
+    clean_names,
+    shapes_of,
+    text_tower,
+    tokenizer_of,
+    weights_file,
+)
 from biomedclip_ray.clip.model_card import model_card
-from biomedclip_ray.clip.tokenizer import Tokenizer, Ways, load_tokenizer, openai_tokenizer
+from biomedclip_ray.clip.tokenizer import Tokenizer
 from biomedclip_ray.store.place import Place
 
 if TYPE_CHECKING:
     import torch
 
-WEIGHTS = "open_clip_model.safetensors"
 PROVENANCE = "bundle.json"
-TOWER = "text_tower"
-"""Folder in a bundle with the config.json of a Hugging Face text tower."""
-
-_WRAPPERS = re.compile(r"(^|\.)(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _VERSIONS = ("biomedclip-ray", "open_clip_torch", "torch", "timm", "transformers", "tokenizers")
-# Where open_clip looks for weights, in its order; then it takes any other file of these kinds.
-_WEIGHT_FILES = (
-    WEIGHTS,
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "open_clip_pytorch_model.pth",
-    "model.safetensors",
-    "pytorch_model.bin",
-    "pytorch_model.pth",
-    "model.pth",
-)
-_WEIGHT_KINDS = (".safetensors", ".bin", ".pth")
 _OLD_TEXT_KEYS = {"proj": "hf_proj_type", "pooler_type": "hf_pooler_type"}
-
-Value = TypeVar("Value")
-
-log = logging.getLogger(__name__)
 
 
 class BundleError(ValueError):
@@ -70,16 +57,6 @@ class Bundle(NamedTuple):
     """uri, name, bundle_id (hash of weights, tokenizer and config), model_cfg, preprocess_cfg, provenance (bundle.json
     or {}).
     """
-
-
-def clean_names(state: Mapping[str, Value]) -> dict[str, Value]:
-    """A state dict without the prefixes that torch.compile, DDP, FSDP and checkpointing put into the names."""
-    clean = {}
-    for name, tensor in state.items():
-        while _WRAPPERS.search(name):
-            name = _WRAPPERS.sub(r"\1", name)
-        clean[name] = tensor
-    return clean
 
 
 def save_bundle(
@@ -182,9 +159,9 @@ def _load_folder(folder: Path, uri: str) -> Bundle:
             raise BundleError(f"{uri}: no {CONFIG} there; a bundle is a folder that open_clip's local-dir: loads")
         with tempfile.TemporaryDirectory(prefix="bundle-") as scratch, _told(uri):
             return _load_folder(foreign.from_transformers(folder, Path(scratch)), uri)
-    weights = _weights_file(folder)
+    weights = weights_file(folder)
     if weights is None:
-        raise BundleError(f"{uri}: no weights there (looked for {', '.join(_WEIGHT_FILES)})")
+        raise BundleError(f"{uri}: no weights there (looked for {', '.join(WEIGHT_FILES)})")
     try:
         whole = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         config = whole["model_cfg"]
@@ -197,10 +174,10 @@ def _load_folder(folder: Path, uri: str) -> Bundle:
     with tempfile.TemporaryDirectory() as scratch:
         here = dict(text)
         try:
-            shapes = _shapes(weights)
+            shapes = shapes_of(weights)
             check_shapes(shapes, config)
             if text.get("hf_model_name"):
-                tower = _tower_config(folder, text, shapes, Path(scratch))
+                tower = text_tower(folder, text, shapes, Path(scratch))
                 here.update(hf_model_name=tower, hf_model_pretrained=False)
             model = open_clip.create_model(
                 f"local-dir:{folder}",
@@ -211,15 +188,13 @@ def _load_folder(folder: Path, uri: str) -> Bundle:
             )
         except UnfitError as error:
             raise BundleError(f"{uri}: {error}") from error
-        except BundleError:
-            raise
         except (
             Exception
         ) as error:  # what a cut or foreign file makes torch, safetensors and open_clip raise has no common base
             raise BundleError(f"{uri}: {weights.name}: {type(error).__name__}: {error}") from error
-    tokenizer = _tokenizer(folder, text, uri)
     preprocess_cfg = _plain(model.visual.preprocess_cfg)
     with _told(uri):
+        tokenizer = tokenizer_of(folder, text)
         check_words(tokenizer.vocab_size, shapes)
         check_size(whole.get("preprocess_cfg") or {}, preprocess_cfg["size"])
     digest = _sha256(weights)
@@ -255,14 +230,6 @@ def _told(uri: str) -> Iterator[None]:
         raise BundleError(f"{uri}: {error}") from error
 
 
-def _weights_file(folder: Path) -> Path | None:
-    """The file that open_clip takes the weights from."""
-    known = [folder / name for name in _WEIGHT_FILES]
-    others = [file for kind in _WEIGHT_KINDS for file in folder.glob(f"*{kind}")]
-    others.sort(key=lambda file: (file.suffix != ".safetensors", file))
-    return next((file for file in (*known, *others) if file.is_file()), None)
-
-
 def _from_hub(name: str) -> Path:
     """The snapshot folder of a hub repository, with the one weights file that open_clip, or else transformers, would
     take.
@@ -283,79 +250,6 @@ def _from_hub(name: str) -> Path:
             f"hf-hub:{name} cannot be reached ({str(error).splitlines()[0]}); download it where there is a network "
             "and give the folder, or fill the Hugging Face cache"
         ) from error
-
-
-def _tokenizer(folder: Path, text: dict[str, Any], uri: str) -> Tokenizer:
-    kwargs = dict(text.get("tokenizer_kwargs") or {})
-    mode: Any = text.get("tokenizer_mode") or "plain"
-    context = text.get("context_length", 77)
-    unread = [key for key in ("language", "reduction_mask", "bpe_path", "additional_special_tokens") if kwargs.get(key)]
-    if unread or mode not in ("plain", "clips"):
-        raise BundleError(
-            f"{uri}: text_cfg.{f'tokenizer_kwargs.{unread[0]}' if unread else 'tokenizer_mode'} is not understood"
-        )
-    if not text.get("hf_tokenizer_name"):
-        return openai_tokenizer(context, kwargs.get("clean", "lower"))
-    ways = Ways(kwargs.pop("clean", "whitespace"), bool(kwargs.pop("strip_sep_token", False)), mode)
-    here = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "spiece.model", "merges.txt"))
-    try:
-        return load_tokenizer(folder if here else text["hf_tokenizer_name"], context, ways, **kwargs)
-    except ValueError as error:
-        raise BundleError(f"{uri}: {error}") from error
-
-
-def _tower_config(folder: Path, text: dict[str, Any], shapes: dict[str, tuple[int, ...]], scratch: Path) -> str:
-    """Where the Hugging Face tower's config is: in the bundle, else by its name, else read off the weights' shapes.
-
-    The published BiomedCLIP names its tower on the hub and does not carry the config. Offline it is still known but
-    for the number of heads, and every published BERT has heads of 64.
-    """
-    from transformers import AutoConfig, BertConfig
-
-    for candidate in (folder / TOWER, folder):
-        file = candidate / "config.json"
-        if file.is_file() and "model_type" in json.loads(file.read_text(encoding="utf-8")):
-            return str(candidate)
-    try:
-        AutoConfig.from_pretrained(text["hf_model_name"])
-        return str(text["hf_model_name"])
-    except (OSError, ValueError) as error:
-        words = shapes.get("text.transformer.embeddings.word_embeddings.weight")
-        if words is None:
-            raise BundleError(
-                f"{folder}: the text tower {text['hf_model_name']} cannot be reached; put its config.json into {TOWER}/"
-            ) from error
-    vocab_size, width = words
-    layers = {
-        int(found[1]) for name in shapes if (found := re.search(r"^text\.transformer\.encoder\.layer\.(\d+)\.", name))
-    }
-    log.warning(
-        "the config of the text tower %s is neither in %s nor to be reached: read off the weights, with heads of 64",
-        text["hf_model_name"],
-        folder,
-    )
-    BertConfig(
-        vocab_size=vocab_size,
-        hidden_size=width,
-        num_hidden_layers=len(layers),
-        num_attention_heads=max(1, width // 64),
-        intermediate_size=shapes["text.transformer.encoder.layer.0.intermediate.dense.weight"][0],
-        max_position_embeddings=shapes["text.transformer.embeddings.position_embeddings.weight"][0],
-        type_vocab_size=shapes["text.transformer.embeddings.token_type_embeddings.weight"][0],
-    ).save_pretrained(scratch)
-    return str(scratch)
-
-
-def _shapes(weights: Path) -> dict[str, tuple[int, ...]]:
-    if weights.suffix == ".safetensors":
-        from safetensors import safe_open
-
-        with safe_open(weights, "pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            return clean_names(shapes)
-    from open_clip.factory import load_state_dict
-
-    return clean_names({name: tuple(tensor.shape) for name, tensor in load_state_dict(str(weights)).items()})
 
 
 def _unwrap(model: Any) -> Any:

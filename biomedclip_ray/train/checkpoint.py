@@ -61,7 +61,7 @@ def save(folder: Path, learner: Learner, state: dict[str, Any], rank: int) -> No
     from safetensors.torch import save_file
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
-    from biomedclip_ray.clip.bundle import clean_names
+    from biomedclip_ray.clip.folder import clean_names
 
     if learner.recipe.resources.shard:
         dcp.save(_sharded_state(learner), checkpoint_id=folder / SHARDS)

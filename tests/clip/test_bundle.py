@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from biomedclip_ray.clip.bundle import BundleError, clean_names, load_bundle, relocate, save_bundle
+from biomedclip_ray.clip.bundle import BundleError, load_bundle, relocate, save_bundle
 from biomedclip_ray.clip.encoder import Encoder
+from biomedclip_ray.clip.folder import clean_names
 from biomedclip_ray.clip.model import Built, build_model
 from biomedclip_ray.clip.tokenizer import Tokenizer, load_tokenizer
 from biomedclip_ray.config import Model

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 sys.path.insert(0, str(Path(__file__).parent))
 from test_step import N, cut, recipe
 
-from biomedclip_ray.clip.bundle import clean_names
+from biomedclip_ray.clip.folder import clean_names
 from biomedclip_ray.train import checkpoint
 from biomedclip_ray.train.step import Block, Learner
 

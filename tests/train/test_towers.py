@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from test_parallel import SIDE, TOWERS, batch
 from test_step import cut, recipe
 
-from biomedclip_ray.clip.bundle import clean_names
+from biomedclip_ray.clip.folder import clean_names
 from biomedclip_ray.config import ConfigError
 from biomedclip_ray.train import checkpoint, flops
 from biomedclip_ray.train.step import Learner
