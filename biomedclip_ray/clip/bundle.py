@@ -19,9 +19,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from biomedclip_ray.clip import foreign
-from biomedclip_ray.clip.fits import CONFIG, UnfitError, check_shapes, check_size, check_words, preprocessing
+from biomedclip_ray.clip import foreign, siglip
+from biomedclip_ray.clip.fits import CONFIG, UnfitError, check_shapes, check_size, check_words, preprocessing, read_json
 from biomedclip_ray.clip.folder import (
+    IMAGE_TOWER,
     TOWER,
     WEIGHT_FILES,
     WEIGHTS,
@@ -89,6 +90,8 @@ def save_bundle(
     tokenizer.save(folder)
     config = copy.deepcopy(model_cfg)
     config["vision_cfg"].pop("timm_model_pretrained", None)
+    if config["vision_cfg"].get("timm_model_name", "").startswith(siglip.LOCAL):
+        siglip.write_image_tower(folder / IMAGE_TOWER, bare.visual.trunk)
     for key in ("hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode"):
         config["text_cfg"].pop(key, None)
     config["text_cfg"].update(tokenizer.ways.text_cfg)
@@ -102,20 +105,21 @@ def save_bundle(
     (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)  # safetensors writes for the owner alone
     versions = {name: version(name) for name in _VERSIONS}
     whole = {**provenance, "weights_sha256": _sha256(folder / WEIGHTS), "versions": versions}
-    whole["bundle_id"] = _bundle_id(whole["weights_sha256"], config, preprocess_cfg, tokenizer)
+    whole["bundle_id"] = _bundle_id(whole["weights_sha256"], config, preprocess_cfg, tokenizer, folder)
     (folder / "README.md").write_text(model_card(whole, config), encoding="utf-8")
     _write_json(folder / PROVENANCE, whole)
 
 
 def relocate(folder: Path) -> None:
-    """Tell plain open_clip where a bundle with a Hugging Face tower now lies; call it after moving or
+    """Tell plain open_clip where a bundle that carries the config of a tower now lies; call it after moving or
     downloading one.
     """
     folder = Path(folder).resolve()
-    if not (folder / TOWER / "config.json").is_file():
-        return
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    config["model_cfg"]["text_cfg"]["hf_model_name"] = str(folder / TOWER)
+    if (folder / TOWER / "config.json").is_file():
+        config["model_cfg"]["text_cfg"]["hf_model_name"] = str(folder / TOWER)
+    if (folder / IMAGE_TOWER / "config.json").is_file():
+        config["model_cfg"]["vision_cfg"]["timm_model_name"] = f"{siglip.LOCAL}{folder / IMAGE_TOWER}"
     _write_json(folder / CONFIG, config)
 
 
@@ -183,6 +187,7 @@ def _load_folder(folder: Path, uri: str) -> Bundle:
                 f"local-dir:{folder}",
                 require_pretrained=True,
                 pretrained_text=False,
+                vision_cfg=_vision(folder, config),
                 text_cfg=here,
                 force_preprocess_cfg=images,
             )
@@ -202,7 +207,7 @@ def _load_folder(folder: Path, uri: str) -> Bundle:
     provenance = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if provenance.get("weights_sha256", digest) != digest:
         raise BundleError(f"{uri}: {weights.name} is not the file that {PROVENANCE} describes (sha256 differs)")
-    bundle_id = _bundle_id(digest, config, preprocess_cfg, tokenizer)
+    bundle_id = _bundle_id(digest, config, preprocess_cfg, tokenizer, folder)
     if provenance.get("bundle_id", bundle_id) != bundle_id:
         raise BundleError(
             f"{uri}: {PROVENANCE} says bundle {provenance['bundle_id']}, and its config, preprocessing and tokenizer "
@@ -263,13 +268,27 @@ def _unwrap(model: Any) -> Any:
             return model
 
 
+def _vision(folder: Path, model_cfg: dict[str, Any]) -> dict[str, Any]:
+    """An image tower's config, with the tower that lies in the folder itself."""
+    vision = dict(model_cfg["vision_cfg"])
+    if (folder / IMAGE_TOWER / "config.json").is_file():
+        vision["timm_model_name"] = f"{siglip.LOCAL}{(folder / IMAGE_TOWER).resolve()}"
+    return vision
+
+
 def _bundle_id(
-    weights_sha256: str, model_cfg: dict[str, Any], preprocess_cfg: dict[str, Any], tokenizer: Tokenizer
+    weights_sha256: str,
+    model_cfg: dict[str, Any],
+    preprocess_cfg: dict[str, Any],
+    tokenizer: Tokenizer,
+    folder: Path,
 ) -> str:
     """Short hash of all that decides a vector; where the folder lies does not."""
     places = ("hf_model_name", "hf_model_pretrained", "hf_tokenizer_name")
     text = {key: value for key, value in model_cfg["text_cfg"].items() if key not in places}
     config = {**model_cfg, "text_cfg": text, "preprocess_cfg": _plain(preprocess_cfg)}
+    if tower := read_json(folder / IMAGE_TOWER / "config.json"):
+        config["vision_cfg"] = {**model_cfg["vision_cfg"], "timm_model_name": tower}
     whole = f"{weights_sha256}{tokenizer.fingerprint}{json.dumps(config, sort_keys=True)}"
     return hashlib.sha256(whole.encode()).hexdigest()[:12]
 

@@ -15,6 +15,8 @@ from biomedclip_ray.clip.fits import UnfitError
 from biomedclip_ray.clip.tokenizer import Tokenizer, Ways, load_tokenizer, openai_tokenizer
 
 WEIGHTS = "open_clip_model.safetensors"
+IMAGE_TOWER = "image_tower"
+"""Folder in a bundle with the config.json of an image tower that timm has no name for."""
 TOWER = "text_tower"
 """Folder in a bundle with the config.json of a Hugging Face text tower."""
 

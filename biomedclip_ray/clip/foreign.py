@@ -17,6 +17,7 @@ from typing import Any
 
 from biomedclip_ray.clip import siglip
 from biomedclip_ray.clip.fits import CONFIG, UnfitError, listed, preprocess_of_transformers, read_json
+from biomedclip_ray.clip.folder import IMAGE_TOWER
 from biomedclip_ray.clip.renaming import IN_LAYERS, renamed
 
 PREFIX = "open_clip:"
@@ -99,7 +100,7 @@ def from_transformers(folder: Path, scratch: Path) -> Path:
     if preprocess is None:
         raise UnfitError("no preprocessor_config.json there, and config.json does not say how images enter")
     if config["model_type"] == "siglip":
-        model_cfg, state = siglip.converted(config, _state(folder))
+        model_cfg, state = siglip.converted(config, _state(folder), scratch / IMAGE_TOWER)
         _write_plain_tokenizer(folder, scratch)
         own_words = True
     else:

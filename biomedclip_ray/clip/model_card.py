@@ -12,9 +12,10 @@ _LIMITS = (
     "and captions of English articles; rare diseases, other languages and clinical originals are thinly covered."
 )
 _MOVED = """
-After moving this folder, tell plain open_clip where the text tower's config lies: set `model_cfg.text_cfg.hf_model_name`
-in open_clip_config.json to the absolute path of `text_tower`, or call `biomedclip_ray.clip.bundle.relocate(folder)`.
-`Encoder.load` does not need it.
+After moving this folder, tell plain open_clip where its towers' configs lie: call
+`biomedclip_ray.clip.bundle.relocate(folder)`, or set in open_clip_config.json `model_cfg.text_cfg.hf_model_name` to the
+absolute path of `text_tower`, and `model_cfg.vision_cfg.timm_model_name` to `local-dir:` and that of `image_tower`,
+whichever of them is there. `Encoder.load` does not need it.
 """
 _CARD = """---
 library_name: open_clip
@@ -54,7 +55,8 @@ def model_card(provenance: dict[str, Any], config: dict[str, Any]) -> str:
     """README.md in the form that the Hugging Face hub shows."""
     name = provenance.get("name", "biomedclip_ray bundle")
     starts = provenance.get("starts", {})
-    moved = "" if not config["text_cfg"].get("hf_model_name") else _MOVED
+    carries = config["text_cfg"].get("hf_model_name") or ":" in config["vision_cfg"].get("timm_model_name", "")
+    moved = _MOVED if carries else ""
     limits = provenance.get("limits") or _LIMITS
     return _CARD.format(
         acknowledgement=ACKNOWLEDGEMENT,

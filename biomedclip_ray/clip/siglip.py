@@ -1,16 +1,23 @@
-"""A SigLIP in transformers' form, under open_clip's names: its image tower is one of timm's, which is looked for by its
-shapes. open_clip has code of its own for big_vision's files only.
+"""A SigLIP in transformers' form, under open_clip's names: its image tower is one of timm's, by name or by a config of
+its own. open_clip has code of its own for big_vision's files only.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from biomedclip_ray.clip.fits import UnfitError
 from biomedclip_ray.clip.renaming import IN_LAYERS, renamed
 
-_ACTIVATIONS = {"gelu": "GELU", "gelu_pytorch_tanh": "GELUTanh"}
+LOCAL = "local-dir:"
+"""What timm takes a folder's config by."""
+_TRUNK = "visual.trunk."
+_ARCHITECTURE = "vit_base_patch16_siglip_224"
+_ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}  # as timm calls them
+_BY_CLASS = {"GELU": "gelu", "GELUTanh": "gelu_tanh"}
 _PARTS = {
     "vision_model.embeddings.patch_embedding.": "visual.trunk.patch_embed.proj.",
     "vision_model.embeddings.position_embedding.weight": "visual.trunk.pos_embed",
@@ -35,11 +42,16 @@ _IN_IMAGE = {
 }
 
 
-def converted(config: dict[str, Any], state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def converted(
+    config: dict[str, Any], state: Mapping[str, Any], image_tower: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """(open_clip's model config, weights by its names) of transformers' SiglipConfig and weights.
 
+    Args:
+        image_tower: a folder for the image tower's config, where timm has no name for it.
+
     Raises:
-        UnfitError: timm has no tower of these shapes, or one that computes another activation.
+        UnfitError: timm's tower cannot be given these shapes.
     """
     from transformers import SiglipConfig
 
@@ -53,7 +65,7 @@ def converted(config: dict[str, Any], state: Mapping[str, Any]) -> tuple[dict[st
         "custom_text": True,
         "vision_cfg": {
             "image_size": whole.vision_config.image_size,
-            "timm_model_name": _image_tower(whole.vision_config, weights),
+            "timm_model_name": _image_tower(whole.vision_config, weights, image_tower),
             "timm_model_pretrained": False,
             "timm_pool": "map",
             "timm_proj": "none",
@@ -76,28 +88,77 @@ def converted(config: dict[str, Any], state: Mapping[str, Any]) -> tuple[dict[st
     return towers, weights
 
 
-def _image_tower(vision: Any, weights: Mapping[str, Any]) -> str:
-    """The name of timm's tower with these shapes, heads and activation: open_clip takes a name alone. Raises
-    UnfitError.
+def _image_tower(vision: Any, weights: Mapping[str, Any], folder: Path) -> str:
+    """The name of timm's tower with these shapes, heads and activation: open_clip takes a name alone. Where timm has
+    none it is `local-dir:` and a folder with the tower's config, which timm builds it from. Raises UnfitError.
+
+    transformers' SigLIP computes GELU by tanh; most of timm's towers of the same shapes compute it exactly.
     """
     import timm
     import torch
 
-    shapes = {name.removeprefix("visual.trunk."): t.shape for name, t in weights.items() if name.startswith("visual.")}
-    other = ""
+    wanted = {
+        "img_size": vision.image_size,
+        "patch_size": vision.patch_size,
+        "embed_dim": vision.hidden_size,
+        "depth": vision.num_hidden_layers,
+        "num_heads": vision.num_attention_heads,
+        "mlp_ratio": vision.intermediate_size / vision.hidden_size,
+        "act_layer": _ACTIVATIONS.get(vision.hidden_act),
+    }
+    if wanted["act_layer"] is None:
+        raise UnfitError(
+            f"an image tower with the activation {vision.hidden_act}; SigLIP's have GELU, exact or by tanh"
+        )
     for name in timm.list_models(f"*_patch{vision.patch_size}_siglip_{vision.image_size}"):
         with torch.device("meta"):
             trunk = timm.create_model(name, num_classes=0, global_pool="map")
-        same = {key: tensor.shape for key, tensor in trunk.state_dict().items()} == shapes
-        block = trunk.blocks[0]
-        if same and block.attn.num_heads == vision.num_attention_heads and trunk.norm.eps == vision.layer_norm_eps:
-            if type(block.mlp.act).__name__ == _ACTIVATIONS.get(vision.hidden_act):
-                return str(name)
-            other = f"{name} computes {type(block.mlp.act).__name__}, this one was trained with {vision.hidden_act}"
-    raise UnfitError(
-        f"open_clip takes SigLIP's image tower from timm, and {other or 'timm has none of these shapes'}; SigLIP's "
-        "own weights are under hf-hub:timm/ViT-B-16-SigLIP and its like, in open_clip's form"
-    )
+        if tower_arguments(trunk) == wanted and trunk.norm.eps == vision.layer_norm_eps:
+            return str(name)
+    with torch.device("meta"):
+        trunk = timm.create_model(_ARCHITECTURE, num_classes=0, global_pool="map", **wanted)
+    ours = {key: tuple(tensor.shape) for key, tensor in trunk.state_dict().items()}
+    theirs = {name.removeprefix(_TRUNK): tuple(t.shape) for name, t in weights.items() if name.startswith(_TRUNK)}
+    other = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+    if other or trunk.norm.eps != vision.layer_norm_eps:
+        told = (
+            f"{other[0]} is {theirs.get(other[0])} and not {ours.get(other[0])}"
+            if other
+            else (f"layer_norm_eps is {vision.layer_norm_eps} and not {trunk.norm.eps}")
+        )
+        raise UnfitError(
+            f"open_clip takes SigLIP's image tower from timm, whose differs: {told}; SigLIP's own weights are under "
+            "hf-hub:timm/ViT-B-16-SigLIP and its like, in open_clip's form"
+        )
+    return write_image_tower(folder, trunk)
+
+
+def tower_arguments(trunk: Any) -> dict[str, Any]:
+    """What timm's image tower of a SigLIP is made from: its shapes, heads and activation."""
+    block = trunk.blocks[0]
+    return {
+        "img_size": trunk.patch_embed.img_size[0],
+        "patch_size": trunk.patch_embed.patch_size[0],
+        "embed_dim": trunk.embed_dim,
+        "depth": len(trunk.blocks),
+        "num_heads": block.attn.num_heads,
+        "mlp_ratio": block.mlp.fc1.out_features / trunk.embed_dim,
+        "act_layer": _BY_CLASS[type(block.mlp.act).__name__],
+    }
+
+
+def write_image_tower(folder: Path, trunk: Any) -> str:
+    """Write the config that timm makes a tower from; returns the name that open_clip is to pass to timm."""
+    arguments = tower_arguments(trunk)
+    side = arguments["img_size"]
+    config = {
+        "architecture": _ARCHITECTURE,
+        "model_args": arguments,
+        "pretrained_cfg": {"input_size": [3, side, side], "fixed_input_size": True, "num_classes": 0},
+    }
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return f"{LOCAL}{folder}"
 
 
 def _renamed(state: Mapping[str, Any]) -> dict[str, Any]:

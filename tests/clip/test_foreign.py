@@ -17,9 +17,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from biomedclip_ray.clip.bundle import BundleError, load_bundle, save_bundle
+from biomedclip_ray.clip.bundle import BundleError, load_bundle, relocate, save_bundle
 from biomedclip_ray.clip.encoder import Encoder
 from biomedclip_ray.clip.model import build_model
+from biomedclip_ray.clip.siglip import converted
 from biomedclip_ray.config import ConfigError, Model
 
 TEXTS = ["micrograph of a \u201clung\u201d", "FIGURE_1, x-ray!", "a (long) caption of a liver; 10^4 cells, " * 9, ""]
@@ -390,6 +391,62 @@ def _transformers_siglip(folder: Path, dtype: torch.dtype = torch.float32, **vis
     return model.float()
 
 
+@pytest.mark.parametrize("act", ["gelu_pytorch_tanh", "gelu"])
+def test_a_siglip_whose_image_tower_timm_has_no_name_for_carries_its_config(
+    pictures: list[Image.Image], tmp_path: Path, act: str
+) -> None:
+    folder = tmp_path / "theirs"
+    model = _transformers_siglip(folder, image_size=48, patch_size=12, hidden_act=act)
+    processor = json.loads((folder / "preprocessor_config.json").read_text()) | {"size": {"height": 48, "width": 48}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    bundle = load_bundle(folder)
+    pixels = torch.stack([bundle.preprocess(picture) for picture in pictures])
+    assert pixels.shape[2:] == (48, 48)
+    with torch.no_grad():
+        theirs = torch.nn.functional.normalize(model.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
+        ours = bundle.model.encode_image(pixels, normalize=True)
+    np.testing.assert_allclose(ours.numpy(), theirs.numpy(), atol=1e-5)
+    built = build_model(Model(bundle=str(folder)), bundle.tokenizer)
+    save_bundle(tmp_path / "ours", built.model, built.model_cfg, built.preprocess_cfg, bundle.tokenizer, {})
+    moved = (tmp_path / "ours").rename(tmp_path / "moved")
+    with torch.no_grad():
+        again = load_bundle(moved).model.encode_image(pixels, normalize=True)
+    np.testing.assert_allclose(again.numpy(), theirs.numpy(), atol=1e-5)
+    relocate(moved)
+    _assert_same(str(moved), _plain(f"local-dir:{moved}", pictures), pictures)
+    _edit(moved / "image_tower" / "config.json", "model_args", "act_layer", "relu")
+    with pytest.raises(BundleError, match="bundle.json says bundle"):
+        load_bundle(moved)
+
+
+@pytest.mark.parametrize(
+    ("width", "layers", "heads", "inner", "patch", "side"),
+    [
+        (768, 12, 12, 3072, 16, 224),
+        (1024, 24, 16, 4096, 16, 256),
+        (1152, 27, 16, 4304, 14, 384),
+        (1152, 27, 16, 4304, 14, 448),  # MedSigLIP's
+    ],
+)
+def test_published_siglips_of_transformers_have_a_tower_of_their_shape_and_activation(
+    tmp_path: Path, width: int, layers: int, heads: int, inner: int, patch: int, side: int
+) -> None:
+    import timm
+    from transformers import SiglipConfig, SiglipModel
+
+    vision = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    vision |= {"intermediate_size": inner, "patch_size": patch, "image_size": side}
+    config = {"model_type": "siglip", "vision_config": vision, "text_config": {"num_hidden_layers": 1}}
+    with torch.device("meta"):
+        state = SiglipModel(SiglipConfig.from_dict(config)).state_dict()
+        towers, weights = converted(config, state, tmp_path / "tower")
+        trunk = timm.create_model(towers["vision_cfg"]["timm_model_name"], num_classes=0, global_pool="map")
+    assert towers["vision_cfg"]["timm_model_name"] == f"local-dir:{tmp_path / 'tower'}"
+    theirs = {n.removeprefix("visual.trunk."): t.shape for n, t in weights.items() if n.startswith("visual.trunk.")}
+    assert {name: tensor.shape for name, tensor in trunk.state_dict().items()} == theirs
+    assert (type(trunk.blocks[0].mlp.act).__name__, trunk.blocks[0].attn.num_heads) == ("GELUTanh", heads)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_siglip_of_transformers_gives_transformers_vectors_also_as_a_bundle_of_ours(
     small_towers: None, pictures: list[Image.Image], tmp_path: Path, dtype: torch.dtype
@@ -423,12 +480,11 @@ def test_a_siglip_of_transformers_gives_transformers_vectors_also_as_a_bundle_of
 @pytest.mark.parametrize(
     ("vision", "told"),
     [
-        ({"image_size": 64}, "timm has none of these shapes"),
-        ({"num_attention_heads": 4}, "timm has none of these shapes"),
-        ({"hidden_act": "gelu"}, "vit_tanh_patch8_siglip_32 computes GELUTanh, this one was trained with gelu"),
+        ({"layer_norm_eps": 1e-5}, "from timm, whose differs: layer_norm_eps is 1e-05 and not 1e-06; SigLIP's own"),
+        ({"hidden_act": "relu"}, "an image tower with the activation relu"),
     ],
 )
-def test_a_siglip_whose_image_tower_timm_has_not_is_refused(
+def test_a_siglip_whose_image_tower_timm_cannot_make_is_refused(
     small_towers: None, tmp_path: Path, vision: dict[str, Any], told: str
 ) -> None:
     _transformers_siglip(tmp_path, **vision)
