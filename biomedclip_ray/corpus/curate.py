@@ -58,7 +58,7 @@ from biomedclip_ray.store.product import Product
 
 log = logging.getLogger(__name__)
 
-VERSION = 7
+VERSION = 8
 UNIT = "pair"
 _COLUMNS = (
     "pair_id pmcid doi preprint source_split figure_id panel text sha256 text_sha256 phash license figure_kind".split()

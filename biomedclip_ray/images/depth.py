@@ -25,7 +25,7 @@ range.
 _GAPS = (-9999, -99999, -999, -32768, -32767, -(2**31))
 """What stands where there is no value (GDAL, ESRI, NetCDF and the types' own least numbers)."""
 _NO_MEASUREMENT = 1e20
-_TOPS = (255, 1023, 4095, 16383)
+_TOPS = tuple(float(2**bits - 1) for bits in (8, 10, 12, 14, 15, 16, 24, 31, 32, 63, 64))
 _SAMPLED = 4_000_000
 
 
@@ -65,8 +65,10 @@ def rgb(
         white_is_0: grey whose least value is white.
         nodata: the value that the file calls none.
     """
-    opaque = None if alpha is None else alpha.astype(np.float32) / np.float32(_top(alpha))
-    seen = None if opaque is None else opaque > 0
+    cover = (
+        None if alpha is None else np.clip(np.nan_to_num(alpha.astype(np.float32) / np.float32(opaque(alpha))), 0, 1)
+    )
+    seen = None if cover is None else cover > 0
     note = ""
     if values.dtype == np.uint8:
         grey = values
@@ -78,8 +80,8 @@ def rgb(
     if white_is_0:
         grey = 255 - grey
     pixels = grey if grey.ndim == 3 else cv2.cvtColor(np.ascontiguousarray(grey), cv2.COLOR_GRAY2RGB)
-    if opaque is not None:
-        pixels = np.rint(255 + (pixels.astype(np.float32) - 255) * opaque[:, :, None]).astype(np.uint8)
+    if cover is not None:
+        pixels = np.rint(255 + (pixels.astype(np.float32) - 255) * cover[:, :, None]).astype(np.uint8)
     return Decoded(np.ascontiguousarray(pixels), note)
 
 
@@ -177,10 +179,15 @@ def _without_gaps(values: Values) -> tuple[Values, float | None]:
     return values, None
 
 
-def _top(alpha: Values) -> float:
-    """What is opaque: the type's largest number; in 16 bits also that of 8, 10, 12 or 14, where none is above it."""
-    if alpha.dtype.kind not in "ui":
+def opaque(alpha: Values) -> float:
+    """The value of an opaque pixel: the largest of the fewest bits that hold all values, for writers store 8 or 12 bits
+    in 16 or 32; in 8 bits 255, in floats 1, where none is above it.
+    """
+    if alpha.dtype == np.bool_ or not alpha.size:
         return 1.0
-    most = float(np.iinfo(alpha.dtype).max)
-    used = int(alpha.max()) if alpha.dtype == np.uint16 and alpha.size else 0
-    return float(used) if used in _TOPS else most
+    if alpha.dtype.itemsize == 1:
+        return float(np.iinfo(alpha.dtype).max)
+    used = float(np.nanmax(alpha))
+    if alpha.dtype.kind == "f" and not used > 1:
+        return 1.0
+    return next((top for top in _TOPS if used <= top), used)

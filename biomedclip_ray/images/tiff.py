@@ -28,7 +28,7 @@ from tifffile import TiffPage
 
 from biomedclip_ray.images import pillow
 from biomedclip_ray.images.channels import MOST, Table, composite, imagej_tables, ome_tables
-from biomedclip_ray.images.depth import Decoded, Values, rgb
+from biomedclip_ray.images.depth import Decoded, Values, opaque, rgb
 from biomedclip_ray.images.errors import ImageError, Limits
 from biomedclip_ray.images.jpeg import ORIENTATION
 from biomedclip_ray.images.resample import upright
@@ -38,6 +38,7 @@ _ASSOCIATED, _UNASSOCIATED = 1, 2
 _GDAL_NODATA = 42113
 _WHITE_IS_0, _BLACK_IS_0, _RGB, _PALETTE, _MASK, _CMYK, _YCBCR = 0, 1, 2, 3, 4, 5, 6
 _JPEG, _OLD_JPEG, _APERIO_YCBC = 7, 6, 33003
+_JPEG_2000 = (33003, 33004, 33005, 34712)
 _WAY_OUT = "save it as RGB or grey of 8 or 16 bits"
 
 
@@ -305,6 +306,8 @@ def _values(page: TiffPage) -> Values:
 
 
 def _shown(page: TiffPage, values: Values) -> Decoded:
+    if page.compression in _JPEG_2000 and _is_clipped(values):
+        raise ImageError(Reason.NOT_SUPPORTED, f"JPEG 2000 of {page.bitspersample} bits in TIFF: {_WAY_OUT}")
     if values.dtype.kind == "c":
         raise ImageError(Reason.NOT_SUPPORTED, f"TIFF of complex numbers: {_WAY_OUT}")
     bits = page.bitspersample
@@ -328,6 +331,12 @@ def _shown(page: TiffPage, values: Values) -> Decoded:
     raise ImageError(Reason.NOT_SUPPORTED, f"TIFF in {name} colours: {_WAY_OUT}")
 
 
+def _is_clipped(values: Values) -> bool:
+    """OpenJPEG keeps 26 bits of 32 and cuts what is beyond without a word."""
+    low, high = (0, 2**26 - 1) if values.dtype.kind == "u" else (-(2**25), 2**25 - 1)
+    return values.dtype.itemsize > 2 and bool(values.max() >= high or (low and values.min() <= low))
+
+
 def _on_white(colour: Values, values: Values, extras: tuple[int, ...], colours: int, page: TiffPage) -> Decoded:
     """Composited where a sample is called alpha; a fourth sample that is not is none (RGBX)."""
     tag = page.tags.get(_GDAL_NODATA)
@@ -344,11 +353,12 @@ def _on_white(colour: Values, values: Values, extras: tuple[int, ...], colours: 
 
 def _unmultiplied(colour: Values, alpha: Values) -> Values:
     """Colours before they were multiplied with alpha, so that window and paper are those of any other image."""
-    top = np.iinfo(alpha.dtype).max if alpha.dtype.kind in "ui" else 1.0
-    share = np.maximum(alpha.astype(np.float64) / top, 1e-9)
+    share = np.maximum(alpha.astype(np.float64) / opaque(alpha), 1e-9)
     full = colour / (share if colour.ndim == 2 else share[:, :, None])
     if colour.dtype.kind in "ui":
-        return np.rint(np.minimum(full, np.iinfo(colour.dtype).max)).astype(colour.dtype)
+        kind = np.iinfo(colour.dtype)
+        top = np.nextafter(float(kind.max), 0) if kind.bits == 64 else kind.max  # no float64 is 2**64 - 1
+        return np.rint(np.clip(full, kind.min, top)).astype(colour.dtype)
     return full.astype(colour.dtype)
 
 

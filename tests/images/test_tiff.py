@@ -377,3 +377,42 @@ def test_samples_that_no_tag_calls_colour_are_channels() -> None:
     data = written(np.dstack([blob(5), blob(30)]), photometric="minisblack", planarconfig="contig")
     found = shown(data)
     assert found.pixels[30, 10].tolist() == [255, 0, 0] and found.pixels[30, 35].tolist() == [0, 255, 0]
+
+
+# Alpha deeper than 8 bits, and numbers deeper than a codec takes
+# --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["unassalpha", "assocalpha"])
+@pytest.mark.parametrize("top", [254, 4095])
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16, np.int32, np.uint32])
+def test_alpha_of_few_bits_in_many_is_read_by_its_values(dtype: Any, top: int, kind: str) -> None:
+    values = (colour(np.uint16, 4).astype(np.float64) / 4095 * top).astype(dtype)
+    values[:, :, 3] = top
+    data = written(values, photometric="rgb", extrasamples=[kind], compression="zlib")
+    found = shown(data).pixels.astype(int)
+    assert np.abs(found - by_range(values[:, :, :3])).max() <= 2
+
+
+def test_float_alpha_above_one_and_of_64_bits_hides_nothing() -> None:
+    for dtype in (np.float32, np.uint64, np.int64):
+        values = colour(np.uint8, 4).astype(dtype)
+        values[:, :, 3] = 255
+        for kind in ("unassalpha", "assocalpha"):
+            found = shown(written(values, photometric="rgb", extrasamples=[kind])).pixels.astype(int)
+            assert np.abs(found - by_range(values[:, :, :3])).max() <= 1
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16, np.int32])
+def test_jpeg_2000_of_16_bits_and_of_few_in_32_is_what_was_written(dtype: Any) -> None:
+    values = colour(np.uint16, 3).astype(np.int32) - (0 if dtype == np.uint16 else 2000)
+    data = written(values.astype(dtype), photometric="rgb", compression="jpeg2000")
+    assert np.abs(shown(data).pixels.astype(int) - by_range(values)).max() <= 1
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint32])
+def test_jpeg_2000_of_32_bits_that_lost_its_upper_ones_is_not_supported(dtype: Any) -> None:
+    data = written(colour(np.uint32, 3).astype(dtype), photometric="rgb", compression="jpeg2000")
+    with pytest.raises(ImageError, match="JPEG 2000 of 32 bits in TIFF: save it as RGB or grey of 8 or 16") as told:
+        read(data, ANY)
+    assert told.value.reason is Reason.NOT_SUPPORTED
