@@ -1,59 +1,37 @@
-"""TIFF by tifffile: what its tags say, at any depth; of several pages the one that stands for the file, or its channels
-as one.
+"""TIFF by tifffile: what its tags say, at any depth; of several pages what `tiff_pages` chooses.
 
 tifffile gives the numbers as they are stored. So white-is-zero, the colour table, alpha and the orientation are applied
-here, each once. Which page counts, and the note says so:
-
-- channels (axis C of OME, ImageJ, LSM, ... or samples that no tag calls colour) become one composite;
-- of a stack in depth the middle, of a time series and of other pages the first;
-- of a page and its thumbnails (NewSubfileType 1) or its mask the largest full page; where that has too many pixels, the
-  largest thumbnail or pyramid level that has not.
+here, each once.
 """
 
 from __future__ import annotations
 
 import io
 import logging
-import math
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tifffile
-from lxml import etree
 from PIL import Image
 from tifffile import TiffPage
 
 from biomedclip_ray.images import pillow
-from biomedclip_ray.images.channels import MOST, Table, composite, imagej_tables, ome_tables
+from biomedclip_ray.images.channels import MOST, composite
 from biomedclip_ray.images.depth import Decoded, Values, opaque, rgb
 from biomedclip_ray.images.errors import ImageError, Limits
 from biomedclip_ray.images.jpeg import ORIENTATION
 from biomedclip_ray.images.resample import upright
+from biomedclip_ray.images.tiff_pages import MASK, Choice, choose
 from biomedclip_ray.schema import Reason
 
 _ASSOCIATED, _UNASSOCIATED = 1, 2
 _GDAL_NODATA = 42113
-_WHITE_IS_0, _BLACK_IS_0, _RGB, _PALETTE, _MASK, _CMYK, _YCBCR = 0, 1, 2, 3, 4, 5, 6
+_WHITE_IS_0, _BLACK_IS_0, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
 _JPEG, _OLD_JPEG, _APERIO_YCBC = 7, 6, 33003
 _JPEG_2000 = (33003, 33004, 33005, 34712)
 _WAY_OUT = "save it as RGB or grey of 8 or 16 bits"
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """What is shown of a file."""
-
-    planes: list[tuple[TiffPage, int]]
-    """One page with its place in the file, or one for each channel."""
-    note: str = ""
-    channels: int = 1
-    """How many the file has."""
-    tables: tuple[Table | None, ...] = ()
-    values: tuple[Values, ...] = ()
-    """Planes that stand in no page of their own: ImageJ writes large stacks behind one page."""
 
 
 def is_slide(data: bytes | Path) -> bool:
@@ -72,7 +50,7 @@ def read(data: bytes, name: str, limits: Limits) -> Decoded:
     _quiet()
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
-            choice = _choose(file, limits)
+            choice = choose(file, limits)
             if len(choice.planes) == 1 and not choice.values:
                 decoded = _one_page(data, *choice.planes[0], limits)
             else:
@@ -91,7 +69,7 @@ def size(data: bytes, name: str) -> tuple[int, int]:
     _quiet()
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
-            page = _choose(file, None).planes[0][0]
+            page = choose(file, None).planes[0][0]
             return page.imagewidth, page.imagelength
     except ImageError:
         raise
@@ -113,148 +91,6 @@ def _told(data: bytes, error: Exception) -> ImageError:
     if isinstance(error, NotImplementedError) or "not supported" in detail or "cannot decompress" in detail:
         return ImageError(Reason.NOT_SUPPORTED, f"TIFF, {detail}: {_WAY_OUT}")
     return ImageError(Reason.TRUNCATED_IMAGE if cut else Reason.BROKEN_IMAGE, detail)
-
-
-# -- which page -------------------------------------------------------------------------------------------------------
-
-
-def _choose(file: tifffile.TiffFile, limits: Limits | None) -> _Choice:
-    pages = file.pages
-    if not len(pages):
-        raise ImageError(Reason.TRUNCATED_IMAGE, "the TIFF has no page")
-    first = pages.first
-    if first.is_dng or first.photometric in (32803, 34892):
-        raise ImageError(Reason.NOT_SUPPORTED, "raw camera data: develop it to TIFF or JPEG")
-    if (
-        file.is_ome
-        or file.is_imagej
-        or file.is_lsm
-        or file.is_stk
-        or file.is_fluoview
-        or file.is_micromanager
-        or file.is_shaped
-    ):
-        found = _of_series(file)
-        if found is not None:
-            return found
-    return _of_pages(file, limits)
-
-
-def _of_pages(file: tifffile.TiffFile, limits: Limits | None) -> _Choice:
-    """The first page; where that is a thumbnail the largest full one; where that is too large its best
-    smaller level.
-    """
-    first = file.pages.first
-    count = len(file.pages)
-    too_large = limits is not None and first.imagewidth * first.imagelength > limits.max_pixels
-    masked = first.photometric == _MASK and count > 1
-    if not first.is_reduced and not masked and not too_large:
-        return _Choice([(first, 0)], f"page 1 of {count}" if count > 1 else "")
-    every = [(page, number) for number, page in enumerate(file.pages) if isinstance(page, TiffPage)]
-    every += [(sub, number) for page, number in every[:1] for sub in page.pages or () if isinstance(sub, TiffPage)]
-    every = [(page, number) for page, number in every if page.photometric != _MASK and not page.subfiletype & 4]
-    full = [item for item in every if not item[0].is_reduced]
-    if too_large and limits is not None:
-        smaller = [item for item in every if item[0].imagewidth * item[0].imagelength <= limits.max_pixels]
-        alike = [item for item in smaller if _same_shape(item[0], first)]
-        if first.is_reduced or not alike:
-            return _Choice([(first, 0)])  # the limits say why not
-        page, number = max(alike, key=_area)
-        told = f"level of {page.imagewidth} x {page.imagelength} for {first.imagewidth} x {first.imagelength}"
-        return _Choice([(page, number)], told)
-    page, number = max(full or every or [(first, 0)], key=_area)
-    others = "masks" if masked else "thumbnails"
-    return _Choice([(page, number)], f"page {number + 1} of {count}, the others are {others}" if count > 1 else "")
-
-
-def _area(item: tuple[TiffPage, int]) -> int:
-    return item[0].imagewidth * item[0].imagelength
-
-
-def _same_shape(level: TiffPage, whole: TiffPage) -> bool:
-    """Whether a page is a smaller copy of another, not a label or a second image."""
-    return abs(math.log(level.imagewidth * whole.imagelength / (level.imagelength * whole.imagewidth))) < 0.02
-
-
-def _of_series(file: tifffile.TiffFile) -> _Choice | None:
-    """Planes by the axes that the microscope's software wrote; None where there is one page, or the axes cannot be
-    read.
-    """
-    ome = _ome(file)
-    if ome is not None and _is_of_a_set(ome):
-        return _Choice(
-            [(file.pages.first, 0)],
-            f"page 1 of {len(file.pages)} in one file of a set, whose others are images of their own",
-        )
-    series = file.series[0]
-    key = series.keyframe
-    leading = len(series.shape) - len(key.shape)
-    if leading <= 0 or not any(size > 1 for size in series.shape[:leading]):
-        return None
-    axes = dict(zip(series.axes[:leading], series.shape[:leading], strict=True))
-    at = {axis: count // 2 if axis == "Z" else 0 for axis, count in axes.items()}
-    channels = axes.get("C", 1)
-    told = [f"{_AXES.get(axis, 'page')} {at[axis] + 1} of {n}" for axis, n in axes.items() if n > 1 and axis != "C"]
-    if len(file.series) > 1:
-        told.append(f"image 1 of {len(file.series)}")
-    shown = min(channels, MOST)
-    places = [
-        np.ravel_multi_index(tuple((at | {"C": c}).values() if "C" in at else at.values()), tuple(axes.values()))
-        for c in range(shown)
-    ]
-    tables: list[Table | None] = [None] * shown
-    if channels > 1 and ome is not None:
-        tables = ome_tables(ome, shown)
-    elif channels > 1 and file.imagej_metadata:
-        tables = imagej_tables(file.imagej_metadata, shown)
-    if len(series.pages) == math.prod(axes.values()):
-        planes = [(_page(file, series, int(place)), int(place)) for place in places]
-        return _Choice(planes, ", ".join(told), channels, tuple(tables))
-    if series.dataoffset is None:
-        return None
-    values = tuple(_behind(file, series, leading, int(place)) for place in places)
-    return _Choice([(file.pages.first, 0)], ", ".join(told), channels, tuple(tables), values)
-
-
-_AXES = {"Z": "slice", "T": "time"}
-
-
-def _page(file: tifffile.TiffFile, series: tifffile.TiffPageSeries, place: int) -> TiffPage:
-    page = series.pages[place]
-    if page is None:
-        raise ImageError(Reason.BROKEN_IMAGE, f"plane {place + 1} of the file is missing")
-    return page if isinstance(page, TiffPage) else page.aspage()
-
-
-def _behind(file: tifffile.TiffFile, series: tifffile.TiffPageSeries, leading: int, place: int) -> Values:
-    """A plane of numbers that lie one behind the other without pages. Raises ImageError where the file ends before."""
-    shape = series.shape[leading:]
-    dtype = np.dtype(file.byteorder + series.dtype.char)
-    handle = file.filehandle
-    length = math.prod(shape) * dtype.itemsize
-    handle.seek(int(series.dataoffset or 0) + place * length)
-    data = handle.read(length)
-    if len(data) < length:
-        raise ImageError(Reason.TRUNCATED_IMAGE, f"plane {place + 1} lies behind the file's end")
-    return np.frombuffer(data, dtype).reshape(shape).astype(series.dtype)
-
-
-def _ome(file: tifffile.TiffFile) -> etree._Element | None:
-    """The first `Pixels` element of the file's OME-XML."""
-    if not file.is_ome or not file.ome_metadata:
-        return None
-    parser = etree.XMLParser(resolve_entities=False, no_network=True, recover=True)
-    root = etree.fromstring(file.ome_metadata.encode(), parser)
-    return None if root is None else root.find(".//{*}Pixels")
-
-
-def _is_of_a_set(pixels: etree._Element) -> bool:
-    """Whether other files hold planes too: tifffile would read zeros for them without a word."""
-    files = {uuid.text for uuid in pixels.iterfind("{*}TiffData/{*}UUID")}
-    return len(files) > 1
-
-
-# -- its pixels -------------------------------------------------------------------------------------------------------
 
 
 def _one_page(data: bytes, page: TiffPage, number: int, limits: Limits) -> Decoded:
@@ -322,7 +158,7 @@ def _shown(page: TiffPage, values: Values) -> Decoded:
         return Decoded(np.array(Image.fromarray(np.ascontiguousarray(eight[:, :, :4]), "CMYK").convert("RGB")))
     if page.photometric in (_RGB, _YCBCR) and samples >= 3:
         return _on_white(values[:, :, :3], values, extras, 3, page)
-    if page.photometric in (_WHITE_IS_0, _BLACK_IS_0, _MASK, _RGB):
+    if page.photometric in (_WHITE_IS_0, _BLACK_IS_0, MASK, _RGB):
         if samples == 1 or any(extra in (_ASSOCIATED, _UNASSOCIATED) for extra in extras[: samples - 1]):
             return _on_white(values.reshape(*values.shape[:2], -1)[:, :, 0], values, extras, 1, page)
         planes = [np.ascontiguousarray(values[:, :, sample]) for sample in range(min(samples, MOST))]
@@ -372,7 +208,7 @@ def _from_palette(page: TiffPage, values: Values) -> Decoded:
     return Decoded(np.ascontiguousarray(eight.astype(np.uint8).T[index]))
 
 
-def _composite(data: bytes, choice: _Choice, limits: Limits) -> Decoded:
+def _composite(data: bytes, choice: Choice, limits: Limits) -> Decoded:
     planes = list(choice.values)
     for page, _ in [] if choice.values else choice.planes:
         _check(page, limits)
