@@ -215,7 +215,7 @@ class Fusion(Section):
     tower_rate: Annotated[float, Field(ge=0)] = 0.0
     """That of the towers; 0 leaves them frozen, and each image and question goes through them once."""
     width: Positive = 256
-    """Of the head; a multiple of 4, its attention heads."""
+    """Of the head, where its towers' tokens are not narrower; a multiple of 4, its attention heads."""
     layers: Positive = 2
     """Of cross-attention."""
     workers: Positive = 1

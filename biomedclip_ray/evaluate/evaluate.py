@@ -41,7 +41,7 @@ from biomedclip_ray.store.parquet import conform, some_rows
 from biomedclip_ray.store.place import Place
 from biomedclip_ray.store.product import Product
 
-VERSION = 5
+VERSION = 6
 
 PARTS_TOGETHER = 32
 """Parts of the pairs in one part of this stage. A split of 0.2% is two pairs of each: read one after the other behind a

@@ -13,7 +13,7 @@ import hashlib
 import io
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -22,15 +22,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from biomedclip_ray.clip.encoder import Encoder
 from biomedclip_ray.config import Evaluate, Fusion, PartResources
 from biomedclip_ray.evaluate.heads import Answerer, image_tokens, text_tokens
 from biomedclip_ray.evaluate.sets import LabelledSet, load_set
-from biomedclip_ray.evaluate.tasks import TooLittle
+from biomedclip_ray.evaluate.states import Data, States, sides
 from biomedclip_ray.evaluate.vqa import answers_of, elsewhere
-from biomedclip_ray.images.errors import UNREADABLE
 from biomedclip_ray.run.capacity import known
 from biomedclip_ray.run.placement import place
 from biomedclip_ray.store.place import Place
@@ -42,7 +41,8 @@ STATE = "state.pt"
 WEIGHT_DECAY = 0.05
 WARMUP = 0.1
 """Of all steps."""
-_ENCODED = 32  # images or questions that go through a frozen tower at once
+_RECIPE = 2
+"""Raised with whatever changes a head's answers."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class Job:
     split: str
     place: str
     """URI of the folder with state and answers."""
+    states: str
+    """That of what the bundle's frozen towers make of images and questions."""
     section: Fusion
     precision: Literal["float32", "bfloat16"]
     seed: int
@@ -61,31 +63,14 @@ class Job:
     @classmethod
     def of(cls, bundle: str, features: str, labelled: LabelledSet, split: str, section: Evaluate) -> Job:
         """`features`: URI of the bundle's own. Another recipe, seed or file of the set is another head."""
-        about = [labelled.files, split, section.fusion.content(), section.seed]
+        about = [_RECIPE, labelled.files, split, section.fusion.content(), section.seed]
         name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
-        where = Place(features).at(f"fusion/{name}").uri
-        return cls(bundle, labelled.uri, split, where, section.fusion, section.precision, section.seed)
+        where, states = (Place(features).at(folder).uri for folder in (f"fusion/{name}", "states"))
+        return cls(bundle, labelled.uri, split, where, states, section.fusion, section.precision, section.seed)
 
     @property
     def done(self) -> bool:
         return Place(self.place).exists(SAID)
-
-
-@dataclass
-class Data:
-    """One side of a split: questions with what the towers are given of them, or what they made of it."""
-
-    questions: pa.Table
-    ids: Tensor
-    question: Tensor
-    images: Any
-    """numpy, on disk: a row an image."""
-    rows: np.ndarray
-    """(n,) the image of each question."""
-
-    def batch(self, rows: np.ndarray, device: torch.device, images: np.ndarray | None = None) -> tuple[Tensor, ...]:
-        shown = torch.from_numpy(np.ascontiguousarray(self.images[(self.rows if images is None else images)[rows]]))
-        return tuple(part.to(device) for part in (self.ids[rows], self.question[rows], shown))
 
 
 class Keeper(Protocol):
@@ -150,7 +135,8 @@ def fit(
     """
     section, labelled = job.section, load_set(job.labelled)
     with tempfile.TemporaryDirectory() as scratch:
-        train, test = sides(labelled, job.split, encoder, section.tower_rate > 0, Path(scratch))
+        states = States(encoder, Place(job.states))
+        train, test = sides(labelled, job.split, states, section.tower_rate > 0, Path(scratch))
         answers = answers_of(train.questions)
         names = np.unique(answers)
         truth = torch.from_numpy(np.searchsorted(names, answers))
@@ -206,69 +192,6 @@ def _ask(model: Answerer, test: Data, names: np.ndarray, device: torch.device, j
     sink = io.BytesIO()
     pq.write_table(pa.table({"question_id": test.questions["question_id"], **said}), sink)
     Place(job.place).write(SAID, sink.getvalue())
-
-
-def sides(labelled: LabelledSet, split: str, encoder: Encoder, trained: bool, scratch: Path) -> tuple[Data, Data]:
-    """Train and test of a split: pixels and ids where towers are `trained`, else what they make of them, once.
-
-    An image is a row of a file below `scratch`, so that memory does not grow with the set.
-
-    Raises:
-        TooLittle: no train table, or no question of a side has an image that can be read.
-    """
-    parts = labelled.splits[split]
-    if "train" not in parts:
-        raise TooLittle("there is no train table, and the head learns its answers there")
-    rows, images = _images(labelled, encoder, trained, scratch)
-    found = []
-    for part in ("train", "test"):
-        questions = labelled.questions[parts[part]]
-        questions = questions.filter(pa.array([name in rows for name in questions["image_id"].to_pylist()], pa.bool_()))
-        if not questions.num_rows:
-            raise TooLittle(f"no question of {part} has an image that can be read")
-        # towers are given their whole context, which causal ones insist on; the heads what the longest question fills
-        whole = torch.from_numpy(encoder.tokenizer(questions["question"].to_pylist()))
-        used = int((whole != encoder.tokenizer.pad_id).any(dim=0).nonzero().max()) + 1
-        ids = whole[:, :used]
-        question = whole if trained else torch.cat([part[:, :used] for part in _states(encoder, whole, text_tokens)])
-        where = np.array([rows[name] for name in questions["image_id"].to_pylist()])
-        found.append(Data(questions, ids, question, images, where))
-    return found[0], found[1]
-
-
-def _images(labelled: LabelledSet, encoder: Encoder, trained: bool, scratch: Path) -> tuple[dict[str, int], Any]:
-    """Row of each image that can be read, and what the model is given of it."""
-    table = labelled.tables["images"]
-    rows: dict[str, int] = {}
-    out: Any = None
-    for start, files in table.images.parts(_ENCODED):
-        pixels, names = [], []
-        for number, data in enumerate(files, start):
-            try:
-                pixels.append(encoder.pixels([data or b""]))
-            except UNREADABLE:  # named among the rows left out, by the features
-                continue
-            names.append(table.ids[number])
-        if not names:
-            continue
-        shown = encoder.normalised(torch.cat(pixels))
-        made = shown.float().cpu() if trained else torch.cat(list(_states(encoder, shown, image_tokens)))
-        if out is None:
-            shape = (len(table.ids), *made.shape[1:])
-            kind = np.float32 if trained else np.float16
-            out = np.lib.format.open_memmap(scratch / "images.npy", mode="w+", dtype=kind, shape=shape)
-        out[len(rows) : len(rows) + len(names)] = made.numpy()
-        rows |= {name: len(rows) + i for i, name in enumerate(names)}
-    if out is None:
-        raise TooLittle("no image of the set can be read")
-    return rows, out
-
-
-@torch.inference_mode()
-def _states(encoder: Encoder, inputs: Tensor, tokens: Callable[[Any, Tensor], Tensor]) -> Iterator[Tensor]:
-    """float16 states of a frozen tower; a head of float32 makes nothing of further digits."""
-    for start in range(0, len(inputs), _ENCODED):
-        yield tokens(encoder.model, inputs[start : start + _ENCODED].to(encoder.device)).half().cpu()
 
 
 def _widths(encoder: Encoder, train: Data) -> tuple[int, int]:
