@@ -26,6 +26,7 @@ from typing import Any
 # The checkout that is submitted is what runs, whatever version the image has installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from pydantic import ValidationError
 from rich.console import Console
 
 from biomedclip_ray.config import ConfigError, Evaluate, Fusion, PartResources
@@ -56,6 +57,7 @@ def main(arguments: list[str]) -> int:
         if options.index:
             _through_index(options)
             return 0
+        section = _section(options)
         sets = load_sets(options.sets)
         for labelled in sets:
             counts = ", ".join(f"{name} {n:,}" for name, n in labelled.about()["rows"].items())
@@ -65,7 +67,7 @@ def main(arguments: list[str]) -> int:
         if options.dry_run:
             return 0
         check_writable(options.out)
-        _run(options, sets)
+        _run(options, section, sets)
     except (ConfigError, PreflightError, BundleError, StorageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -119,21 +121,30 @@ def _through_index(options: argparse.Namespace) -> None:
         Place(options.out).write("retrieval_through_index.json", json.dumps(found, indent=1).encode())
 
 
-def _run(options: argparse.Namespace, sets: list[LabelledSet]) -> None:
+def _section(options: argparse.Namespace) -> Evaluate:
+    """The options as the workflow's section. Raises ConfigError."""
+    try:
+        return Evaluate(
+            bootstraps=options.draws,
+            seed=options.seed,
+            max_left_out=options.max_left_out,
+            corruptions=options.corruptions,
+            precision=options.precision,
+            fusion=Fusion(epochs=options.fusion, tower_rate=options.tower_rate),
+        )
+    except ValidationError as error:
+        (first, *_) = error.errors()
+        key = str(first["loc"][-1])
+        name = {"bootstraps": "draws", "epochs": "fusion"}.get(key, key).replace("_", "-")
+        raise ConfigError(f"--{name} {first['input']}: {first['msg']}") from error
+
+
+def _run(options: argparse.Namespace, section: Evaluate, sets: list[LabelledSet]) -> None:
     from biomedclip_ray.clip.encoder import Encoder
 
     place = Place(options.out)
-    section = Evaluate(
-        bootstraps=options.draws,
-        seed=options.seed,
-        max_left_out=options.max_left_out,
-        corruptions=options.corruptions,
-        precision=options.precision,
-        fusion=Fusion(epochs=options.fusion, tower_rate=options.tower_rate),
-    )
-    encoders = [
-        (_name(uri, options.bundles), Encoder.load(uri, precision=section.precision)) for uri in options.bundles
-    ]  # all can be read, or none starts
+    uris = zip(_names(options.bundles), options.bundles, strict=True)
+    encoders = [(name, Encoder.load(uri, precision=section.precision)) for name, uri in uris]  # all, or none starts
     features = f"{place.uri}/features"
     started = time.monotonic()
     bundles: dict[str, Asked] = {}
@@ -187,10 +198,13 @@ def _counts(bundles: dict[str, Asked], kind: str) -> str:
     return ", ".join(f"{name} {bundle.encoded[kind]:,}" for name, bundle in bundles.items())
 
 
-def _name(uri: str, every: list[str]) -> str:
-    """The last part of a bundle's URI; the whole where two share it."""
-    short = uri.rstrip("/").rpartition("/")[2]
-    return uri if sum(other.rstrip("/").rpartition("/")[2] == short for other in every) > 1 else short
+def _names(uris: list[str]) -> list[str]:
+    """The last part of each bundle's URI; the whole where others share it, numbered where a bundle is named twice."""
+    uris = [uri.rstrip("/") for uri in uris]
+    short = [uri.rpartition("/")[2] for uri in uris]
+    shared = {name for name in short if len({uri for uri, own in zip(uris, short, strict=True) if own == name}) > 1}
+    names = [uri if name in shared else name for uri, name in zip(uris, short, strict=True)]
+    return [f"{name} ({names[: n + 1].count(name)})" if names.count(name) > 1 else name for n, name in enumerate(names)]
 
 
 def _on_cluster(bundle: str, sets: list[LabelledSet], features: str, section: Evaluate) -> Each:

@@ -247,7 +247,7 @@ class Evaluate(Section):
     """In what the towers compute; vectors in bfloat16 are kept apart from those in float32."""
     fusion: Annotated[Fusion, Later()] = Fusion()
     """A head that answers visual questions from patches, trained for each VQA split."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     """Of every draw: the same seed, the same result."""
     resources: PartResources = PartResources()
 

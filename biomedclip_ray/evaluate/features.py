@@ -37,7 +37,7 @@ PART = 2048
 """Images in a part: a minute or two of a CPU, 4 MB of vectors."""
 _READ = 256
 """Of their bytes held at once."""
-NO_IMAGE = "no image in this row"
+NO_IMAGE = "no image in this row, nor a file where it points"
 NON_FINITE = "the vector is not finite"
 
 

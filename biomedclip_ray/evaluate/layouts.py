@@ -20,10 +20,12 @@ import csv
 import hashlib
 import io
 import json
+import re
 import shutil
 import tarfile
 import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import PurePosixPath
@@ -35,12 +37,14 @@ from biomedclip_ray.evaluate.readers import (
     Images,
     Raw,
     SetError,
+    bytes_of,
     files_of,
     hash_of,
     numbered,
     png_of,
     read_table,
     text_of,
+    utf8,
 )
 from biomedclip_ray.images.formats import EXTENSIONS, has_extension
 from biomedclip_ray.store.place import Place
@@ -66,23 +70,37 @@ def read_split(
     return _LAYOUTS[layout](place, about, split, files, column)
 
 
+def _named(place: Place, about: dict[str, Any], split: str, ending: str) -> str | None:
+    """The file of a split, as dataset.json names it or by its usual name; None where there is none of that name."""
+    named = about.get("files", {}).get(split)
+    name = named or f"{split}.{ending}"
+    if place.exists(name):
+        return str(name)
+    if named:
+        raise SetError(f"holds no {named}, which dataset.json names in files.{split}; put it there or name another")
+    return None
+
+
 def _parquet(place: Place, about: dict[str, Any], split: str, files: dict[str, str], column: str) -> Raw | None:
-    name = about.get("files", {}).get(split, f"{split}.parquet")
-    return read_table(place, name, files, value=column) if place.exists(name) else None
+    name = _named(place, about, split, "parquet")
+    return None if name is None else read_table(place, name, files, value=column)
 
 
 def _csv(place: Place, about: dict[str, Any], split: str, files: dict[str, str], column: str) -> Raw | None:
-    name = about.get("files", {}).get(split, f"{split}.csv")
-    if not place.exists(name):
+    name = _named(place, about, split, "csv")
+    if name is None:
         return None
-    text = text_of(place, name, files)
-    rows = list(csv.reader(io.StringIO(text, newline="")))
-    header = rows[0] if rows else []
+    reader = csv.reader(io.StringIO(text_of(place, name, files), newline=""))
+    try:
+        rows = [(reader.line_num, row) for row in reader if row]  # a blank line is no row
+    except csv.Error as error:
+        raise SetError(f"{name}, line {reader.line_num}: {error}; mend it there") from error
+    header = rows[0][1] if rows else []
     for wanted in ("image", column):
         if wanted not in header:
             raise SetError(f"{name} has no column {wanted}; its first line is {', '.join(header)!r}")
     cells: dict[str, list[str]] = {key: [] for key in header}
-    for number, row in enumerate(rows[1:], 2):
+    for number, row in rows[1:]:
         if len(row) != len(header):
             raise SetError(
                 f"{name}, line {number}: {len(row)} cells where the first line has {len(header)}; quote commas"
@@ -93,7 +111,7 @@ def _csv(place: Place, about: dict[str, Any], split: str, files: dict[str, str],
     if column == "labels":
         values = [[label for label in cell.split("|") if label] for cell in values]
     if about.get("labels") == "numbers":
-        values = [int(cell) if cell.strip().lstrip("-").isdigit() else cell for cell in values]
+        values = [int(cell) if re.fullmatch(r"\s*-?[0-9]+\s*", cell) else cell for cell in values]
     options = [cell.split("|") for cell in cells["options"]] if "options" in cells else []
     groups = [cell or None for cell in cells.get("group", [""] * len(values))]
     paths = cells["image"]
@@ -143,8 +161,8 @@ def _on_disk(archive: zipfile.ZipFile, member: str) -> Any:
 
 
 def _h5(place: Place, about: dict[str, Any], split: str, files: dict[str, str], column: str) -> Raw | None:
-    name = about.get("files", {}).get(split, f"{split}.h5")
-    if not place.exists(name):
+    name = _named(place, about, split, "h5")
+    if name is None:
         return None
     try:
         import h5py
@@ -185,20 +203,27 @@ class _H5Array:
 
 
 def _of_arrays(name: str, about: dict[str, Any], pixels: Any, labels: Any, column: str) -> Raw:
-    """Rows of uint8 arrays (n, h, w) or (n, h, w, 3) and labels that count the classes."""
-    if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4):
+    """Rows of uint8 arrays (n, h, w) or (n, h, w, 3), and their labels: numbers of classes, or with many labels a 0 or
+    1 for each class."""
+    if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or (pixels.ndim == 4 and pixels.shape[3] != 3):
         raise SetError(f"{name}: images of {pixels.dtype} {pixels.shape}; uint8 (n, h, w) or (n, h, w, 3) is wanted")
     if len(pixels) != len(labels):
         raise SetError(f"{name}: {len(pixels)} images and {len(labels)} labels")
-    classes = about.get("classes", [])
-    table = np.asarray(labels).reshape(len(labels), -1)
+    classes, table = about.get("classes", []), np.asarray(labels)
+    table = table.reshape(len(table), int(np.prod(table.shape[1:])))
+    many = column == "labels"
+    if table.shape[1] != (len(classes) if many else 1):
+        told = f"a 0 or 1 for each of {len(classes)} classes" if many else "the number of one class"
+        raise SetError(f"{name}: labels of {labels.shape}; {told} is wanted in a row")
+    fits = np.isin(table, range(2 if many else len(classes))) if table.dtype.kind in "iufb" else np.zeros(table.shape)
+    strange = np.argwhere(~fits.astype(bool))
+    if len(strange):
+        row, at = strange[0]
+        raise SetError(f"{name}, row {row}: label {table[row, at]} of {len(classes)} classes, which count from 0")
     values: list[Any]
-    if column == "labels":
+    if many:
         values = [[classes[c] for c in np.flatnonzero(row)] for row in table]
     else:
-        outside = np.flatnonzero((table[:, 0] < 0) | (table[:, 0] >= len(classes)))
-        if len(outside):
-            raise SetError(f"{name}, row {outside[0]}: label {table[outside[0], 0]} of {len(classes)} classes")
         values = [classes[int(number)] for number in table[:, 0]]
 
     def fetch(start: int, stop: int) -> list[bytes | None]:
@@ -214,11 +239,16 @@ def _webdataset(place: Place, about: dict[str, Any], split: str, files: dict[str
     samples: dict[str, dict[str, tuple[str, int, int]]] = {}
     for name in names:
         hash_of(place, name, files)
-        with place.open(name) as stream, tarfile.open(fileobj=stream) as archive:
-            for member in archive:
-                if member.isfile():
-                    key, _, ending = PurePosixPath(member.name).name.partition(".")
-                    samples.setdefault(f"{name}/{key}", {})[ending.lower()] = (name, member.offset_data, member.size)
+        try:
+            with place.open(name) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+                for member in archive:
+                    folder, _, file = member.name.removeprefix("./").rpartition("/")
+                    key, _, ending = file.partition(".")
+                    if member.isfile() and key:  # macOS adds files whose name begins with a dot
+                        where = (name, member.offset_data, member.size)
+                        samples.setdefault("/".join(filter(None, (name, folder, key))), {})[ending.lower()] = where
+        except tarfile.TarError as error:
+            raise SetError(f"{name} is no plain tar file, or cut short ({error}); write it again") from error
 
     def content(where: tuple[str, int, int]) -> bytes:
         with place.open(where[0]) as stream:
@@ -231,12 +261,12 @@ def _webdataset(place: Place, about: dict[str, Any], split: str, files: dict[str
     for key, own in samples.items():
         group = None
         if "json" in own:
-            fields = json.loads(content(own["json"]))
+            fields = _json_of(f"{key}.json", content(own["json"]))
             if column not in fields:
                 raise SetError(f"{key}.json has no {column}; add it")
             value, group = fields[column], fields.get("group")
         elif "cls" in own or "txt" in own:
-            value = content(own.get("cls") or own["txt"]).decode().strip()
+            value = utf8(f"{key}.{'cls' if 'cls' in own else 'txt'}", content(own.get("cls") or own["txt"])).strip()
             value = classes[int(value)] if value.isdigit() and int(value) < len(classes) and "cls" in own else value
         else:
             raise SetError(f"{key}: no .cls, .txt or .json beside the image; add one")
@@ -251,18 +281,29 @@ def _webdataset(place: Place, about: dict[str, Any], split: str, files: dict[str
 
 
 def _coco(place: Place, about: dict[str, Any], split: str, files: dict[str, str], column: str) -> Raw | None:
-    name = about.get("files", {}).get(split, f"{split}.json")
-    if not place.exists(name):
+    name = _named(place, about, split, "json")
+    if name is None:
         return None
+    found = _json_of(name, bytes_of(place, name, files))
     try:
-        found = json.loads(text_of(place, name, files))
         categories = {item["id"]: item["name"] for item in found.get("categories", [])}
-        by_image: dict[Any, list[Any]] = {item["id"]: [] for item in found["images"]}
-        for item in found["annotations"]:
-            by_image[item["image_id"]].append(item["caption"] if column == "text" else categories[item["category_id"]])
-        paths = [f"{split}/{item['file_name']}" for item in found["images"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise SetError(f"{name} is no COCO file (images, annotations, categories): {error!r}") from error
+        images = [(item["id"], item["file_name"]) for item in found["images"]]
+        told = [
+            (item["image_id"], item["caption"] if column == "text" else item["category_id"])
+            for item in found["annotations"]
+        ]
+    except (KeyError, TypeError) as error:
+        raise SetError(f"{name} is no COCO file (images, annotations, categories): {error!r}; mend it there") from error
+    by_image: dict[Any, list[Any]] = {image: [] for image, _ in images}
+    if len(by_image) < len(images):
+        twice = Counter(image for image, _ in images).most_common(1)[0][0]
+        raise SetError(f"{name}: image id {twice!r} stands twice in images; give each one of its own")
+    for row, (image, value) in enumerate(told):
+        if image not in by_image or (column != "text" and value not in categories):
+            kind, lost = ("image", image) if image not in by_image else ("category", value)
+            raise SetError(f"{name}, annotation {row}: {kind} id {lost!r} is none of the file's; mend the row")
+        by_image[image].append(value if column == "text" else categories[value])
+    paths = [f"{split}/{file}" for _, file in images]
     values: list[Any] = []
     for image, own in by_image.items():
         if column == "label" and len(set(own)) != 1:
@@ -270,6 +311,16 @@ def _coco(place: Place, about: dict[str, Any], split: str, files: dict[str, str]
         values.append(own[0] if column == "label" else sorted(set(own)) if column == "labels" else own)
     ids = [str(image) for image in by_image]
     return Raw(name, ids, values, [None] * len(ids), files_of(place, paths))
+
+
+def _json_of(name: str, data: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(data)
+    except ValueError as error:
+        raise SetError(f"{name} is not JSON: {error}; mend it there") from error
+    if not isinstance(found, dict):
+        raise SetError(f"{name}: a JSON object is wanted, not {str(found)[:40]}")
+    return found
 
 
 _LAYOUTS: dict[str, Callable[[Place, dict[str, Any], str, dict[str, str], str], Raw | None]] = {

@@ -71,6 +71,8 @@ def training(vectors: Vectors, labelled: LabelledSet) -> tuple[Floats, Ints, NDA
     images = vectors.images("train")
     kept = np.flatnonzero(np.isfinite(images).all(axis=1))
     labels, groups = table.labels[kept], np.array(table.clusters)[kept]
+    if not len(labels):
+        raise TooLittle("no image of the train table has a finite vector")
     if len(set(labels.tolist())) < 2:
         raise TooLittle("train holds rows of one class; a classifier needs two")
     if len(set(groups.tolist())) < 2:

@@ -59,19 +59,15 @@ class Raw:
 
 def read_table(place: Place, name: str, files: dict[str, str], id_column: str = "id", value: str | None = None) -> Raw:
     """A Parquet file with an image column. Raises SetError."""
-    try:
-        hash_of(place, name, files)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise SetError(f"holds no {name}") from error
-    try:
-        source = pq.ParquetFile(place.open(name))
-    except pa.ArrowInvalid as error:
-        raise SetError(f"{name} is no Parquet file: {error}") from error
+    source = _opened(place, name, files)
     columns = source.schema_arrow.names
     wanted = [column for column in ("image", value) if column]
     for column in wanted:
         if column not in columns:
             raise SetError(f"{name} has no column {column}; it has {', '.join(columns)}")
+    if id_column != "id" and id_column not in columns:
+        raise SetError(f"{name} has no column {id_column}; it has {', '.join(columns)}")
+    _check_images(name, source.schema_arrow.field("image").type)
     _check_row_groups(name, source.metadata)
     others = [column for column in (value, id_column, "group", "options") if column and column in columns]
     table = source.read(columns=others) if others else None
@@ -95,6 +91,28 @@ def read_table(place: Place, name: str, files: dict[str, str], id_column: str = 
     )
 
 
+def _opened(place: Place, name: str, files: dict[str, str]) -> pq.ParquetFile:
+    try:
+        hash_of(place, name, files)
+        return pq.ParquetFile(place.open(name))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise SetError(f"holds no {name}; put it there, or name another in dataset.json") from error
+    except pa.ArrowInvalid as error:
+        raise SetError(f"{name} is no Parquet file, or cut short ({error}); write it again") from error
+
+
+def _check_images(name: str, kind: pa.DataType) -> None:
+    of = {kind.field(i).name: kind.field(i).type for i in range(kind.num_fields)} if pa.types.is_struct(kind) else {}
+    content, path = of.get("bytes", kind), of.get("path", kind)
+    bytes_fit = pa.types.is_binary(content) or pa.types.is_large_binary(content) or pa.types.is_null(content)
+    path_fits = pa.types.is_string(path) or pa.types.is_large_string(path) or pa.types.is_null(path)
+    if not bytes_fit and not path_fits:
+        raise SetError(
+            f"{name}: column image holds {kind}; write each image's encoded bytes, its path from the set's folder, "
+            "or a struct of bytes and path"
+        )
+
+
 def _check_row_groups(name: str, metadata: Any) -> None:
     """A row group is read whole: pandas and pyarrow write a million rows into one unless they are told otherwise."""
     for number in range(metadata.num_row_groups):
@@ -115,20 +133,21 @@ def questions(place: Place, name: str, files: dict[str, str], images: set[str]) 
     Raises:
         SetError: a column is missing, an answer type is neither open nor closed, or an image is not in the set.
     """
-    try:
-        data = place.read(name)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise SetError(f"holds no {name}") from error
-    files[name] = hashlib.sha256(data).hexdigest()
-    table = pq.read_table(io.BytesIO(data))
+    table = _opened(place, name, files).read()
     missing = [column for column in QUESTIONS if column not in table.column_names]
     if missing:
-        raise SetError(f"{name} has no column {missing[0]}")
+        raise SetError(f"{name} has no column {missing[0]}; it has {', '.join(table.column_names)}")
     columns = {column: table[column].to_pylist() for column in QUESTIONS}
     for column, values in columns.items():
         if None in values:
             raise SetError(f"{name}, row {values.index(None)}: {column} is null; fill it or leave the row out")
     columns = {column: [str(value) for value in values] for column, values in columns.items()}
+    first: dict[str, int] = {}
+    for row, asked in enumerate(columns["question_id"]):
+        if first.setdefault(asked, row) != row:
+            raise SetError(
+                f"{name}, row {row}: question_id {asked!r} stands in row {first[asked]} too; number them anew"
+            )
     columns["answer_type"] = [value.strip().lower() for value in columns["answer_type"]]
     for row, (kind, image) in enumerate(zip(columns["answer_type"], columns["image_id"], strict=True)):
         if kind not in ("open", "closed"):
@@ -166,11 +185,11 @@ def _parquet_images(place: Place, name: str) -> Fetch:
 
 
 def _image_bytes(place: Place, value: Any) -> bytes | None:
-    """A cell of an image column: bytes, or Hugging Face's {bytes, path}."""
+    """A cell of an image column: bytes, a path, or Hugging Face's {bytes, path}."""
     if isinstance(value, dict):
-        if value.get("bytes"):
-            return bytes(value["bytes"])
-        return file_of(place, value["path"]) if value.get("path") else None
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, str):
+        return file_of(place, value)
     return bytes(value) if value else None
 
 
@@ -179,9 +198,12 @@ def files_of(place: Place, paths: list[str]) -> Images:
 
 
 def file_of(place: Place, path: str) -> bytes | None:
+    """The bytes of a file of the set; None where there is none."""
+    if not path or (place.local and (place.local / path).is_dir()):
+        return None
     try:
         return place.read(path)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
@@ -211,7 +233,11 @@ def hash_of(place: Place, name: str, files: dict[str, str]) -> None:
 
 
 def text_of(place: Place, name: str, files: dict[str, str]) -> str:
+    return utf8(name, bytes_of(place, name, files))
+
+
+def utf8(name: str, data: bytes) -> str:
     try:
-        return bytes_of(place, name, files).decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SetError(f"{name} is not UTF-8 (byte {error.start}); save it as UTF-8") from error

@@ -8,10 +8,9 @@ Labels are held in memory, images are not: they are read where they are encoded.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from biomedclip_ray.config import ConfigError
+from biomedclip_ray.evaluate.dataset_json import classes_of, names_of, parse, prompts_of, templates_of
 from biomedclip_ray.evaluate.layouts import read_split
 from biomedclip_ray.evaluate.readers import Images, Raw, SetError, questions, read_table
 from biomedclip_ray.evaluate.registry import KNOWN
@@ -43,6 +43,8 @@ class Samples:
     """Number of the label in the order of the classes (classification), else empty."""
     images: Images
     options: list[list[str]] = field(default_factory=list)
+    file: str = ""
+    """That the rows stand in, for messages."""
 
     @property
     def grouped(self) -> bool:
@@ -122,35 +124,35 @@ class _Loader:
         self.about: dict[str, Any] = {}
 
     def load(self) -> LabelledSet:
-        self.about = self._dataset_json()
+        self.about = parse(self._read("dataset.json"))
         task = self.about.get("task")
         if task not in TASKS:
             raise SetError(f"dataset.json: task {task!r}; known: {', '.join(TASKS)}")
         name = self.about.get("name")
-        if not isinstance(name, str) or not name:
+        if name is None:
             raise SetError("dataset.json: no name; add one")
         if task == "vqa":
             return self._vqa(name)
         if task == "retrieval":
             return self._retrieval(name)
+        classes = classes_of(self.about) if task != "options" else []
         tables = {}
         for split in SPLITS:
             found = self._split(split, required=split == "test")
             if found is not None:
                 tables[split] = found
-        classes = self._classes() if task != "options" else []
         if task == "classification":
-            tables = {split: self._numbered(split, table, classes) for split, table in tables.items()}
+            tables = {split: self._numbered(table, classes) for split, table in tables.items()}
         names, negative, templates = {}, {}, []
-        if task != "options":
-            prompts = self.about.get("prompts")
-            if not isinstance(prompts, dict):
-                raise SetError("dataset.json: no prompts; add {templates: [...], class_names: {CLASS: [NAME, ...]}}")
-            names = self._names(prompts, "class_names", classes)
-            templates = self._templates(prompts)
+        if task == "options":
+            _check_options(tables)
+        else:
+            prompts = prompts_of(self.about)
+            names = names_of(prompts, "class_names", classes)
+            templates = templates_of(prompts)
             if task == "multilabel":
-                negative = self._names(prompts, "negative_names", classes)
-                self._check_labels(tables, classes)
+                negative = names_of(prompts, "negative_names", classes)
+                _check_labels(tables, classes)
         return LabelledSet(
             self.place.uri,
             name,
@@ -164,75 +166,38 @@ class _Loader:
             warnings=self._counts(name, tables),
         )
 
-    def _dataset_json(self) -> dict[str, Any]:
-        try:
-            about = json.loads(self._read("dataset.json"))
-        except ValueError as error:
-            raise SetError(f"dataset.json is not JSON: {error}; mend it there") from error
-        if not isinstance(about, dict):
-            raise SetError("dataset.json: a JSON object is wanted, with name, task and prompts")
-        return about
-
     def _read(self, name: str) -> bytes:
         try:
             data = self.place.read(name)
         except (FileNotFoundError, NotADirectoryError) as error:
-            known = KNOWN.get(str(self.about.get("name", ""))) or KNOWN.get(
-                self.place.uri.rstrip("/").rpartition("/")[2]
-            )
-            hint = f"; {known.fetch}" if known else ""
-            raise SetError(f"holds no {name}{hint}") from error
+            fix = self._fetch("write one, or mend the path (biomedclip_ray/evaluate/layouts.py tells the layouts)")
+            raise SetError(f"holds no {name}; {fix}") from error
         self.files[name] = hashlib.sha256(data).hexdigest()
         return data
+
+    def _fetch(self, otherwise: str) -> str:
+        """What to put where, of a set that the registry knows by its name or its folder's."""
+        known = KNOWN.get(self.about.get("name", "")) or KNOWN.get(self.place.uri.rstrip("/").rpartition("/")[2])
+        return known.fetch if known else otherwise
 
     def _split(self, split: str, required: bool) -> Samples | None:
         raw = read_split(self.place, self.about, split, self.files)
         if raw is None:
             if required:
-                raise SetError(f"has no {split} table; evaluation needs one (train and validation may be absent)")
+                layout = self.about.get("layout", "parquet")
+                fix = self._fetch(f"evaluation needs one (layout: {layout}); train and validation may be absent")
+                raise SetError(f"has no {split} table; {fix}")
             return None
         if required and not raw.values:
             raise SetError(f"{raw.file}: the {split} table is empty; put its rows there")
         return _samples(raw)
 
-    def _classes(self) -> list[str]:
-        classes = self.about.get("classes")
-        if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
-            raise SetError("dataset.json: classes must be a list of texts, in the order of the classes")
-        twice = [name for name, count in Counter(classes).items() if count > 1]
-        if twice:
-            raise SetError(f"dataset.json: class {twice[0]!r} stands twice in classes")
-        return classes
-
-    def _names(self, prompts: dict[str, Any], key: str, classes: list[str]) -> dict[str, list[str]]:
-        names = prompts.get(key)
-        if not isinstance(names, dict):
-            raise SetError(f"dataset.json: prompts.{key} is missing; give {{CLASS: [NAME, ...]}}")
-        for label in classes:
-            own = names.get(label)
-            if own is None:
-                raise SetError(f"dataset.json: class {label!r} has no name in prompts.{key}; add [NAME, ...]")
-            if isinstance(own, str):
-                raise SetError(f"dataset.json: prompts.{key}.{label} is the text {own!r}; write [{json.dumps(own)}]")
-            if not own or not all(isinstance(name, str) and name.strip() for name in own):
-                raise SetError(f"dataset.json: prompts.{key}.{label} must be a list of texts that are not empty")
-        return {label: names[label] for label in classes}
-
-    def _templates(self, prompts: dict[str, Any]) -> list[str]:
-        templates = prompts.get("templates")
-        if not isinstance(templates, list) or not templates:
-            raise SetError('dataset.json: prompts.templates must be a list, such as ["a photo of {}"]')
-        blind = [one for one in templates if not isinstance(one, str) or "{}" not in one]
-        if blind:
-            raise SetError(f"dataset.json: prompts.templates: {blind[0]!r} has no {{}} where the class name goes")
-        return templates
-
-    def _numbered(self, split: str, table: Samples, classes: list[str]) -> Samples:
+    def _numbered(self, table: Samples, classes: list[str]) -> Samples:
         place = {label: number for number, label in enumerate(classes)}
         by_number = self.about.get("labels") == "numbers"
         numbers = np.empty(len(table.values), np.int64)
         for row, value in enumerate(table.values):
-            where = f"{split}, row {row} ({table.ids[row]})"
+            where = f"{table.file}, row {row} ({table.ids[row]})"
             if by_number and isinstance(value, int) and not isinstance(value, bool):
                 if not 0 <= value < len(classes):
                     raise SetError(f"{where}: label {value} of {len(classes)} classes")
@@ -248,16 +213,7 @@ class _Loader:
             if value not in place:
                 raise SetError(f"{where}: label {value!r} is no class; add it to classes or mend the row")
             numbers[row] = place[value]
-        return Samples(table.ids, table.clusters, table.values, numbers, table.images, table.options)
-
-    def _check_labels(self, tables: dict[str, Samples], classes: list[str]) -> None:
-        for split, table in tables.items():
-            for row, value in enumerate(table.values):
-                if not isinstance(value, list | tuple):
-                    raise SetError(f"{split}, row {row}: labels {value!r} must be a list of classes (empty for none)")
-                strange = [label for label in value if label not in classes]
-                if strange:
-                    raise SetError(f"{split}, row {row}: label {strange[0]!r} is no class; add it to classes")
+        return replace(table, labels=numbers)
 
     def _counts(self, name: str, tables: dict[str, Samples]) -> list[str]:
         """What differs from the counts that dataset.json (rows or counts) or the registry states; a warning, not an
@@ -270,7 +226,7 @@ class _Loader:
             out.append(f"{len(classes)} classes, {known.classes} are stated")
         for split, table in tables.items():
             held = _by_class(table, classes)
-            stated: Any = expected.get(split, {})
+            stated: Any = expected.get(split) or {}
             by_class = stated if isinstance(stated, dict) else {}
             wanted = by_class.get("total", sum(by_class.values())) if by_class else stated
             if isinstance(wanted, int) and len(table.ids) != wanted:
@@ -288,9 +244,9 @@ class _Loader:
         return out
 
     def _vqa(self, name: str) -> LabelledSet:
-        for key in ("images", "splits"):
+        for key, wanted in (("images", "FILE"), ("splits", "{SPLIT: {train: FILE, test: FILE}}")):
             if key not in self.about:
-                raise SetError(f"dataset.json: a vqa set needs {key}")
+                raise SetError(f"dataset.json: a vqa set needs {key}: {wanted}")
         images = _samples(read_table(self.place, self.about["images"], self.files, id_column="image_id"))
         tables, splits = {}, {}
         for split, parts in self.about["splits"].items():
@@ -303,7 +259,22 @@ class _Loader:
                 splits[split][part] = table
             if "test" not in splits[split] or not tables[splits[split]["test"]].num_rows:
                 raise SetError(f"dataset.json: splits.{split}: the test table is missing or empty")
-        return LabelledSet(self.place.uri, name, "vqa", {"images": images}, self.files, questions=tables, splits=splits)
+        stated = {table: counts for table, counts in self.about.get("counts", {}).items() if isinstance(counts, dict)}
+        warnings = [
+            f"{table} holds {rows.num_rows} questions, {stated[table]['questions']} are stated"
+            for table, rows in tables.items()
+            if rows.num_rows != stated.get(table, {}).get("questions", rows.num_rows)
+        ]
+        return LabelledSet(
+            self.place.uri,
+            name,
+            "vqa",
+            {"images": images},
+            self.files,
+            questions=tables,
+            splits=splits,
+            warnings=warnings,
+        )
 
     def _retrieval(self, name: str) -> LabelledSet:
         """One row an image with its captions: text, or a list of texts."""
@@ -314,13 +285,39 @@ class _Loader:
         texts = []
         for row, value in enumerate(raw.values):
             own = [value] if isinstance(value, str) else value
-            if not own or not all(isinstance(text, str) and text.strip() for text in own):
+            if not isinstance(own, list) or not own or not all(isinstance(one, str) and one.strip() for one in own):
                 raise SetError(f"{raw.file}, row {row}: text {value!r} must be a text or a list of texts, not empty")
             texts += [(f"{images.ids[row]}/{n}", images.ids[row], text) for n, text in enumerate(own)]
         columns = dict(zip(("text_id", "image_id", "text"), map(list, zip(*texts, strict=True)), strict=True))
         return LabelledSet(
             self.place.uri, name, "retrieval", {"images": images}, self.files, questions={"test": pa.table(columns)}
         )
+
+
+def _check_labels(tables: dict[str, Samples], classes: list[str]) -> None:
+    for table in tables.values():
+        for row, value in enumerate(table.values):
+            where = f"{table.file}, row {row} ({table.ids[row]})"
+            if not isinstance(value, list | tuple):
+                raise SetError(f"{where}: labels {value!r} must be a list of classes (empty for none)")
+            strange = [label for label in value if label not in classes]
+            if strange:
+                raise SetError(f"{where}: label {strange[0]!r} is no class; add it to classes")
+
+
+def _check_options(tables: dict[str, Samples]) -> None:
+    """Each question offers two texts or more, none twice, and its answer among them."""
+    for table in tables.values():
+        if not table.options:
+            raise SetError(f"{table.file} has no column options; a list of texts is wanted beside each answer")
+        for row, (offered, answer) in enumerate(zip(table.options, table.values, strict=True)):
+            where = f"{table.file}, row {row} ({table.ids[row]})"
+            if not isinstance(offered, list) or not all(isinstance(one, str) for one in offered):
+                raise SetError(f"{where}: options {offered!r} must be a list of texts")
+            if len(set(offered)) < max(2, len(offered)):
+                raise SetError(f"{where}: options {offered!r} must be two or more, none of them twice")
+            if answer not in offered:
+                raise SetError(f"{where}: answer {answer!r} is none of its options {offered!r}; mend the row")
 
 
 def _by_class(table: Samples, classes: list[str]) -> dict[str, int]:
@@ -336,4 +333,4 @@ def _samples(raw: Raw) -> Samples:
     twice = [name for name, count in Counter(raw.ids).items() if count > 1]
     if twice:
         raise SetError(f"{raw.file}: id {twice[0]!r} stands twice")
-    return Samples(raw.ids, clusters, raw.values, np.empty(0, np.int64), raw.images, raw.options)
+    return Samples(raw.ids, clusters, raw.values, np.empty(0, np.int64), raw.images, raw.options, raw.file)

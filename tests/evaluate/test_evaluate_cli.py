@@ -68,17 +68,10 @@ def test_a_fusion_head_stands_in_table_and_page(main, bundles, tmp_path, capsys)
 
 
 def test_a_bundle_named_twice_differs_from_itself_by_exactly_nothing(main, bundles, make_set, tmp_path):
-    command = [
-        "--bundles",
-        str(bundles[0]),
-        f"{bundles[0]}/",
-        "--sets",
-        str(make_set()),
-        "--out",
-        str(tmp_path / "out"),
-    ]
+    command = ["--bundles", *[str(bundles[0])] * 2, "--sets", str(make_set()), "--out", str(tmp_path / "out")]
     assert main([*command, "--draws", "20"]) == 0
     (pair,) = json.loads((tmp_path / "out" / "evaluation.json").read_text())["comparison"]
+    assert (pair["first"], pair["second"]) == ("clip0 (1)", "clip0 (2)")
     for entry in pair["sets"]:
         for figure in entry["metrics"].values():
             assert (figure["value"], figure["low"], figure["high"]) == (0, 0, 0)
@@ -91,3 +84,17 @@ def test_a_bad_set_ends_with_2_before_a_bundle_is_read(options, main, make_set, 
     assert main(["--bundles", "nowhere", "--sets", str(folder), "--out", str(tmp_path / "out"), *options]) == 2
     assert "error: evaluate.sets:" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--draws=0", "--draws 0: Input should be greater than 0"),
+        ("--seed=-1", "--seed -1: "),
+        ("--fusion=-1", "--fusion"),
+    ],
+)
+def test_an_option_out_of_bounds_ends_with_2_before_a_set_is_read(option, message, main, tmp_path, capsys):
+    command = ["--bundles", "nowhere", "--sets", "nowhere", "--out", str(tmp_path / "out"), option, "--dry-run"]
+    assert main(command) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")

@@ -12,7 +12,7 @@ import torch
 from biomedclip_ray.clip.encoder import Encoder
 from biomedclip_ray.config import Evaluate
 from biomedclip_ray.evaluate.bundles import Asked
-from biomedclip_ray.evaluate.features import Features, Kept
+from biomedclip_ray.evaluate.features import NO_IMAGE, Features, Kept
 from biomedclip_ray.evaluate.sets import load_set
 from biomedclip_ray.store.place import Place
 from biomedclip_ray.store.product import StageError
@@ -75,7 +75,7 @@ def test_images_without_a_vector_are_left_out_and_named(encoder, make_set, tmp_p
     left = shown["tiny"]["left_out"]
     assert (left["n"], left["of"]) == (2, 30)
     assert [row["id"] for row in left["rows"]] == ["3", "7"]
-    assert left["rows"][0]["reason"] == "no image in this row"
+    assert left["rows"][0]["reason"] == NO_IMAGE
     assert left["rows"][1]["reason"].startswith("not readable as an image")
     assert shown["tiny"]["zero_shot"]["n"] == 28
     with pytest.raises(StageError, match=r"tiny: 2 of 30 images of test have no vector, .* the first is 3: no image"):

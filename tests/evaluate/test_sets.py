@@ -290,8 +290,8 @@ def test_broken_json_names_the_file_and_the_place(make_set):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([["cell"], ["gel"]], r"test, row 0 \(0\): label \['cell'\] is a list"),
-        ([0, 1], r'test, row 0 \(0\): label 0 is no text; .*"labels": "numbers"'),
+        ([["cell"], ["gel"]], r"test\.parquet, row 0 \(0\): label \['cell'\] is a list"),
+        ([0, 1], r'test\.parquet, row 0 \(0\): label 0 is no text; .*"labels": "numbers"'),
         (["cell", None], r"test\.parquet, row 1: label is null"),
         ([], r"test\.parquet: the test table is empty"),
     ],
