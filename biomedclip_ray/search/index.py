@@ -2,9 +2,9 @@
 found here.
 
 Filters always run before the search: filtering k results afterwards loses rows (16 of 322 came back in one report). A
-table, and a filter that few rows pass, is searched exactly; else so many partitions are probed as reached the wanted
-recall when the index was built, at that share of the rows (with the probes of no filter, recall was 0.63 where one row
-in a thousand passed). Ids and scores are found first, rows are read only for what is returned.
+table, and a filter that few rows pass, is searched exactly (`kept.py`); else so many partitions are probed as reached
+the wanted recall when the index was built, at that share of the rows (with the probes of no filter, recall was 0.63
+where one row in a thousand passed). Ids and scores are found first, rows are read only for what is returned.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from biomedclip_ray.search import folding, words
 from biomedclip_ray.search.filters import Filters, quoted
+from biomedclip_ray.search.kept import KEPT_ROWS, Kept
 from biomedclip_ray.search.table import (
     SETTINGS,
     TABLE,
@@ -60,7 +61,8 @@ class Hit:
 
 
 class Index:
-    """An opened index. Safe to use from several threads; holds no rows in memory.
+    """An opened index. Safe to use from several threads; holds no rows in memory but vectors of small tables and of
+    filters that few rows pass.
 
     >>> from tempfile import TemporaryDirectory
     >>> from biomedclip_ray.search import build
@@ -85,6 +87,10 @@ class Index:
         self.dimensions = int(dataset.schema.field("image_vector").type.list_size)
         self._shown = [name for name in dataset.schema.names if name not in _NOT_SHOWN]
         self._rows = lru_cache(1024)(lambda where: int(dataset.count_rows(filter=where)))
+        self._kept = Kept(dataset)
+        # An object store is asked for each of these rows alone: there so many are too many.
+        local = place is not None and place.local is not None
+        self._kept_rows = KEPT_ROWS if local else settings.exact_rows
 
     @classmethod
     def open(cls, uri: str) -> Index:
@@ -157,14 +163,15 @@ class Index:
         if not passing:
             return _nothing()
         settings = self.settings
-        exact = settings.exact or passing <= settings.exact_rows
-        probes = 0 if exact else settings.nprobes(passing / rows)
 
         def look(depth: int, probes: int) -> Found:
             return nearest_rows(self.dataset, query, depth, column, where, probes, settings.refine_factor)
 
-        if exact:
+        if passing <= self._kept_rows:
+            return self._first(lambda depth: self._kept.nearest(query, depth, column, where), k, k + _TIES, passing)
+        if settings.exact:
             return self._first(partial(look, probes=0), k, k + _TIES, passing)
+        probes = settings.nprobes(passing / rows)
         found = _nothing()
         for tier in TIERS:
             added = self._first(partial(look, probes=probes), tier * 3 // 4, tier, passing)
