@@ -41,7 +41,7 @@ from biomedclip_ray.store.ledger import Ledger, PartResult
 from biomedclip_ray.store.parquet import conform
 from biomedclip_ray.store.product import Product, StageError
 
-VERSION = 3
+VERSION = 4
 
 PARTS_PER_FRAGMENT = 64
 """About 130,000 pairs and a gigabyte: fifteen million pairs are some hundred fragments."""
