@@ -1,18 +1,19 @@
 """Every request and every answer of the server, once: the routes, /openapi.json, the MCP tools and the tests read them
 here.
 
-Number fields refuse true, false and strings, which pydantic would take for numbers and JSON Schema does not. An `input`
-is checked by `inputs.py`, whose errors name the item and the way out; here stands only what it may look like.
+Number fields refuse true, false and strings, which pydantic would take for numbers and JSON Schema does not. What an
+`input` may look like stands in `input_shapes.py`.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from biomedclip_ray.search.filters import Filters
 from biomedclip_ray.search.outputs import Output
+from biomedclip_ray.serve.input_shapes import Many, Sought
 
 MAX_LABEL_CHARS = 1000
 
@@ -24,61 +25,6 @@ def _no_bool_or_text(value: Any) -> Any:
 
 
 Whole = Annotated[int, BeforeValidator(_no_bool_or_text)]
-Real = Annotated[float, BeforeValidator(_no_bool_or_text), Field(allow_inf_nan=False)]
-
-_TEXT = {"type": "string", "minLength": 1, "description": "Words, or an image as a data URI or in base64."}
-_PART = {
-    "description": "A text or an image that says which it is.",
-    "anyOf": [
-        {
-            "type": "object",
-            "properties": {"type": {"const": "text"}, "text": {"type": "string", "minLength": 1}},
-            "required": ["text"],
-            "additionalProperties": False,
-        },
-        {
-            "type": "object",
-            "properties": {
-                "type": {"const": "image_url"},
-                "image_url": {
-                    "anyOf": [
-                        {"type": "string"},
-                        {
-                            "type": "object",
-                            "properties": {"url": {"type": "string"}, "detail": {"type": "string"}},
-                            "required": ["url"],
-                            "additionalProperties": False,
-                        },
-                    ]
-                },
-            },
-            "required": ["image_url"],
-            "additionalProperties": False,
-        },
-        {
-            "type": "object",
-            "properties": {
-                "type": {"const": "image"},
-                "image": {"type": "string", "description": "Base64, or a data URI."},
-            },
-            "required": ["image"],
-            "additionalProperties": False,
-        },
-    ],
-}
-_FIGURE = {
-    "type": "object",
-    "properties": {"figure": {"type": "string", "description": "pair_id of a figure that those wanted are like."}},
-    "required": ["figure"],
-}
-_SOUGHT = {
-    "description": "A string, or a part or a figure, each with a weight if one is given.",
-    "anyOf": [_TEXT, {"type": "object", "properties": {"weight": {"type": "number", "exclusiveMinimum": 0}}}, _FIGURE],
-}
-Sought = Annotated[Any, WithJsonSchema({"anyOf": [_SOUGHT, {"type": "array", "minItems": 1, "items": _SOUGHT}]})]
-Many = Annotated[
-    Any, WithJsonSchema({"anyOf": [_TEXT, _PART, {"type": "array", "minItems": 1, "items": {"anyOf": [_TEXT, _PART]}}]})
-]
 
 
 class Body(BaseModel):
