@@ -1,6 +1,6 @@
 """The HTTP side: the routes and what stands before them. It knows neither torch nor Lance; `Engine` is all it asks.
 
-    Observe (id, log, numbers) -> Guard (hosts, keys, quotas) -> CORS -> BodyLimit -> routes
+    Observe (id, log, numbers) -> CORS -> Guard (hosts, keys, quotas) -> BodyLimit -> routes
 
 Requests that wait for the model are counted in items, not in requests: a list of 256 weighs what 256 requests weigh.
 """
@@ -13,13 +13,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Response
-from starlette.middleware.cors import CORSMiddleware
 
 from biomedclip_ray.config import Serve
 from biomedclip_ray.serve import schemas
 from biomedclip_ray.serve.access import Guard
 from biomedclip_ray.serve.answers import ModelFacts
 from biomedclip_ray.serve.backend import Backend, Backends, Engine
+from biomedclip_ray.serve.cors import Cors
 from biomedclip_ray.serve.errors import add_error_handlers
 from biomedclip_ray.serve.limits import BodyLimit, Room
 from biomedclip_ray.serve.mcp import add_mcp
@@ -56,15 +56,9 @@ def create_app(engines: Mapping[str, Engine], settings: Serve, behind_proxy: boo
     app.add_middleware(
         BodyLimit, max_bytes=settings.max_body_bytes, seconds=resources.body_timeout_s, max_depth=settings.max_depth
     )
-    if settings.access.origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(settings.access.origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
-            expose_headers=["X-Request-ID", "Retry-After"],
-        )
     app.add_middleware(Guard, access=settings.access, host=resources.host)
+    if settings.access.origins:
+        app.add_middleware(Cors, origins=settings.access.origins)
     app.add_middleware(Observe, metrics=metrics, answers_id=not behind_proxy)
     add_error_handlers(app)
     add_page(app)

@@ -140,6 +140,19 @@ def test_pages_of_listed_origins_may_ask_and_no_others():
     assert "access-control-allow-origin" not in asked(Serve(), headers={"Origin": "https://lab.example.org"})[0].headers
 
 
+def test_a_browser_asks_whether_it_may_without_a_key_and_its_page_reads_the_refusal_of_one():
+    key = ApiKey(name="lab", sha256=KEY_SHA256, scopes=("embed",))
+    settings = Serve(access=Access(origins=("https://lab.example.org",), keys=(key,)))
+    wanted = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+    (may,) = asked(settings, "OPTIONS", headers={"Origin": "https://lab.example.org", **wanted})
+    assert may.status_code == 200 and "Authorization" in may.headers["access-control-allow-headers"]
+    (refused,) = asked(settings, headers={"Origin": "https://lab.example.org"})
+    assert refused.status_code == 401
+    assert refused.headers["access-control-allow-origin"] == "https://lab.example.org"
+    (stranger,) = asked(settings, "OPTIONS", headers={"Origin": "https://evil.example.org", **wanted})
+    assert error(stranger)[0] == 400 and "serve.access.origins" in error(stranger)[2]
+
+
 def test_a_key_is_made_with_the_line_that_names_its_hash():
     program = [sys.executable, "-m", "biomedclip_ray.serve.access", "lab"]
     shown = subprocess.run(program, capture_output=True, text=True, check=True).stdout
