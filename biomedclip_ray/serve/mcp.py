@@ -22,6 +22,7 @@ from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.transport_security import TransportSecuritySettings
 from mcp_types import CallToolResult, ImageContent, TextContent, ToolAnnotations
 from pydantic import BaseModel, Field, ValidationError
+from starlette.routing import Route
 
 from biomedclip_ray.serve.errors import Refusal
 from biomedclip_ray.serve.schemas import SearchBody
@@ -136,7 +137,9 @@ def add_mcp(app: FastAPI, search: Search, max_body_bytes: int) -> Callable[[], A
         max_request_body_size=max_body_bytes,
         transport_security=TransportSecuritySettings(enable_dns_rebinding_protection=False),
     )
-    app.router.routes.extend(inner.routes)
+    # By GET a client would hold a stream on which nothing is ever sent, and with it one of the ingress' places.
+    (route,) = (route for route in inner.routes if isinstance(route, Route))
+    app.router.routes.append(Route(PATH, route.endpoint, methods=["POST"]))
     return server.session_manager.run
 
 
@@ -149,9 +152,13 @@ def remote_search(address: str, key: str | None) -> Search:
             answer = await client.post("/v1/search", json=body.model_dump(exclude_none=True))
         except httpx.HTTPError as error:
             raise Refusal(f"{address} cannot be reached ({type(error).__name__})", status=503) from error
-        if answer.status_code != 200:
-            raise Refusal(answer.json()["error"]["message"], status=answer.status_code)
-        found: dict[str, Any] = answer.json()
+        try:
+            found: dict[str, Any] = answer.json()
+            message = None if answer.status_code == 200 else found["error"]["message"]
+        except (ValueError, LookupError, TypeError) as error:  # what answers is a gateway, or no server of ours
+            raise Refusal(f"{address} answers {answer.status_code} and no JSON of ours", status=503) from error
+        if message is not None:
+            raise Refusal(message, status=answer.status_code)
         return found
 
     return search

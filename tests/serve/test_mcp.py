@@ -6,12 +6,16 @@ import sys
 from typing import Any
 
 import httpx
+import pytest
 from mcp.client.client import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp.client.streamable_http import streamable_http_client
 
 from biomedclip_ray.config import Access, ApiKey, Serve
+from biomedclip_ray.serve.errors import Refusal
 from biomedclip_ray.serve.ingress import create_app
+from biomedclip_ray.serve.mcp import remote_search
+from biomedclip_ray.serve.schemas import SearchBody
 from tests.serve.live import KEY, KEY_SHA256, running
 from tests.serve.test_ingress import FIGURE, Table
 
@@ -51,6 +55,26 @@ def test_an_agent_finds_a_figure_with_its_licence_link_and_thumbnail_over_http()
     (asked,) = engine.asked
     assert asked[:3] == ("a gel", 3, "caption")
     assert (asked[3].licenses, asked[3].year_from) == (("CC BY",), 2000)
+
+
+def test_nobody_holds_a_stream_open_on_which_nothing_comes():
+    with running(create_app({"biomedclip": Table()}, Serve())) as url:
+        for method in ("GET", "DELETE"):
+            answer = httpx.request(method, f"{url}/mcp", headers={"Accept": "text/event-stream"}, timeout=30)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (405, "unknown_method")
+
+
+def test_an_agent_is_told_where_a_gateway_answers_instead_of_the_server():
+    async def gateway(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 502, "headers": [(b"content-type", b"text/html")]})
+            await send({"type": "http.response.body", "body": b"<h1>Bad Gateway</h1>"})
+
+    async def ask(url: str) -> None:
+        await remote_search(url, None)(SearchBody(query="a gel"))
+
+    with running(gateway) as url, pytest.raises(Refusal, match="answers 502 and no JSON of ours"):
+        asyncio.run(ask(url))
 
 
 def test_an_agent_finds_a_figure_by_a_program_that_it_starts():
