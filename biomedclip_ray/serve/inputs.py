@@ -27,6 +27,7 @@ from biomedclip_ray.images.formats import EXTENSIONS, ONLINE_NAMES, identify
 from biomedclip_ray.images.image import size
 from biomedclip_ray.schema import Reason
 from biomedclip_ray.serve.errors import Refusal
+from biomedclip_ray.serve.input_shapes import WEIGHTS
 
 TEXT_CHARS = 20_000
 """Characters of a text that are tokenized; a context of 512 tokens is full long before. The rest counts as truncated,
@@ -151,8 +152,10 @@ def read_sought(value: Any, param: str, limits: Serve) -> list[Sought]:
         if isinstance(part, dict) and "weight" in part:
             part = dict(part)
             weight = part.pop("weight")
-            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= 1e6:
-                raise Refusal(f"{name}.weight must be a number above 0", param=f"{name}.weight", code="wrong_value")
+            number = isinstance(weight, int | float) and not isinstance(weight, bool)
+            if not (number and WEIGHTS[0] <= weight <= WEIGHTS[1]):
+                message = f"{name}.weight must be a number from {WEIGHTS[0]:g} to {WEIGHTS[1]:g}"
+                raise Refusal(message, param=f"{name}.weight", code="wrong_value")
         if isinstance(part, dict) and set(part) == {"figure"}:
             found.append(Sought(FigureId(_text(part["figure"], f"{name}.figure", limits)), float(weight)))
         else:

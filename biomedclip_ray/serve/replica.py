@@ -157,6 +157,8 @@ class Engine:
         """The next figures, best first, by what `question.by` says they are compared with; none of an index that was
         withdrawn more than `WITHDRAWN_S` ago: it may hold what was erased.
         """
+        from pyarrow import ArrowException
+
         if await self._is_withdrawn():
             return _WITHDRAWN
         filters = question.filters
@@ -183,7 +185,7 @@ class Engine:
         except (OSError, ValueError) as error:
             if self.index.withdrawn():  # since it was asked: files of its table are gone
                 return _WITHDRAWN
-            if isinstance(error, OSError):
+            if isinstance(error, OSError | ArrowException):  # the table's files, whose places are nobody's business
                 raise
             return Problem(str(error), "wrong_query")  # a cursor, a pair_id or an index that do not go together
 
@@ -298,7 +300,8 @@ class Engine:
         try:
             return self.encoder.pixels([data])
         except IMAGE_ERRORS as error:
-            return Problem(f"the image cannot be decoded ({error})", "broken_image")
+            why = str(error).partition(" <_io.BytesIO")[0]  # Pillow names the object that it read from
+            return Problem(f"the image cannot be decoded ({why})", "broken_image")
 
     async def _run(self, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(pool, work)

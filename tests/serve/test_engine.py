@@ -2,7 +2,9 @@
 
 import base64
 import os
+import struct
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,6 +112,28 @@ def test_one_bad_image_does_not_lose_the_others_where_that_is_asked_for(live):
     assert [item["error"]["code"] for item in data[1:3]] == ["broken_image", "bad_data_uri"]
     assert [item["error"]["param"] for item in data[1:3]] == ["input[1]", "input[2]"]
     assert np.abs(np.array(data[3]["embedding"]) - live.encoder.encode_images(live.images[1:2])).max() < 1e-5
+
+
+def test_an_image_that_cannot_be_read_is_told_without_the_servers_inside(live):
+    header = struct.pack(">IIBBBBB", 5, 5, 3, 0, 0, 0, 0)  # a depth that there is not
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(50))), (b"IEND", b"")]
+    png = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+    answer = post(live, "/v1/embeddings", {"input": uri(png)})
+    assert answer.status_code == 400 and answer.json()["error"]["code"] == "broken_image"
+    assert "cannot identify image file)" in answer.json()["error"]["message"]
+
+
+def test_a_table_whose_files_are_gone_is_the_servers_fault_and_its_place_is_not_told(live):
+    place = Path(live.engine.index.place.at("index.lance").uri)
+    (place / "data").rename(place / "aside")
+    try:
+        answer = post(live, "/v1/search", {"query": "cells", "filters": {"year_from": 2003, "year_to": 2004}})
+    finally:
+        (place / "aside").rename(place / "data")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+    assert str(place) not in answer.text and "lance" not in answer.text
 
 
 def test_similarity_is_the_cosine_of_every_pair(live):
