@@ -2,7 +2,7 @@
 
 | form | image | text and facts |
 |---|---|---|
-| `*.parquet` | bytes, {bytes, path} as Hugging Face stores them, the name of a file, or a list of these | columns |
+| `*.parquet` | bytes, {bytes, path} as Hugging Face stores them, base64, the name of a file, or a list of these | columns |
 | `*.csv`, `*.tsv` (comma, semicolon, tab, bar) | name of a file | columns |
 | `*.jsonl` | name of a file, or a list of names | keys |
 | `*.tar` (`.tar.gz`) | `KEY.jpg`, `KEY.0.png`, `KEY.left.tif`, ... | `KEY.txt` and/or `KEY.json` |
@@ -110,6 +110,10 @@ def _look(uri: str) -> tuple[Place, dict[str, tuple[int, int]]]:
             others = {n: s for n, s in stamps.items() if not n.lower().endswith(tuple(_FORMS))}
             return Place(parent), {**others, name: stamps[name]}
         stamps = Place(uri).stamps()
+    except NotADirectoryError as error:
+        raise ConfigError(
+            f"own.uri={uri} is a file; give its folder, or a list of pairs ({', '.join(_FORMS)})"
+        ) from error
     except (StorageError, OSError, pa.ArrowException) as error:
         raise ConfigError(f"own.uri={uri} cannot be read: {error}".splitlines()[0]) from error
     if not stamps:

@@ -8,6 +8,8 @@ none is.
 
 from __future__ import annotations
 
+import errno
+import os
 import tempfile
 import unicodedata
 from collections.abc import Iterator
@@ -26,6 +28,9 @@ from biomedclip_ray.store.place import Place
 LARGE = 64 << 20
 """Bytes from which a TIFF or slide is not read whole before it is known what it is."""
 _PIECE = 8 << 20
+_SHOWN = 200  # characters of a name in a ledger row
+_NO_FILE = (errno.EISDIR, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EINVAL)
+"""What a disk says of names that lead to no file that can be read."""
 _OF_SLIDES = tuple(e for row in FORMATS if row.decoder in (Decoder.TIFF, Decoder.SLIDE) for e in row.extensions)
 
 
@@ -60,12 +65,23 @@ def read_image(files: OwnFiles, record: Record) -> bytes | LargeFile:
     try:
         try:
             return _read(files.place, name)
-        except (FileNotFoundError, IsADirectoryError):
+        except OSError as error:
+            if not _leads_nowhere(error, files.place):
+                raise
             return _read(files.place, _fitting(files, name, record.named))
-    except FileNotFoundError as error:
-        raise ImageError(Reason.MISSING_OBJECT, name) from error
     except OSError as error:
-        raise ImageError(Reason.FETCH_FAILED, f"{name}: {error}") from error
+        final = _leads_nowhere(error, files.place)
+        why = "" if isinstance(error, FileNotFoundError) else f": {os.strerror(error.errno) if error.errno else error}"
+        raise ImageError(Reason.MISSING_OBJECT if final else Reason.FETCH_FAILED, _short(name) + why) from error
+
+
+def _leads_nowhere(error: OSError, place: Place) -> bool:
+    """Whether no file of that name can be read, however often it is asked for. Of a folder Arrow has no number."""
+    return isinstance(error, FileNotFoundError) or (place.local is not None and error.errno in (None, *_NO_FILE))
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _SHOWN else f"{name[:_SHOWN]}... ({len(name):,} characters)"
 
 
 def _read(place: Place, name: str) -> bytes | LargeFile:
@@ -94,6 +110,8 @@ def _below(place: Place, name: str, named: str) -> str:
             f"{named} lies outside own.uri={place.uri}: give the folder above the images, or names relative to the list"
         )
         raise ImageError(Reason.MISSING_OBJECT, detail)
+    if "\0" in name:
+        raise ImageError(Reason.MISSING_OBJECT, f"{_short(named)!r} is no name of a file")
     return name
 
 
@@ -110,10 +128,10 @@ def _fitting(files: OwnFiles, name: str, named: str) -> str:
         folder = _same(name.rpartition("/")[0])
         fits = [path for path in fits if _same(path).rpartition("/")[0] == folder] or fits
         if len(fits) > 1:
-            raise ImageError(Reason.MISSING_OBJECT, f"{named} may be any of {', '.join(fits[:3])}")
+            raise ImageError(Reason.MISSING_OBJECT, f"{_short(named)} may be any of {', '.join(fits[:3])}")
         if fits:
             return fits[0]
-    raise ImageError(Reason.MISSING_OBJECT, name)
+    raise ImageError(Reason.MISSING_OBJECT, _short(name))
 
 
 @lru_cache(maxsize=2)

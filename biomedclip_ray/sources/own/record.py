@@ -6,6 +6,9 @@ compared without case, spaces and signs, in an order of preference; `own.columns
 
 from __future__ import annotations
 
+import base64
+import binascii
+import codecs
 import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -35,6 +38,8 @@ _NAMES = {
 _IDS_OF_IMAGES = ("imageid", "id", "key", "uid")
 # what pandas, R and databases write for a value that is not there
 _NOTHING = {"", "nan", "na", "n/a", "<na>", "none", "null", "nat"}
+# "data:image/png;base64,...", and base64 alone where it is too long for a name
+_BASE64 = re.compile(r"(?:data:[^,]{0,100};base64,|(?=\S{400}))([A-Za-z0-9+/]+={0,2})\s*")
 _HALF_CHARACTERS = re.compile("[\ud800-\udfff]")  # of names that are no UTF-8, and of JSON
 _NUMBERED = re.compile(r"(?:image|img|picture|photo)\d{1,2}(?:path|file|filename|name)?")
 _NUMBER = re.compile(r"0*(\d+)(?:\.0*)?")
@@ -93,6 +98,8 @@ def columns_of(there: Iterable[str], file: str, given: Mapping[str, str]) -> dic
         if name not in names:
             raise ConfigError(f"own.columns.{key}={name}: {file} has no such column; it has {', '.join(names)}")
     found = facts_of(names, given)
+    if not any(names):
+        raise ConfigError(f"own.uri: {file} is empty; its first row must name its columns")
     for key in ("image", "text"):
         if key not in found:
             raise ConfigError(
@@ -134,7 +141,9 @@ def pairs_of(where: str, file: str, values: dict[str, Any]) -> Iterator[Record]:
     images = [image for given in values.pop("image", None) or [None] for image in _flat(given)] or [None]
     given = values.pop("text", None)
     texts = [said(text) or "" for text in given] if isinstance(given, list) and given else [said(given) or ""]
-    facts = {key: (group_name if key == "group" else said)(value) for key, value in values.items()}
+    facts: dict[str, str | None] = {
+        key: (group_name if key == "group" else said)(value) for key, value in values.items()
+    }
     several = len(images) > 1
     if several and not facts.get("id") and not facts.get("group"):
         facts["group"] = said(where)  # views of one thing
@@ -148,9 +157,12 @@ def said(value: Any) -> str | None:
     """A value as text that UTF-8 can hold; None where it says nothing: no value, a word for none, or a
     list of things.
     """
-    if isinstance(value, bytes):  # Parquet by Hive and Impala, which do not mark their strings
-        value = value.decode("utf-8", errors="replace")
-    if value is None or isinstance(value, list | dict):
+    if isinstance(value, bytes):  # Parquet by Hive and Impala, which do not mark their strings; files of text
+        wide = value.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        value = value.decode("utf-16" if wide else "utf-8-sig", errors="replace")
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if value is None or isinstance(value, list | dict | tuple):
         return None
     if isinstance(value, float) and value.is_integer():  # numbers with a gap among them became floats
         value = int(value)
@@ -170,7 +182,12 @@ def group_name(value: Any) -> str | None:
 
 
 def _flat(image: Any) -> list[Any]:
-    return list(image) if isinstance(image, list) else [image]
+    """The images of a cell; a list of numbers is one, its bytes (numpy arrays of uint8 that pandas wrote)."""
+    if not isinstance(image, list):
+        return [image]
+    if len(image) > 32 and all(isinstance(byte, int) and 0 <= byte < 256 for byte in image):
+        return [bytes(image)]
+    return [one for inner in image for one in _flat(inner)]
 
 
 def _image(image: Any, file: str) -> dict[str, Any]:
@@ -179,7 +196,12 @@ def _image(image: Any, file: str) -> dict[str, Any]:
         image = image.get("bytes") or image.get("path")
     if isinstance(image, bytes) and image:
         return {"image": image}
-    name = said(image)
+    name = said(image) if not isinstance(image, list | tuple) else None
+    if name is not None and (encoded := _BASE64.fullmatch(name)):
+        try:
+            return {"image": base64.b64decode(encoded[1], validate=True)}
+        except binascii.Error as error:
+            return {"fault": (Reason.BROKEN_IMAGE, f"base64 of {len(name):,} characters: {error}")}
     if name is None or isinstance(image, bytes):
         what = f"the cell holds {type(image).__name__}" if image else "the record has no image"
         return {"fault": (Reason.MISSING_OBJECT, what)}

@@ -65,13 +65,16 @@ def read_shard(files: OwnFiles, piece: Piece) -> Iterator[Record]:
         for tar, member in _members(raw):
             folder, _, name = member.name.rpartition("/")
             stem, _, rest = name.partition(".")
-            if not member.isfile() or not stem or not rest:  # "._1.png" of macOS, "README"
+            if member.isdir() or not stem or not rest:  # "._1.png" of macOS, "README"
                 continue
             if f"{folder}/{stem}" != sample.key:
                 yield from _records(piece.file, sample, files.columns)
                 sample = _Sample(f"{folder}/{stem}")
             elif sample.held > _MAX_HELD_BYTES:
                 yield from _let_go(piece.file, sample, files.columns)
+            if not member.isfile():
+                sample.others.append(f"{rest}, which is a link or a device")
+                continue
             file = tar.extractfile(member) if member.size <= _MAX_MEMBER_BYTES else None
             _add(sample, name, rest, None if file is None else file.read())
     yield from _records(piece.file, sample, files.columns)
@@ -89,7 +92,7 @@ def _add(sample: _Sample, name: str, rest: str, data: bytes | None) -> None:
     elif kind == "json" and data is not None:
         try:
             loaded = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             loaded = {}
         sample.facts[between] = loaded if isinstance(loaded, dict) else {}
     else:

@@ -22,6 +22,7 @@ from biomedclip_ray.store.place import Place
 
 # pyarrow fails on a larger row group of bytes, and a part must fit into a task's memory
 _MAX_ROW_GROUP_BYTES = 2 << 30
+_MAX_FIELD = 64 << 20
 _DELIMITERS = "\t,;|"
 
 
@@ -44,7 +45,7 @@ def plan_parquet(place: Place, name: str, size: int, given: Mapping[str, str]) -
         if rows >= size or group == footer.num_row_groups - 1:
             pieces.append(Piece(name, first, group + 1, row))
             first, row, rows = group + 1, row + rows, 0
-    return pieces
+    return pieces if footer.num_rows else []
 
 
 def read_parquet(files: OwnFiles, piece: Piece) -> Iterator[Record]:
@@ -124,6 +125,8 @@ def read_csv(files: OwnFiles, piece: Piece) -> Iterator[Record]:
 def _header(lines: _Lines, name: str, given: Mapping[str, str]) -> tuple[list[str], str]:
     """The names of the columns, and what separates them: what leaves a column of images and one of texts."""
     first = next(iter(lines), "")
+    if "\r" in first.rstrip("\r\n"):
+        raise csv.Error(f"{name} ends its lines with CR alone; save it with LF or CRLF")
     choices = sorted(_DELIMITERS, key=first.count, reverse=True)
     for delimiter in choices:
         header = [column.strip() for column in next(csv.reader([first], delimiter=delimiter), [])]
@@ -134,10 +137,18 @@ def _header(lines: _Lines, name: str, given: Mapping[str, str]) -> tuple[list[st
     raise AssertionError("unreachable: a header with both columns was returned")
 
 
+def _reader(lines: _Lines, delimiter: str) -> Any:
+    """csv's reader, which says at which line it is. Its limit is one for the process, and 131,072 characters by itself:
+    less than an image in base64.
+    """
+    csv.field_size_limit(_MAX_FIELD)
+    return csv.reader(iter(lines), delimiter=delimiter, strict=True)
+
+
 def _rows(lines: _Lines, delimiter: str, quoted: bool) -> Iterator[list[str]]:
     """Rows that hold something."""
     if quoted:
-        rows: Iterator[list[str]] = csv.reader(iter(lines), delimiter=delimiter, strict=True)
+        rows: Iterator[list[str]] = _reader(lines, delimiter)
     else:
         rows = (line.rstrip("\r\n").split(delimiter) for line in lines)
     return (row for row in rows if row and row != [""])
@@ -150,7 +161,7 @@ def _cut(place: Place, name: str, size: int, delimiter: str) -> list[Piece]:
         next(iter(lines))
         pieces: list[Piece] = []
         before, rows, at = lines.at, 0, 0
-        reader = csv.reader(iter(lines), delimiter=delimiter, strict=True)
+        reader = _reader(lines, delimiter)
         try:
             for values in reader:
                 if values:
@@ -233,6 +244,6 @@ def _object(line: bytes) -> dict[str, Any]:
     """A line's JSON object; empty where it is none."""
     try:
         loaded = json.loads(line.decode("utf-8-sig"))
-    except ValueError:  # UnicodeDecodeError among them
+    except (ValueError, RecursionError):  # UnicodeDecodeError among them; brackets by the thousand
         return {}
     return loaded if isinstance(loaded, dict) else {}
