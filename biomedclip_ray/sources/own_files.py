@@ -2,7 +2,7 @@
 
 | form | image | text and facts |
 |---|---|---|
-| `*.parquet` | bytes, {bytes, path} as Hugging Face stores them, base64, the name of a file, or a list of these | columns |
+| `*.parquet` | bytes, {bytes, path} as Hugging Face has them, base64, a file's name, or a list of these | columns |
 | `*.csv`, `*.tsv` (comma, semicolon, tab, bar) | name of a file | columns |
 | `*.jsonl` | name of a file, or a list of names | keys |
 | `*.tar` (`.tar.gz`) | `KEY.jpg`, `KEY.0.png`, `KEY.left.tif`, ... | `KEY.txt` and/or `KEY.json` |
