@@ -178,6 +178,8 @@ def figure_kind(image: Pixels, text: str) -> tuple[str, float]:
 def _look(image: Pixels) -> _Looks:
     step = max(1, min(image.shape[:2]) // 256)
     rgb = np.ascontiguousarray(image[::step, ::step])
+    if min(rgb.shape[:2]) == 1:  # with min_side 1 a line is an image, and has neighbours on both sides
+        rgb = rgb.repeat(2, 0).repeat(2, 1)
     luma = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
     red, green, blue = (rgb[:, :, k].astype(np.int16) for k in range(3))
     high, low = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)

@@ -87,3 +87,11 @@ def test_a_picture_costs_a_few_milliseconds() -> None:
     for _ in range(20):
         figure_kind(image, text * 5)
     assert (time.process_time() - began) / 20 < 0.02
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (40, 1)])
+def test_an_image_of_one_line_has_a_kind(shape: tuple[int, int]) -> None:
+    kind, share = figure_kind(
+        np.arange(shape[0] * shape[1] * 3, dtype=np.uint8).reshape(*shape, 3), "A chest radiograph"
+    )
+    assert kind == "radiology" and 0 < share <= 1
