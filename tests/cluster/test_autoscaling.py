@@ -4,6 +4,7 @@ rows are those of one machine.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -72,6 +73,29 @@ class Ran:
                 most |= Counter(node["kind"] for node in look["nodes"])
         return most
 
+    def line(self) -> str:
+        """When which nodes were up, one line a change."""
+        lines, before = [], None
+        for look in self.looks:
+            up = dict(sorted(Counter(node["kind"] for node in look["nodes"]).items()))
+            if up != before:
+                lines.append(f"{look['time'] - self.looks[0]['time']:5.0f} s {up}")
+            before = up
+        return "\n".join(lines)
+
+    def idle_share(self) -> float:
+        """Of the seconds that nodes besides the head were up, those that they had been idle for longer than the
+        autoscaler lets them.
+        """
+        paid = idle = 0.0
+        for look, following in itertools.pairwise(self.looks):
+            for node in look["nodes"]:
+                if node["kind"] != "ray.head.default":
+                    paid += following["time"] - look["time"]
+                    if node["idle_s"] > 60 * IDLE_MINUTES:
+                        idle += following["time"] - look["time"]
+        return idle / paid
+
 
 def config(folder: Path, bucket: Path) -> Path:
     path = folder / "config.yaml"
@@ -135,6 +159,13 @@ def test_for_encoding_all_nodes_with_gpus_come(ran: Ran) -> None:
 
 def test_in_the_end_the_nodes_are_left_that_serve(ran: Ran) -> None:
     assert Counter(node["kind"] for node in ran.looks[-1]["nodes"]) == {"ray.head.default": 1, "gpu": 1}
+
+
+def test_nodes_that_nobody_needs_leave(ran: Ran) -> None:
+    print(
+        f"{ran.line()}\nidle beyond the autoscaler's own time: {ran.idle_share():.1%} of the node-seconds", flush=True
+    )
+    assert ran.idle_share() <= 0.15
 
 
 def test_the_rows_are_those_of_one_machine(ran: Ran, at_home: dict[str, pa.Table]) -> None:
