@@ -43,7 +43,8 @@ from biomedclip_ray.clip.model import build_model
 from biomedclip_ray.clip.tokenizer import fit_tokenizer
 from biomedclip_ray.config import Config, parse
 from biomedclip_ray.corpus.curate import curate
-from biomedclip_ray.evaluate import evaluate
+from biomedclip_ray.evaluate.encode_pool import HeldOut, parts_of
+from biomedclip_ray.evaluate.evaluate import evaluate
 from biomedclip_ray.evaluate.leakage import check_leakage
 from biomedclip_ray.evaluate.pool import Pool
 from biomedclip_ray.run.parts import on_ray
@@ -221,12 +222,12 @@ def leaks(made: Made) -> Callable[[], None]:
 
 def evaluated(made: Made) -> Callable[[], None]:
     bundle, corpus, section = made.bundle, made.corpus, made.config.evaluate
-    product = evaluate.evaluate.plan(made.config, bundle, made.pairs, corpus)
+    product = evaluate.plan(made.config, bundle, made.pairs, corpus)
 
     def timed() -> None:
-        with attempt(product, evaluate.parts_of(made.pairs)) as current:
+        with attempt(product, parts_of(made.pairs)) as current:
             arguments = (bundle.place.at("bundle").uri, made.pairs, corpus, section)
-            on_ray(current, evaluate.HeldOut, section.resources, arguments)
+            on_ray(current, HeldOut, section.resources, arguments)
             assert len(Pool(current)) == made.parts // 2 * 2
 
     return timed

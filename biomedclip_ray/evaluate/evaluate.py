@@ -9,22 +9,15 @@ held-out articles or images is refused.
 from __future__ import annotations
 
 import json
-import math
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray
 
-from biomedclip_ray.clip.vectors import encode_pairs, to_column
 from biomedclip_ray.config import Config, ConfigError, Evaluate
-from biomedclip_ray.corpus.aligned import check_aligned
 from biomedclip_ray.evaluate import plots
 from biomedclip_ray.evaluate.bundles import Asked, Written, encode_on_cluster, gather
 from biomedclip_ray.evaluate.compare import comparison, table
+from biomedclip_ray.evaluate.encode_pool import HeldOut, parts_of
 from biomedclip_ray.evaluate.features import Encoded, Job, features_of, recalled
 from biomedclip_ray.evaluate.held_out import measure_pool
 from biomedclip_ray.evaluate.leakage import check_leakage, near_copies
@@ -34,21 +27,11 @@ from biomedclip_ray.run.capacity import Capacity, known
 from biomedclip_ray.run.nodes import wait_for_nodes
 from biomedclip_ray.run.placement import place
 from biomedclip_ray.run.stage import Made, RunParts, Stage
-from biomedclip_ray.schema import Reason
 from biomedclip_ray.store.attempt import Attempt
-from biomedclip_ray.store.ledger import Ledger, PartResult
-from biomedclip_ray.store.parquet import conform, some_rows
 from biomedclip_ray.store.place import Place
 from biomedclip_ray.store.product import Product
 
 VERSION = 6
-
-PARTS_TOGETHER = 32
-"""Parts of the pairs in one part of this stage. A split of 0.2% is two pairs of each: read one after the other behind a
-store that answers in 30 ms they were 111 ms a part, and no batch for a GPU.
-"""
-
-_WORDS = (10, 25, 50, 100, 200)
 
 
 def _content(config: Config, bundle: Product, pairs: Product, corpus: Product) -> dict[str, Any]:
@@ -88,35 +71,6 @@ def _fit(config: Config, capacity: Capacity, *_: Any) -> list[str]:
 
 evaluate = Stage("evaluate", VERSION, _content, _work, check=_check, fit=_fit)
 """Reads the bundle, the pairs and the corpus."""
-
-
-def parts_of(pairs: Product) -> int:
-    """How many parts the pool of a product of pairs is made of."""
-    return -(-pairs.parts // PARTS_TOGETHER)
-
-
-def held_out(corpus: pa.Table, pairs: pa.Table, split: str) -> tuple[np.ndarray, Ledger]:
-    """Rows of one part that are encoded, and the ledger of the other held-out pairs.
-
-    Args:
-        corpus: columns pair_id, split, kept; pairs: columns pair_id, figure_id, panel; aligned row by row.
-
-    Returns:
-        Ascending row numbers (int64): kept, in `split`, a panel or the first whole image of its figure.
-    """
-    ledger, rows, seen = Ledger("evaluate"), [], set()
-    kept = pc.and_(corpus["kept"], pc.equal(corpus["split"], split)).to_numpy()
-    candidates = np.flatnonzero(kept)
-    ids, figures, panels = (pairs[name].to_pylist() for name in ("pair_id", "figure_id", "panel"))
-    for row in candidates:
-        if panels[row] == 0 and figures[row] in seen:
-            ledger.drop("held-out pair", ids[row], Reason.SECOND_IMAGE)
-            continue
-        if panels[row] == 0:
-            seen.add(figures[row])
-        rows.append(row)
-    ledger.count("held-out pair", len(candidates), len(rows))
-    return np.array(rows, np.int64), ledger
 
 
 def _on_sets(product: Product, sets: list[LabelledSet], bundle: Product, section: Evaluate) -> dict[str, Any]:
@@ -186,95 +140,3 @@ def _sets_of(
     near = (lambda hashes, images: near_copies(hashes, images, trained)) if trained is not None else None
     asked = Asked(encoder, load_sets(sets), features, section, recalled(encoded), uri)
     return encoder.bundle_id, *asked.all(Place(out).at(f"rows/{encoder.bundle_id}"), near)
-
-
-class HeldOut:
-    """Encodes the held-out figures of a part; holds the model, so one is made per process."""
-
-    def __init__(self, bundle: str, pairs: Product, corpus: Product, section: Evaluate) -> None:
-        from biomedclip_ray.clip.encoder import Encoder
-
-        self.encoder = Encoder.load(bundle, precision=section.precision)
-        self.pairs, self.corpus, self.section = pairs, corpus, section
-        self.threads = math.ceil(section.resources.num_cpus)
-
-    def __call__(self, part: int) -> PartResult:
-        first = part * PARTS_TOGETHER
-        with ThreadPoolExecutor(PARTS_TOGETHER) as threads:
-            read = list(threads.map(self._read, range(first, min(first + PARTS_TOGETHER, self.pairs.parts))))
-        ledger = Ledger("evaluate")
-        for _, one in read:
-            ledger.rows += one.rows
-            for unit, counts in one.counts.items():
-                ledger.count(unit, *counts)
-        schema = _schema(self.encoder.dimensions)
-        tables = [table for table, _ in read if table is not None]
-        if not tables:
-            return PartResult(schema.empty_table(), ledger)
-        found = pa.concat_tables(tables)
-        texts = found["text"].to_pylist()
-        text, image = encode_pairs(self.encoder, texts, found["image"].to_pylist(), self.threads)
-        lengths = np.stack([np.linalg.norm(side, axis=1) for side in (text, image)])
-        good = np.flatnonzero((np.isfinite(lengths) & (lengths > 0)).all(axis=0))
-        lost = sorted(set(range(len(texts))) - set(good.tolist()))
-        for row in lost:
-            ledger.drop("held-out pair", found["pair_id"][row].as_py(), Reason.NON_FINITE)
-        ledger.count("held-out pair", 0, -len(lost))
-        columns = {name: found[name].take(good) for name in (*_FACTS, "text_sha256", "group")}
-        columns |= {
-            "year": pc.cast(found["year"].take(good), pa.string()),
-            "caption_words": pa.array([_length(texts[row]) for row in good]),
-            "text_vector": to_column(text[good]),
-            "image_vector": to_column(image[good]),
-        }
-        columns["bundle"] = pa.array([self.encoder.bundle_id] * len(good))
-        return PartResult(conform(pa.table(columns), schema), ledger)
-
-    def _read(self, part: int) -> tuple[pa.Table | None, Ledger]:
-        """The held-out figures of one part of the pairs; of the images only the row groups that hold one."""
-        judged = self.corpus.read(part, ["pair_id", "split", "group", "kept"])
-        with self.pairs.open_data(part) as source:
-            file = pq.ParquetFile(source, pre_buffer=True)
-            facts = file.read(columns=[*_FACTS, "figure_id", "text_sha256", "year"])
-            check_aligned(self.corpus, self.pairs, part, judged, facts)
-            rows, ledger = held_out(judged, facts, self.section.split)
-            if not len(rows):
-                return None, ledger
-            content = pa.concat_tables(table for _, table in some_rows(file, rows, ["text", "image"]))
-        found = facts.take(rows).append_column("group", judged["group"].take(rows))
-        return found.append_column("text", content["text"]).append_column("image", content["image"]), ledger
-
-
-_FACTS = ("pair_id", "article_id", "panel", "figure_kind", "license")
-
-
-def _length(text: str) -> str:
-    """The slice of a caption by its words: "11 to 25"."""
-    words = len(text.split())
-    low = 1
-    for high in _WORDS:
-        if words <= high:
-            return f"{low} to {high}"
-        low = high + 1
-    return f"over {_WORDS[-1]}"
-
-
-def _schema(dimensions: int) -> pa.Schema:
-    """data/ of this stage: the held-out pairs with their vectors."""
-    vector = pa.list_(pa.float32(), dimensions)
-    return pa.schema(
-        {
-            "pair_id": pa.string(),
-            "article_id": pa.string(),
-            "panel": pa.int16(),
-            "figure_kind": pa.string(),
-            "license": pa.string(),
-            "year": pa.string(),
-            "caption_words": pa.string(),
-            "text_sha256": pa.string(),
-            "group": pa.int64(),
-            "text_vector": vector,
-            "image_vector": vector,
-            "bundle": pa.string(),
-        }
-    )

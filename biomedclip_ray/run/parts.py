@@ -9,6 +9,7 @@ of work, so the 12-30 ms that Ray Data spends on a block do not count.
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
@@ -32,12 +33,13 @@ from biomedclip_ray.store.ledger import PartResult
 # together with the rows or not at all.
 _NOTE = "_note"
 
-WRITE_CPUS = 0.25
-"""Logical CPUs of a task that writes what an actor has made."""
+BESIDE_CPUS = 0.25
+"""Logical CPUs of a task that reads what an actor will make something of, and of one that writes what it has made."""
 
 Worker = Callable[..., PartResult] | type[Any]
 """A function `(part, *args) -> PartResult`; or a class, made once per process from `args` and called with the part, for
-a worker that holds something expensive such as a model.
+a worker that holds something expensive such as a model. A class with a function `read(part, *args)` is called with what
+that gives: on a cluster tasks read ahead of it, while it is being made too.
 """
 
 
@@ -53,8 +55,9 @@ def in_process(attempt: Attempt, worker: Worker, resources: PartResources, args:
     missing = attempt.missing_parts()
     if missing:
         run = worker(*args) if isinstance(worker, type) else lambda part: worker(part, *args)
+        read = getattr(worker, "read", None)
         for part in missing:
-            result = run(part)
+            result = run(part if read is None else read(part, *args))
             attempt.write_part(
                 part,
                 result.data,
@@ -81,9 +84,10 @@ def on_ray(attempt: Attempt, worker: Worker, resources: PartResources, args: tup
     work = place(capacity, resources.num_cpus, resources.num_gpus)
     compute: dict[str, Any] = {**work.options}
     apply: Any
+    read = getattr(worker, "read", None)
     if isinstance(worker, type):
         apply = _actor(worker, args)
-        write = place(capacity, WRITE_CPUS, beside="gpus" if resources.num_gpus else "cpus")
+        write = place(capacity, BESIDE_CPUS, beside="gpus" if resources.num_gpus else "cpus")
         most = pool_size(capacity, work, resources, len(missing))
         compute["compute"] = ActorPoolStrategy(min_size=1, max_size=most)
     else:
@@ -96,7 +100,7 @@ def on_ray(attempt: Attempt, worker: Worker, resources: PartResources, args: tup
         attempt.product.stage,
         capacity,
         work,
-        () if write is work else (write,),
+        () if write is work else (write,) if read is None else (write, write),
         most,
         len(missing),
         resources.no_progress_timeout_s,
@@ -104,6 +108,10 @@ def on_ray(attempt: Attempt, worker: Worker, resources: PartResources, args: tup
     )
     with DataContext.current(context_of(demand)), Progress(attempt, len(missing)):
         parts = ray.data.from_items([{"part": part} for part in missing], override_num_blocks=len(missing))
+        if read is not None:
+            parts = parts.map_batches(
+                _read_task, batch_size=1, batch_format="pyarrow", fn_args=(read, args), **write.options
+            )
         # one row a block, so a batch of one row is a whole block; None would say the same, and is refused beside GPUs
         blocks = parts.map_batches(apply, batch_size=1, batch_format="pyarrow", **compute)
         blocks.write_datasink(_PartSink(attempt), ray_remote_args=write.options)
@@ -123,7 +131,7 @@ def context_of(demand: Demand) -> DataContext:
 
 
 def pool_size(capacity: Capacity, work: Placement, resources: PartResources, parts: int) -> int:
-    """At most so many actors: what all nodes take that may come, less one half of a CPU for the tasks that write."""
+    """At most so many actors: what all nodes take that may come, less half a CPU for tasks that read and write."""
     room = capacity.room(work.cpus, work.gpus, work.kinds)
     cpus = sum(node.amount("CPU") * node.most for node in work.kinds)
     room = min(room, int((cpus - 0.5) / work.cpus)) if capacity.sized else parts
@@ -135,6 +143,11 @@ def _part_task(batch: pa.Table, worker: Callable[..., PartResult], args: tuple[A
     return _as_block(part, worker(part, *args))
 
 
+def _read_task(batch: pa.Table, read: Callable[..., Any], args: tuple[Any, ...]) -> pa.Table:
+    found = pickle.dumps(read(batch["part"][0].as_py(), *args))
+    return batch.append_column("read", pa.array([found], pa.large_binary()))
+
+
 def _actor(worker: type[Any], args: tuple[Any, ...]) -> type[Any]:
     """A class without constructor arguments: those would lie in the object store, from where no actor can restart."""
 
@@ -144,7 +157,8 @@ def _actor(worker: type[Any], args: tuple[Any, ...]) -> type[Any]:
 
         def __call__(self, batch: pa.Table) -> pa.Table:
             part = batch["part"][0].as_py()
-            return _as_block(part, self.worker(part))
+            read = pickle.loads(batch["read"][0].as_buffer()) if "read" in batch.column_names else part
+            return _as_block(part, self.worker(read))
 
     return PartActor
 

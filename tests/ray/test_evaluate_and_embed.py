@@ -17,7 +17,8 @@ from biomedclip_ray.clip.encoder import Encoder
 from biomedclip_ray.clip.model import build_model
 from biomedclip_ray.clip.tokenizer import fit_tokenizer
 from biomedclip_ray.config import Config, ConfigError, Model, parse
-from biomedclip_ray.evaluate.evaluate import HeldOut, evaluate
+from biomedclip_ray.evaluate.encode_pool import HeldOut
+from biomedclip_ray.evaluate.evaluate import evaluate
 from biomedclip_ray.evaluate.held_out import measure_pool
 from biomedclip_ray.evaluate.leakage import LeakageError
 from biomedclip_ray.images.image import decode, perceptual_hash
@@ -310,9 +311,10 @@ def test_a_pair_without_a_finite_vector_is_a_ledger_row_and_too_many_end_the_sta
         tables.append(pa.Table.from_pylist(rows, schema=PAIRS))
     pairs = finished(made.config.root, "preprocess", [], tables, "a black image")
     corpus = corpus_of(made.config.root, pairs, SPLITS, "a black image")
-    held = HeldOut(str(made.folder), pairs, corpus, made.config.evaluate)
+    arguments = (str(made.folder), pairs, corpus, made.config.evaluate)
+    held = HeldOut(*arguments)
     held.encoder = Odd.load(made.folder)
-    result = held(0)
+    result = held(HeldOut.read(0, *arguments))
     assert [(row["id"], row["reason"]) for row in result.ledger.rows] == [("PMC3.1/F2#0", Reason.NON_FINITE.value)]
     assert result.ledger.counts == {"held-out pair": (24, 23)}
     assert "PMC3.1/F2#0" not in result.data["pair_id"].to_pylist() and result.data.num_rows == 23

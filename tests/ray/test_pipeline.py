@@ -64,6 +64,32 @@ def test_a_run_killed_at_nine_tenths_does_only_the_last_tenth_again(tmp_path: Pa
     assert [current.read(part)["id"].to_pylist() for part in (3, 4, 13)] == [[3], [4], [13]]
 
 
+class _Heavy:
+    """What a model takes to load: here until every part has been read."""
+
+    def __init__(self, folder: str) -> None:
+        deadline = time.monotonic() + 60
+        while len(list(Path(folder).iterdir())) < 4:
+            assert time.monotonic() < deadline, "nothing was read meanwhile"
+            time.sleep(0.05)
+
+    @staticmethod
+    def read(part: int, folder: str) -> tuple[int, bytes]:
+        (Path(folder) / f"{part}").write_text("read")
+        return part, bytes([part])
+
+    def __call__(self, read: tuple[int, bytes]) -> PartResult:
+        return _result(pa.table({"id": [read[0]], "read": [read[1]]}))
+
+
+def test_tasks_read_ahead_of_a_worker_that_is_still_being_made(tmp_path: Path) -> None:
+    (tmp_path / "read").mkdir()
+    current = _attempt(tmp_path, 4)
+    on_ray(current, _Heavy, FAST, (str(tmp_path / "read"),))
+    found = [row for part in range(4) for row in current.read(part).to_pylist()]
+    assert found == [{"id": part, "read": bytes([part])} for part in range(4)]
+
+
 def _stalled(part: int) -> PartResult:
     time.sleep(60)
     return _result(pa.table({"id": [part]}))
