@@ -63,7 +63,7 @@ UNIT = "pair"
 _COLUMNS = (
     "pair_id pmcid doi preprint source_split figure_id panel text sha256 text_sha256 phash license figure_kind".split()
 )
-_CHUNK = 32  # parts of one task
+_CHUNK = 64  # parts of one task: twice its threads, so that some work while others wait
 _THREADS = 32  # of a task: a read behind an object store waits for four answers in turn
 _HASHES = ("pair_id", "pmcid", "figure_id", "sha256", "text_sha256")
 
