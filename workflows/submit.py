@@ -23,8 +23,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from biomedclip_ray.config import ConfigError
-from biomedclip_ray.run.manifests import WAYS, hand_over
-from biomedclip_ray.run.submit import Submission, SubmitError, prepare
+from biomedclip_ray.run.manifests import hand_over
+from biomedclip_ray.run.submit import WAYS, Submission, SubmitError, check_address, prepare
 from biomedclip_ray.store.lease import HeldError
 
 REPO = Path(__file__).resolve().parents[1]
@@ -40,6 +40,7 @@ def main(arguments: list[str]) -> int:
     options, workflow = parser.parse_known_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     try:
+        check_address(options.to)
         submission = prepare(workflow, REPO, look=options.follow is None)
         if options.follow:
             submission = dataclasses.replace(submission, id=options.follow)

@@ -118,6 +118,8 @@ def follow(client: JobSubmissionClient, submission: Submission, out: TextIO = sy
         try:
             info = in_thread(lambda: client.get_job_info(submission.id), ANSWER_S)
         except Exception as error:  # requests, aiohttp and Ray each have their own for a cluster that does not answer
+            if "status code 404" in str(error):  # it answers, and knows no such job: another cluster, or a new head
+                return verdict(submission, 1, f"the cluster, which knows no job {submission.id},")
             silent_since = silent_since or time.monotonic()
             if _has_ended(submission):
                 return verdict(submission, 1, "Ray")

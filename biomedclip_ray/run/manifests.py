@@ -37,12 +37,15 @@ def hand_over(submission: Submission, way: str, file: Path | None, sent: bool) -
         sent: it was submitted before and is only followed.
 
     Raises:
-        SubmitError: the tool is here and refuses it.
+        SubmitError: the tool is here and refuses it, or the file cannot be written.
     """
-    text, tool, ending = WAYS[way](submission)
+    text, tool, ending = _MADE[way](submission)
     if file is not None or (tool is None or shutil.which(tool) is None):
         target = file or Path(f"biomedclip-{submission.id}{ending}")
-        target.write_text(text)
+        try:
+            target.write_text(text)
+        except OSError as error:
+            raise SubmitError(f"--file {target} cannot be written ({error.strerror}); name another") from error
         return 0, [f"written to {target}; submit it with: {COMMANDS[way].format(file=target)}"]
     if way == "kuberay":
         return _kuberay(submission, text, sent)
@@ -86,7 +89,7 @@ def skypilot(submission: Submission) -> tuple[str, str | None, str]:
     return yaml.safe_dump(task, sort_keys=False, width=1000), None, ".yaml"
 
 
-WAYS: dict[str, Callable[[Submission], tuple[str, str | None, str]]] = {
+_MADE: dict[str, Callable[[Submission], tuple[str, str | None, str]]] = {
     "kuberay": rayjob,
     "slurm": sbatch,
     "skypilot": skypilot,

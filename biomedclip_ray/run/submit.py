@@ -6,10 +6,12 @@ only where the root cannot be read from here: each of them calls runs done that 
 
 from __future__ import annotations
 
+import difflib
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from biomedclip_ray.config import STAGES, Config, ConfigError, load
 from biomedclip_ray.run.interrupt import in_thread
@@ -20,6 +22,9 @@ from biomedclip_ray.store.place import Place, StorageError
 
 STOP_WAIT_S = 120
 """Seconds that a stopped job has to save its checkpoint; Ray kills after 3 unless it is told otherwise."""
+
+WAYS = ("kuberay", "slurm", "skypilot")
+"""The ways to submit that are files; any other is the address of a dashboard."""
 
 LOOK_S = 6.0
 """A store that cannot be reached from here is tried for longer than anybody waits."""
@@ -52,6 +57,17 @@ class Submission:
     def env(self) -> dict[str, str]:
         """What the job must have in its environment."""
         return {RUN_ID: self.id, "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}
+
+
+def check_address(to: str) -> None:
+    """Raises ConfigError where a run cannot be submitted there: Ray would take the port for another of its own, and ask
+    it for half a minute.
+    """
+    where = urlsplit(to)
+    if to not in WAYS and not (where.scheme in ("http", "https") and where.hostname):
+        near = difflib.get_close_matches(to, WAYS, n=1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"--to {to}: give the dashboard's address, http://HEAD:8265, or {', '.join(WAYS)}{meant}")
 
 
 def prepare(arguments: Sequence[str], folder: Path, look: bool = True) -> Submission:

@@ -190,6 +190,16 @@ def test_the_exit_code_is_the_runs_own(cluster: Cluster, bucket: str, tmp_path: 
     assert record["said"] == ["error: ingest.resources.num_cpus=64, but the cluster has 2 CPUs; lower it"]
 
 
+def test_a_job_that_the_cluster_does_not_know_is_not_waited_for(cluster: Cluster, bucket: str, tmp_path: Path) -> None:
+    line, root = Line(cluster.dashboard), tmp_path / "root"
+    follower = Submitter(cluster, tmp_path / "log", "--follow", "nobody", *arguments(line, bucket, root))
+    assert follower.wait() == 1, follower.output
+    assert (
+        f"the run never began: there is no {root}/runs/nobody.json; the cluster, which knows no job nobody, ended"
+        in (follower.output)
+    )
+
+
 def test_ctrl_c_asks_and_a_job_that_is_stopped_ends_in_order(
     cluster: Cluster, bucket: str, s3_server: S3, tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ from biomedclip_ray.config import ConfigError
 from biomedclip_ray.run.jobs import weigh
 from biomedclip_ray.run.manifests import hand_over
 from biomedclip_ray.run.runs import RUN_ID
-from biomedclip_ray.run.submit import Submission, SubmitError, prepare, verdict
+from biomedclip_ray.run.submit import WAYS, Submission, SubmitError, check_address, prepare, verdict
 from biomedclip_ray.store.lease import HeldError, Lease
 from biomedclip_ray.store.place import Place
 
@@ -42,6 +42,24 @@ def record(root: Path, code: int | None, state: str) -> None:
 def test_a_wrong_key_is_found_before_anything_is_sent() -> None:
     with pytest.raises(ConfigError, match=r"did you mean train\.epochs"):
         prepare([SAMPLE, "train.epoch=3", "root=/mnt/x"], REPO)
+
+
+@pytest.mark.parametrize("to", ["", "kubray", "HEAD:8265", "ray://HEAD:10001", "ftp://HEAD", "http://"])
+def test_what_is_no_dashboards_address_is_refused_at_once(to: str) -> None:
+    with pytest.raises(ConfigError, match=f"--to {to}: give the dashboard's address, http://HEAD:8265, or"):
+        check_address(to)
+
+
+def test_a_way_is_known_and_one_that_is_nearly_one_is_guessed() -> None:
+    for to in (*WAYS, "http://HEAD:8265", "https://HEAD"):
+        check_address(to)
+    with pytest.raises(ConfigError, match="did you mean kuberay"):
+        check_address("kubray")
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SubmitError, match=r"--file .*/none/job\.yaml cannot be written \(No such file or directory\)"):
+        hand_over(submission("s3://b/r"), "kuberay", tmp_path / "none" / "job.yaml", False)
 
 
 def test_a_relative_root_is_refused_with_the_fix() -> None:
