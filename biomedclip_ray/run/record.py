@@ -24,6 +24,7 @@ from rich.table import Table
 from biomedclip_ray.config import STAGES, Config, ConfigError
 from biomedclip_ray.run.meter import NOTHING, Meter
 from biomedclip_ray.run.preflight import Step
+from biomedclip_ray.run.runs import whole
 from biomedclip_ray.run.stage import Stage
 from biomedclip_ray.run.telemetry import forget, tell
 from biomedclip_ray.store.place import Place, StorageError
@@ -37,12 +38,13 @@ RUN_FILE = "run.json"
 def load_run(root: str) -> dict[str, Any]:
     """root/run.json, or an empty record where nothing ran yet. Raises StorageError where the root cannot be reached."""
     try:
-        record: dict[str, Any] = json.loads(Place(root).read(RUN_FILE))
+        return whole(Place(root), RUN_FILE, ("inventories", "known", "stages"))
     except FileNotFoundError:
         return {"inventories": {}, "known": {}, "stages": []}
+    except StorageError:
+        raise
     except OSError as error:
         raise StorageError(f"root={root} cannot be read: {error}; give a place that this user may use") from error
-    return record
 
 
 def source_name(config: Config) -> str:

@@ -14,7 +14,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -113,6 +113,8 @@ def find(root: str, run_id: str) -> dict[str, Any] | None:
     """
     try:
         found = list(_tries(Place(root), run_id))
+    except StorageError:
+        raise
     except OSError as error:
         raise StorageError(f"root={root} cannot be read from here: {error}") from error
     return found[-1] if found else None
@@ -122,7 +124,27 @@ def records(place: Place) -> list[dict[str, Any]]:
     """Every run's, the oldest first."""
     names = [name for name in place.list(FOLDER) if name.endswith(".json")]
     with ThreadPoolExecutor(16) as threads:
-        return sorted(threads.map(lambda name: json.loads(place.read(name)), names), key=lambda one: one["started"])
+        return sorted(
+            threads.map(lambda name: whole(place, name, ("id", "started")), names), key=lambda one: one["started"]
+        )
+
+
+def whole(place: Place, name: str, keys: Iterable[str]) -> dict[str, Any]:
+    """A record of the root. Raises StorageError where it is none with these keys, FileNotFoundError where there is
+    none.
+    """
+    data = place.read(name)
+    try:
+        found: dict[str, Any] = json.loads(data)
+        lacking = [key for key in keys if key not in found]
+    except (ValueError, TypeError) as error:
+        raise StorageError(f"{place.at(name).uri} is damaged ({error}); {_FIX}") from error
+    if lacking or not isinstance(found, dict):
+        raise StorageError(f"{place.at(name).uri} is damaged (no {', '.join(lacking) or 'record'}); {_FIX}")
+    return found
+
+
+_FIX = "put a copy back, or remove it: products stay, and a root without run.json settles on the newest inventory"
 
 
 def _tries(place: Place, run_id: str) -> Iterator[dict[str, Any]]:
@@ -131,7 +153,7 @@ def _tries(place: Place, run_id: str) -> Iterator[dict[str, Any]]:
     try:
         while True:
             name = run_id if attempt == 1 else f"{run_id}-{attempt}"
-            yield json.loads(place.read(f"{FOLDER}/{name}.json"))
+            yield whole(place, f"{FOLDER}/{name}.json", ("state", "exit_code"))
             attempt += 1
     except FileNotFoundError:
         return

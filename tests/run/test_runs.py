@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from biomedclip_ray.run.record import load_run
 from biomedclip_ray.run.runs import RUN_ID, RunRecord, find
 from biomedclip_ray.store.place import StorageError
 
@@ -57,3 +58,15 @@ def test_a_refused_run_leaves_a_record_only_where_somebody_waits_for_it(
 def test_a_root_that_cannot_be_read_is_not_taken_for_one_without_the_run() -> None:
     with pytest.raises(StorageError, match="cannot be read from here"):
         find("/proc/self/mem", "one")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"id": "a"}', '"a"'])
+def test_a_damaged_record_is_named_with_what_to_do(tmp_path: Path, content: str) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "a.json").write_text(content)
+    (tmp_path / "run.json").write_text(content)
+    said = r" is damaged .*; put a copy back, or remove it: products stay"
+    with pytest.raises(StorageError, match=rf"runs/a\.json{said}"):
+        find(str(tmp_path), "a")
+    with pytest.raises(StorageError, match=rf"/run\.json{said}"):
+        load_run(str(tmp_path))
