@@ -25,6 +25,8 @@ from biomedclip_ray.store.lease import HeldError, alive
 from biomedclip_ray.store.place import Place
 from biomedclip_ray.store.product import FINGERPRINT, MANIFEST, Product
 
+_WORDS = re.compile(r"[\s/\\,;:'\"#()\[\]]+")
+
 
 @dataclass
 class Withdrawal:
@@ -91,7 +93,9 @@ def _erase_from(product: Product, ids: frozenset[str]) -> tuple[int, bool]:
         key = "pair_id" if "pair_id" in rows.column_names else "article_id"
         out = _matches(rows[key], ids)
         said = pc.or_(_matches(ledger["id"], ids), _matches(ledger["detail"], ids))
-        if not pc.any(out).as_py() and not pc.any(said).as_py():
+        said = pc.or_(said, _named(ledger["id"], ids))
+        named = pc.and_(_named(ledger["detail"], ids), pc.invert(said))  # a path, in the row of another
+        if not any(pc.any(mask).as_py() for mask in (out, said, named)):
             continue
         left = rows.filter(out)
         if "split" in left.column_names and "kept" in left.column_names:
@@ -99,8 +103,10 @@ def _erase_from(product: Product, ids: frozenset[str]) -> tuple[int, bool]:
         kept = _kept(product.stage, left, current.counts(part))
         lost = Counter(ledger.filter(said)["unit"].to_pylist())
         counts = {unit: (kept[unit] + lost[unit], kept[unit]) for unit in kept.keys() | lost.keys()}
+        detail = pc.if_else(named, "", ledger["detail"])
+        ledger = ledger.set_column(ledger.column_names.index("detail"), ledger.schema.field("detail"), detail)
         current.take_out(part, rows.filter(pc.invert(out)), ledger.filter(pc.invert(said)), counts)
-        gone += left.num_rows + ledger.filter(said).num_rows
+        gone += left.num_rows + pc.or_(said, named).to_pylist().count(True)
     return gone, trained
 
 
@@ -121,6 +127,14 @@ def _matches(column: pa.ChunkedArray, ids: frozenset[str]) -> pa.Array:
     return pa.array(
         [any(part in ids for part in wholes(name)) for name in pc.fill_null(column, "").to_pylist()], pa.bool_()
     )
+
+
+def _named(column: pa.ChunkedArray, ids: frozenset[str]) -> pa.Array:
+    """Where a word or a part of a path is one of the ids, as a patient's folder is; numbers are no names there."""
+    words = (
+        (word for word in _WORDS.split(text) if not word.isdigit()) for text in pc.fill_null(column, "").to_pylist()
+    )
+    return pa.array([any(one in ids for word in said for one in wholes(word)) for said in words], pa.bool_())
 
 
 def _sums_up(product: Product) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,24 @@ def test_what_was_erased_does_not_come_back_under_another_configuration(
     ]
     assert "P-3" not in (tmp_path / "root" / "erased.json").read_text()
     assert len(json.loads((tmp_path / "root" / "erased.json").read_text())["sha256"]) == 4
+
+
+def test_a_patients_folder_leaves_the_ledger_too(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    (folder / "scans" / "P-10").mkdir(parents=True)
+    (folder / "scans" / "P-10" / "0.png").write_bytes(_png(0))
+    (folder / "scans" / "1.png").write_bytes(_png(1))
+    names = ["scans/P-10/0.png", "scans/P-10/gone.png", "../P-10/x.png", "scans/1.png", "scans/P-100/gone.png"]
+    rows = [{"file_name": name, "text": f"View {n}", "patient": "P-10"} for n, name in enumerate(names)]
+    rows[3]["patient"] = rows[4]["patient"] = "10"
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = _config(tmp_path)
+    own = _own(config)
+    assert own.manifest["counts"][0]["dropped"] == {"missing_object": 3}
+    erase(config, "P-10")
+    said = _all_rows(tmp_path / "root")
+    assert not re.search(r"P-10\b", said) and "scans/P-100/gone.png" in said
+    _balanced(own)
 
 
 def test_an_article_and_a_pair_of_pubmed_central_go_alone(
