@@ -31,7 +31,8 @@ from biomedclip_ray.clip.tokenizer import fit_tokenizer
 from biomedclip_ray.config import Model
 from biomedclip_ray.evaluate.features import Features, encode_part, key_of
 from biomedclip_ray.evaluate.readers import Images
-from biomedclip_ray.images.image import as_pillow, perceptual_hash
+from biomedclip_ray.images.image import as_pillow
+from biomedclip_ray.images.phash import perceptual_hash
 
 BOUND = 0.90
 CONFIG = Path(open_clip.__file__).parent / "model_configs" / "ViT-B-32.json"

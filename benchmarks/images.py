@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from biomedclip_ray.images.errors import ImageError
-from biomedclip_ray.images.image import decode, perceptual_hash, prepare
+from biomedclip_ray.images.image import decode, prepare
+from biomedclip_ray.images.phash import perceptual_hash
 from biomedclip_ray.schema import Reason
 
 BOUNDS = {224: 1.6, 384: 1.4}

@@ -169,7 +169,7 @@ def near_copies(hashes: NDArray[np.uint64], images: Images, bundle: Product) -> 
     """Which images of a foreign set have a copy among those that the bundle was trained on.
 
     Args:
-        hashes: (m,) perceptual hashes (`images.image.perceptual_hash`); images: the same images.
+        hashes: (m,) perceptual hashes (`images.phash.perceptual_hash`); images: the same images.
 
     Returns:
         None where the bundle was not trained here.

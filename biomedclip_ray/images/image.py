@@ -11,14 +11,12 @@ import hashlib
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import simplejpeg
-from numpy.typing import NDArray
 from PIL import Image
 
 from biomedclip_ray.images import codecs, jpeg, pillow, tiff
@@ -26,6 +24,7 @@ from biomedclip_ray.images.depth import Decoded
 from biomedclip_ray.images.errors import ImageError, Limits
 from biomedclip_ray.images.formats import SLIDE, Decoder, Format, identify, unpacked
 from biomedclip_ray.images.medical import dicom, nifti, slides
+from biomedclip_ray.images.phash import perceptual_hash
 from biomedclip_ray.images.reading import ONE, Reading
 from biomedclip_ray.images.resample import Pixels, shrink, stored_size
 from biomedclip_ray.schema import Reason
@@ -69,7 +68,7 @@ class Prepared:
     sha256: str
     """Hex digest of the original file's bytes."""
     phash: int
-    """64-bit perceptual hash, see `perceptual_hash`."""
+    """64-bit perceptual hash, see `images.phash`."""
     note: str = ""
     """See `Read`."""
     patient: str | None = None
@@ -317,22 +316,6 @@ def decode(encoded: bytes) -> Pixels:
     return pixels
 
 
-def perceptual_hash(pixels: Pixels) -> int:
-    """64 bits of an image's coarse structure; near-equal images differ in few bits.
-
-    The signs, against their median, of the 8 x 8 lowest DCT coefficients of the 32 x 32 luma (pHash, Zauner 2010), row
-    by row, the first in the highest bit. Plain float64 products, so that every machine gives the same bits.
-    """
-    luma = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
-    while min(luma.shape) >= 128:  # 2x2 means are vectorised: 0.1 ms instead of 0.5
-        rows, columns = luma.shape[0] // 2, luma.shape[1] // 2
-        luma = cv2.resize(luma[: 2 * rows, : 2 * columns], (columns, rows), interpolation=cv2.INTER_AREA)
-    luma = cv2.resize(luma, (32, 32), interpolation=cv2.INTER_AREA)
-    basis = _dct_basis()
-    low = (basis @ luma @ basis.T).ravel()
-    return int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big")
-
-
 def _checked_jpeg(pixels: Pixels, quality: int) -> bytes:
     """Encode; raises ImageError (BLANK) for one colour."""
     # A coarse look settles all but blank images, which then get a full one.
@@ -344,12 +327,3 @@ def _checked_jpeg(pixels: Pixels, quality: int) -> bytes:
 
 def _is_flat(pixels: Pixels) -> bool:
     return int((pixels.max(axis=(0, 1)).astype(np.int16) - pixels.min(axis=(0, 1))).max()) <= _BLANK_RANGE
-
-
-@lru_cache(maxsize=1)
-def _dct_basis() -> NDArray[np.float64]:
-    """(8, 32): the eight lowest vectors of the orthonormal DCT-II."""
-    rows, columns = np.arange(8)[:, None], np.arange(32)[None, :]
-    basis = np.cos(np.pi * (2 * columns + 1) * rows / 64) * np.sqrt(2 / 32)
-    basis[0] /= np.sqrt(2)
-    return basis

@@ -16,7 +16,8 @@ from biomedclip_ray.config import Config, parse
 from biomedclip_ray.corpus import curate as stage
 from biomedclip_ray.corpus import looks
 from biomedclip_ray.corpus.curate import curate
-from biomedclip_ray.images.image import decode, perceptual_hash
+from biomedclip_ray.images.image import decode
+from biomedclip_ray.images.phash import perceptual_hash
 from biomedclip_ray.run.parts import in_process
 from biomedclip_ray.schema import PAIRS
 from biomedclip_ray.store.attempt import attempt

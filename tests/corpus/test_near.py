@@ -16,7 +16,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from biomedclip_ray.corpus.near import LINKS, look_alike, near_pairs, signature
-from biomedclip_ray.images.image import perceptual_hash
+from biomedclip_ray.images.phash import perceptual_hash
 from biomedclip_ray.sample import plots
 
 

@@ -14,14 +14,8 @@ import simplejpeg
 from PIL import Image, PngImagePlugin
 
 from biomedclip_ray.images.errors import ImageError, Limits
-from biomedclip_ray.images.image import (
-    Prepared,
-    decode,
-    perceptual_hash,
-    prepare,
-    prepare_crop,
-    read,
-)
+from biomedclip_ray.images.image import Prepared, decode, prepare, prepare_crop, read
+from biomedclip_ray.images.phash import perceptual_hash
 from biomedclip_ray.schema import Reason
 
 

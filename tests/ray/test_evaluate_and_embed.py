@@ -21,7 +21,8 @@ from biomedclip_ray.evaluate.encode_pool import HeldOut
 from biomedclip_ray.evaluate.evaluate import evaluate
 from biomedclip_ray.evaluate.held_out import measure_pool
 from biomedclip_ray.evaluate.leakage import LeakageError
-from biomedclip_ray.images.image import decode, perceptual_hash
+from biomedclip_ray.images.image import decode
+from biomedclip_ray.images.phash import perceptual_hash
 from biomedclip_ray.schema import CORPUS, PAIRS, Reason, hash64
 from biomedclip_ray.search.bulk import find, vectors
 from biomedclip_ray.search.embed import embed
