@@ -3,12 +3,14 @@ machine no Ray.
 
     python workflows/evaluate.py --bundles A B C --sets DIR... --out DIR [--seed N] [--draws N]
     python workflows/evaluate.py --index ROOT/embed/ID [--split test] [--out DIR]
+    python workflows/evaluate.py --known [SET...]
 
 A bundle is whatever `Encoder.load` reads; a set is a folder with dataset.json (biomedclip_ray/evaluate/layouts.py tells
 the layouts). Vectors are kept in OUT/features: another set, seed or metric encodes nothing twice, and a killed run goes
 on. With RAY_ADDRESS set the images are encoded all over that cluster, and OUT must be a place that all its nodes share.
 The first table, of what needs no training, comes right after the encoding; then the probes and VQA. With --index
 held-out pairs are sought among all that an index holds, beside an exact search, and the index's own recall is told.
+--known lists the public sets that are known by name, with what to put where.
 Exit codes: 0 done; 1 something failed; 2 bundles, sets or options are wrong, and nothing was encoded.
 """
 
@@ -33,7 +35,8 @@ from biomedclip_ray.config import ConfigError, Evaluate, Fusion, PartResources
 from biomedclip_ray.evaluate.bundles import Asked, Written, encode_on_cluster, gather
 from biomedclip_ray.evaluate.compare import as_csv, as_html, as_latex, comparison, table
 from biomedclip_ray.evaluate.features import Each, recalled
-from biomedclip_ray.evaluate.set_tables import class_table, set_table
+from biomedclip_ray.evaluate.registry import KNOWN, told_of
+from biomedclip_ray.evaluate.set_tables import set_tables
 from biomedclip_ray.evaluate.sets import LabelledSet, load_sets
 from biomedclip_ray.evaluate.tables import bundles_table, comparison_table, index_table
 from biomedclip_ray.report.sets import sets_page
@@ -54,6 +57,9 @@ def main(arguments: list[str]) -> int:
     from biomedclip_ray.clip.bundle import BundleError
 
     try:
+        if options.known is not None:
+            print("\n\n".join(told_of(name) for name in options.known or KNOWN))
+            return 0
         if options.index:
             _through_index(options)
             return 0
@@ -90,6 +96,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--index", metavar="INDEX", help="what the embed stage made: retrieval through it, nothing else"
     )
+    parser.add_argument("--known", nargs="*", metavar="SET", choices=KNOWN, help="tell of known sets, nothing else")
     parser.add_argument("--split", choices=["test", "validation", "train"], default="test", help="asked of --index")
     parser.add_argument("--seed", type=int, default=0, help="of draws, folds and controls")
     parser.add_argument("--draws", type=int, default=1000, help="resamples behind each interval")
@@ -102,12 +109,12 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="of the towers")
     parser.add_argument("--dry-run", action="store_true", help="read and check the sets; start nothing")
     options = parser.parse_args(arguments)
-    if not options.index:
+    if options.known is None and not options.index:
         missing = [f"--{name}" for name in ("bundles", "sets", "out") if not getattr(options, name)]
         if missing:
             parser.error(f"{' and '.join(missing)} must be given (or --index alone)")
     elif options.bundles or options.sets:
-        parser.error("--index goes without --bundles and --sets")
+        parser.error("--index and --known go without --bundles and --sets")
     return options
 
 
@@ -156,7 +163,7 @@ def _run(options: argparse.Namespace, section: Evaluate, sets: list[LabelledSet]
     started = time.monotonic()
     first = table({name: bundle.first() for name, bundle in bundles.items()})
     if first:
-        console.print(bundles_table(first, list(bundles)))
+        console.print(bundles_table(first, list(bundles), "Without training, with 95% intervals"))
         log.info("texts encoded: %s, first table after %.1f s", _counts(bundles, "texts"), time.monotonic() - started)
     if os.environ.get("RAY_ADDRESS") and section.fusion.epochs:
         from biomedclip_ray.evaluate.fusion import jobs_of, train_on_ray
@@ -169,14 +176,13 @@ def _run(options: argparse.Namespace, section: Evaluate, sets: list[LabelledSet]
     for name, bundle in bundles.items():
 
         def told(where: str, figures: dict[str, Any], name: str = name) -> None:
-            console.print(set_table({where: figures}, f"{name} on {where}, with 95% intervals"))
-            for classes in class_table({where: figures}):
-                console.print(classes)
+            console.print(*set_tables({where: figures}, f"{name} on {where}, with 95% intervals"))
 
         results[name], rows[name] = bundle.all(place.at(f"rows/{bundle.encoder.bundle_id}"), told=told)
     lines, names = table(results), list(results)
     ids = {name: encoder.bundle_id for name, encoder in encoders}
     pairs = comparison(gather(rows), options.draws, options.seed, ids)
+    console.print(bundles_table(lines, names, "All tasks, with 95% intervals"))
     if pairs:
         console.print(comparison_table(pairs))
     evaluation = {

@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 
 from biomedclip_ray.evaluate.measure import compare, holm
-from biomedclip_ray.evaluate.registry import KNOWN
 
 MAIN = {
     "classification": "accuracy",
@@ -83,7 +82,8 @@ def comparison(
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One line a set and task, one column a bundle: the main metric with its interval; then the macro means.
+    """One line a set and task, one column a bundle: the main metric with its interval and how many images were left
+    out; then the macro means over specialties (a set without one stands for itself).
 
     Args:
         results: bundle -> its "sets" (as in evaluation.json).
@@ -98,14 +98,16 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
                 figure, metric = main_figure(measured) if isinstance(measured, dict) else (None, "")
                 if figure is not None:
                     line = lines.setdefault((name, task), {"set": name, "task": task, "metric": metric, "bundles": {}})
-                    line["bundles"][bundle] = figure
+                    line |= {"warnings": found.get("warnings", []), "specialty": found.get("specialty") or name}
+                    line["bundles"][bundle] = figure | {"left_out": found["left_out"]["n"]}
     out = list(lines.values())
     for task in dict.fromkeys(line["task"] for line in out):
         mine = [line for line in out if line["task"] == task and len(line["bundles"]) == len(results)]
         fields: dict[str, list[dict[str, Any]]] = {}
         for line in mine:
-            fields.setdefault(KNOWN[line["set"]].specialty if line["set"] in KNOWN else line["set"], []).append(line)
+            fields.setdefault(line["specialty"], []).append(line)
         if len(fields) > 1:
+            kind = "sets" if all(line["specialty"] == line["set"] for line in mine) else "specialties"
             means = {
                 bundle: {
                     "value": float(
@@ -116,7 +118,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
             }
             out.append(
                 {
-                    "set": f"macro over {len(fields)} specialties",
+                    "set": f"macro over {len(fields)} {kind}",
                     "task": task,
                     "metric": mine[0]["metric"],
                     "bundles": means,
@@ -141,35 +143,41 @@ def main_figure(measured: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str
 def as_csv(lines: list[dict[str, Any]], bundles: list[str]) -> str:
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
-    ends = ("value", "low", "high")
-    writer.writerow([*_HEAD, *(f"{bundle} {end}" for bundle in bundles for end in ends)])
+    ends = ("value", "low", "high", "left_out")
+    names = [f"{bundle} {end.replace('_', ' ')}" for bundle in bundles for end in ends]
+    writer.writerow([*_HEAD, *names, "warnings"])
     for line in lines:
         figures = [line["bundles"].get(bundle, {}) for bundle in bundles]
-        writer.writerow([*(line[key] for key in _HEAD), *(figure.get(end, "") for figure in figures for end in ends)])
+        cells = [figure.get(end, "") for figure in figures for end in ends]
+        writer.writerow([*(line[key] for key in _HEAD), *cells, "; ".join(line.get("warnings", []))])
     return sink.getvalue()
 
 
 def as_latex(lines: list[dict[str, Any]], bundles: list[str]) -> str:
-    """A tabular of percentages; the best of a line is bold."""
+    """A tabular of percentages; the best of a line is bold, and below stand the sets' warnings."""
 
-    def shown(value: float, low: float | None, high: float | None, best: bool) -> str:
-        text = rf"\textbf{{{100 * value:.1f}}}" if best else f"{100 * value:.1f}"
-        return text if low is None or high is None else f"{text} [{100 * low:.1f}, {100 * high:.1f}]"
+    def shown(figure: Mapping[str, Any], best: bool) -> str:
+        text = rf"\textbf{{{100 * figure['value']:.1f}}}" if best else f"{100 * figure['value']:.1f}"
+        ends = f" [{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]" if "low" in figure else ""
+        return text + ends + (f", {figure['left_out']} left out" if figure.get("left_out") else "")
 
     rows = [" & ".join([*(key.capitalize() for key in _HEAD), *map(_tex, bundles)]) + r" \\ \midrule"]
     for names, cells in _cells(lines, bundles, shown):
         rows.append(" & ".join([*map(_tex, names), *(cell or "--" for cell in cells)]) + r" \\")
+    width = 3 + len(bundles)
+    notes = [rf"\multicolumn{{{width}}}{{l}}{{{_tex(note)}}} \\" for note in warnings_of(lines)]
     head = r"\begin{tabular}{lll" + "r" * len(bundles) + "}\n\\toprule\n"
-    return head + "\n".join(rows) + "\n\\bottomrule\n\\end{tabular}\n"
+    return head + "\n".join([*rows, r"\bottomrule", *notes]) + "\n\\end{tabular}\n"
 
 
 def as_html(lines: list[dict[str, Any]], bundles: list[str]) -> str:
-    """A bare <table>; the best of a line is bold."""
+    """A bare <table>; the best of a line is bold, and at its foot stand the sets' warnings."""
 
-    def shown(value: float, low: float | None, high: float | None, best: bool) -> str:
-        text = f"<b>{100 * value:.1f}%</b>" if best else f"{100 * value:.1f}%"
-        ends = "" if low is None or high is None else f" <small>{100 * low:.1f} – {100 * high:.1f}</small>"
-        return f'<td class="num">{text}{ends}</td>'
+    def shown(figure: Mapping[str, Any], best: bool) -> str:
+        text = f"<b>{100 * figure['value']:.1f}%</b>" if best else f"{100 * figure['value']:.1f}%"
+        ends = f" <small>{100 * figure['low']:.1f} – {100 * figure['high']:.1f}</small>" if "low" in figure else ""
+        left = f" <small>({figure['left_out']} left out)</small>" if figure.get("left_out") else ""
+        return f'<td class="num">{text}{ends}{left}</td>'
 
     head = "".join(f"<th>{html.escape(name)}</th>" for name in _HEAD)
     head += "".join(f'<th class="num">{html.escape(name)}</th>' for name in bundles)
@@ -179,25 +187,34 @@ def as_html(lines: list[dict[str, Any]], bundles: list[str]) -> str:
             cell or '<td class="num">–</td>' for cell in cells
         ]
         body.append(f"<tr>{''.join(columns)}</tr>")
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>\n"
+    wide = f'<tr><td class="warn" colspan="{len(_HEAD) + len(bundles)}">'
+    notes = "".join(f"{wide}{html.escape(note)}</td></tr>" for note in warnings_of(lines))
+    foot = f"<tfoot>{notes}</tfoot>" if notes else ""
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>{foot}</table>\n"
+
+
+def warnings_of(lines: list[dict[str, Any]]) -> list[str]:
+    """What is odd about the sets of a table, a line a set: "SET: test holds 30 rows, 600 are stated"."""
+    every = (f"{line['set']}: {'; '.join(line['warnings'])}" for line in lines if line.get("warnings"))
+    return list(dict.fromkeys(every))
 
 
 _HEAD = ("set", "task", "metric")
 
 
 def _cells(
-    lines: list[dict[str, Any]], bundles: list[str], shown: Callable[[float, float | None, float | None, bool], str]
+    lines: list[dict[str, Any]], bundles: list[str], shown: Callable[[Mapping[str, Any], bool], str]
 ) -> Iterator[tuple[list[str], list[str | None]]]:
-    """For each line its set, task and metric, and for each bundle `shown(value, low, high, whether it is the best)`;
-    None where it was not measured."""
+    """For each line its set, task and metric, and for each bundle `shown(figure, whether it is the best)`; None where
+    it was not measured."""
     for line in lines:
         best = max((figure["value"] for figure in line["bundles"].values()), default=None)
         figures = [line["bundles"].get(bundle) for bundle in bundles]
-        cells = [f and shown(f["value"], f.get("low"), f.get("high"), f["value"] == best) for f in figures]
-        yield [line[key] for key in _HEAD], cells
+        cells = [f and shown(f, f["value"] == best) for f in figures]
+        yield [line["set"], line["task"].replace("_", " "), line["metric"].replace("_", " ")], cells
 
 
 def _tex(text: str) -> str:
-    for sign in ("\\", "&", "%", "$", "#", "_", "{", "}"):
-        text = text.replace(sign, rf"\{sign}" if sign != "\\" else r"\textbackslash ")
+    for sign in ("\\", "&", "%", "$", "#", "_", "{", "}", "~", "^"):
+        text = text.replace(sign, {"\\": r"\textbackslash ", "~": r"\~{}", "^": r"\^{}"}.get(sign, rf"\{sign}"))
     return text

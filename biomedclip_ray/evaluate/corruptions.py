@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
 from biomedclip_ray.evaluate.features import key_of
+from biomedclip_ray.images.image import as_pillow
 
 STRENGTHS = (1, 2, 3, 4, 5)
 _NOISE = (0.04, 0.08, 0.12, 0.18, 0.26)
@@ -32,9 +33,9 @@ def corrupt(data: bytes, kind: str, strength: int) -> bytes:
         kind: one of KINDS; strength: 1 to 5.
 
     Raises:
-        OSError: bytes that are no image.
+        One of UNREADABLE: bytes that are no image.
     """
-    with Image.open(io.BytesIO(data)) as opened:
+    with as_pillow(data) as opened:
         image = opened.convert("RGB")
     at = strength - 1
     sink = io.BytesIO()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from biomedclip_ray.evaluate.readers import SetError
+from biomedclip_ray.evaluate.registry import KNOWN
 
 
 def parse(data: bytes) -> dict[str, Any]:
@@ -43,6 +44,8 @@ def prompts_of(about: dict[str, Any]) -> dict[str, Any]:
     prompts = about.get("prompts")
     if not isinstance(prompts, dict):
         raise SetError("dataset.json: no prompts; add {templates: [...], class_names: {CLASS: [NAME, ...]}}")
+    if not isinstance(prompts.get("source", ""), str):
+        raise SetError("dataset.json: prompts.source must be a text: whose prompts they are")
     return prompts
 
 
@@ -70,6 +73,20 @@ def templates_of(prompts: dict[str, Any]) -> list[str]:
     if blind:
         raise SetError(f"dataset.json: prompts.templates: {blind[0]!r} has no {{}} where the class name goes")
     return templates
+
+
+def stated_of(name: str, about: dict[str, Any]) -> dict[str, str]:
+    """What stands beside a set's figures: specialty, source, licence and prompts_from, of the set's own or the
+    registry's; "" where neither names one.
+    """
+    known = KNOWN.get(name)
+    prompts = about.get("prompts")
+    return {
+        "specialty": about.get("specialty") or (known.specialty if known else ""),
+        "source": about.get("source") or (known.source if known else ""),
+        "licence": about.get("licence", ""),
+        "prompts_from": prompts.get("source", "") if isinstance(prompts, dict) else "",
+    }
 
 
 def _text(value: Any) -> bool:
@@ -103,6 +120,8 @@ _KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "task": (_text, "a text"),
     "layout": (_text, "a text"),
     "specialty": (_text, "a text"),
+    "source": (_text, "a text"),
+    "licence": (_text, "a text"),
     "images": (_text, "the name of a Parquet file"),
     "labels": (lambda value: value == "numbers", '"numbers", or nothing where the tables hold the classes,'),
     "files": (_texts, "{SPLIT: FILE}"),

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from PIL import UnidentifiedImageError
 
 from biomedclip_ray.clip.vectors import to_column, to_matrix
 from biomedclip_ray.config.section import Precision
@@ -180,7 +181,8 @@ def _pixels(encoder: Encoder, batch: list[tuple[str, bytes]]) -> tuple[Any, list
             reasons.append("")
         except UNREADABLE as error:
             hashes.append(0)
-            reasons.append(f"not readable as an image: {error}"[:200])
+            unknown = isinstance(error, UnidentifiedImageError)  # its message names an address in memory
+            reasons.append("not an image of a known format" if unknown else f"not readable as an image: {error}"[:200])
     return (torch.cat(found) if found else None), reasons, hashes
 
 

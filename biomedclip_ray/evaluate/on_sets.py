@@ -29,6 +29,7 @@ from biomedclip_ray.evaluate.readers import Fetch, Images
 from biomedclip_ray.evaluate.sets import LabelledSet
 from biomedclip_ray.evaluate.tasks import TooLittle, logits_of
 from biomedclip_ray.evaluate.vqa import Questions
+from biomedclip_ray.images.errors import UNREADABLE
 from biomedclip_ray.images.image import as_pillow
 from biomedclip_ray.store.product import StageError
 
@@ -215,7 +216,7 @@ def _worse(images: Images, kind: str, strength: int) -> Fetch:
         for data in images.fetch(start, stop):
             try:
                 out.append(corrupt(data, kind, strength) if data else None)
-            except OSError:  # no image: the clean one is left out with this reason
+            except UNREADABLE:  # no image: the clean one is left out with this reason
                 out.append(None)
         return out
 

@@ -195,3 +195,13 @@ KNOWN: dict[str, Known] = {
     "skin_cancer": _unimed("dermatopathology", 16),
     "skin_tumor": _unimed("dermatopathology", 4),
 }
+
+
+def told_of(name: str) -> str:
+    """What is known of a set, for somebody who wants to measure on it."""
+    known = KNOWN[name]
+    rows = [f"{split} {count:,}" for split, count in known.rows.items()]
+    facts = [f"{known.classes} classes"] * (known.classes > 0) + rows
+    lists = f", on the list of {', '.join(known.lists)}" if known.lists else ""
+    lines = [f"{name}: {known.specialty}{lists}{'; ' if facts else ''}{', '.join(facts)}", known.fetch]
+    return "\n    ".join([*lines, f"prompts: {known.prompts}"] if known.prompts else lines)

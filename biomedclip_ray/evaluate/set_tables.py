@@ -25,10 +25,25 @@ _METRICS = (
     "brier",
     "ece",
 )
+_NAMES = {
+    "macro_f1": "macro F1",
+    "weighted_f1": "weighted F1",
+    "auroc": "AUROC",
+    "auroc_pooled": "AUROC, pooled",
+    "auprc": "AUPRC",
+    "top_5": "top 5",
+    "brier": "Brier score",
+    "ece": "ECE",
+}
 _WORTH = {"exact": "exact match", "token_f1": "token F1", "bleu_1": "BLEU-1"}
 
 
-def set_table(sets: Mapping[str, Any], title: str = "Labelled sets, with 95% intervals") -> Table:
+def set_tables(sets: Mapping[str, Any], title: str = "Labelled sets, with 95% intervals") -> list[Table]:
+    """All that a terminal can show of what was found: figures, classes, confusion, few labels, worse images."""
+    return [_figures(sets, title), *_classes(sets), *_confusions(sets), *_few_labels(sets), *_robustness(sets)]
+
+
+def _figures(sets: Mapping[str, Any], title: str) -> Table:
     """Every figure of every task of every set, a line each."""
     table = Table("set", "task", "n (left out)", "metric", title=title, box=SIMPLE_HEAD)
     for name in ("value", "interval", "chance", "shuffled control"):
@@ -52,7 +67,7 @@ def set_table(sets: Mapping[str, Any], title: str = "Labelled sets, with 95% int
     return table
 
 
-def class_table(sets: Mapping[str, Any]) -> list[Table]:
+def _classes(sets: Mapping[str, Any]) -> list[Table]:
     """Each class of each task of each set; no table where no set has classes."""
     lines = [(name, task, *line) for name, found in sets.items() for task, line in class_lines(found)]
     if not lines:
@@ -64,6 +79,56 @@ def class_table(sets: Mapping[str, Any]) -> list[Table]:
         cells = ["" if measured.get(metric) is None else as_share(measured[metric]) for metric in PER_CLASS]
         table.add_row(name, task.replace("_", " "), label, str(measured["n"]), *cells)
     return [table]
+
+
+def _confusions(sets: Mapping[str, Any]) -> Iterator[Table]:
+    for name, found in sets.items():
+        for task, measured in found.items():
+            if isinstance(measured, dict) and "confusion" in measured:
+                title = f"{name}, {task.replace('_', ' ')}: truth in rows, answers in columns"
+                table = Table("", title=title, box=SIMPLE_HEAD)
+                for label in measured["classes"]:
+                    table.add_column(label, justify="right")
+                for label, row in zip(measured["classes"], measured["confusion"], strict=True):
+                    table.add_row(label, *(f"{cell:g}" for cell in row))
+                yield table
+
+
+def _few_labels(sets: Mapping[str, Any]) -> Iterator[Table]:
+    for name, found in sets.items():
+        few = found.get("few_labels")
+        if not few:
+            continue
+        title = f"{name}, linear probe with few labels: mean (standard deviation) of {few['seeds']} draws"
+        table = Table("labels", title=title, box=SIMPLE_HEAD)
+        for words in ("n", "accuracy", "balanced accuracy"):
+            table.add_column(words, justify="right")
+        for kind, shown in (("shots", "{:g} of each class"), ("share", "{:.0%} of train")):
+            for point in few[kind]:
+                at = shown.format(point["at"])
+                if "left_out" in point:
+                    table.add_row(at, "", f"not measured: {point['left_out']}", "")
+                    continue
+                spreads = (point[metric] for metric in ("accuracy", "balanced_accuracy"))
+                table.add_row(at, str(point["n"]), *(f"{as_share(s['mean'])} ({100 * s['sd']:.1f})" for s in spreads))
+        yield table
+
+
+def _robustness(sets: Mapping[str, Any]) -> Iterator[Table]:
+    for name, found in sets.items():
+        worse = found.get("robustness")
+        if not worse:
+            continue
+        title = f"{name}, zero shot on {worse['n']} images made worse; clean {as_share(worse['clean'])}"
+        table = Table("by", title=title, box=SIMPLE_HEAD)
+        for strength in range(1, 1 + len(next(iter(worse["kinds"].values()))["accuracy"])):
+            table.add_column(f"strength {strength}", justify="right")
+        for kind, measured in worse["kinds"].items():
+            table.add_row(kind, *map(as_share, measured["accuracy"]))
+        lost = worse["mean_relative_drop"]
+        if lost is not None:
+            table.caption = f"Of what is above chance {as_share(lost)} is lost on average."
+        yield table
 
 
 def class_lines(found: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, dict[str, Any]]]]:
@@ -96,7 +161,12 @@ def set_lines(sets: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             for metric in _METRICS:
                 if metric in measured:
                     control = measured.get("control_shuffled", {}).get(metric)
-                    yield base | {"metric": metric, "figure": measured[metric], "n": measured["n"], "control": control}
+                    yield base | {
+                        "metric": _NAMES.get(metric, metric),
+                        "figure": measured[metric],
+                        "n": measured["n"],
+                        "control": control,
+                    }
         asked = {task: found.get(task, {}) for task in ("vqa", "vqa_fusion")}
         for task, split, measured in ((task, *one) for task, splits in asked.items() for one in splits.items()):
             base = {"set": name, "task": f"{task.replace('_', ' ')}, {split}", "left_out": left_out, "control": None}

@@ -18,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from biomedclip_ray.config import ConfigError
-from biomedclip_ray.evaluate.dataset_json import classes_of, names_of, parse, prompts_of, templates_of
+from biomedclip_ray.evaluate.dataset_json import classes_of, names_of, parse, prompts_of, stated_of, templates_of
 from biomedclip_ray.evaluate.layouts import read_split
 from biomedclip_ray.evaluate.readers import Images, Raw, SetError, questions, read_table
 from biomedclip_ray.evaluate.registry import KNOWN
@@ -74,6 +74,8 @@ class LabelledSet:
     splits: dict[str, dict[str, Any]] = field(default_factory=dict)
     """VQA: split -> {train, test: names of tables}."""
     warnings: list[str] = field(default_factory=list)
+    stated: dict[str, str] = field(default_factory=dict)
+    """specialty, source, licence, prompts_from: as dataset.json or the registry names them, else ""."""
 
     def about(self) -> dict[str, Any]:
         """What goes beside every figure measured here."""
@@ -86,6 +88,7 @@ class LabelledSet:
             "rows": rows,
             "files": self.files,
             "warnings": self.warnings,
+            **self.stated,
         }
 
 
@@ -109,8 +112,10 @@ def load_set(uri: str) -> LabelledSet:
         ConfigError: one line with the set, the file, the row and what to do.
     """
     place = Place(uri)
+    loader = _Loader(place)
     try:
-        return _Loader(place).load()
+        found = loader.load()
+        return replace(found, stated=stated_of(found.name, loader.about))
     except SetError as error:
         raise ConfigError(f"evaluate.sets: {place.uri}: {error}") from error
 

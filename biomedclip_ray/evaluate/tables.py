@@ -8,8 +8,9 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from biomedclip_ray.evaluate.compare import warnings_of
 from biomedclip_ray.evaluate.ranks import DIRECTIONS
-from biomedclip_ray.evaluate.set_tables import as_rank, as_share, class_table, ends, set_table
+from biomedclip_ray.evaluate.set_tables import as_rank, as_share, ends, set_tables
 
 READINGS = {"same_image": "same image", "same_text": "same text"}
 """What else counts as right."""
@@ -28,15 +29,18 @@ def tables(evaluation: dict[str, Any]) -> list[Table]:
     """
     out = [_retrieval(evaluation), _slices(evaluation["slices"]), _by_kind(evaluation["by_kind"])]
     if evaluation.get("sets"):
-        out += [set_table(evaluation["sets"]), *class_table(evaluation["sets"])]
+        out += set_tables(evaluation["sets"])
     if evaluation.get("comparison"):
         out.append(comparison_table(evaluation["comparison"]))
     return out
 
 
-def bundles_table(lines: list[dict[str, Any]], bundles: list[str]) -> Table:
-    """The main metric of each task of each set, a column a bundle: the lines of `compare.table`."""
-    table = Table("set", "task", "metric", title="Without training, with 95% intervals", box=SIMPLE_HEAD)
+def bundles_table(lines: list[dict[str, Any]], bundles: list[str], title: str) -> Table:
+    """The main metric of each task of each set, a column a bundle: the lines of `compare.table`; below stand the sets'
+    warnings.
+    """
+    notes = "\n".join(warnings_of(lines)) or None
+    table = Table("set", "task", "metric", title=title, caption=notes, caption_justify="left", box=SIMPLE_HEAD)
     for name in bundles:
         table.add_column(name, justify="right")
     for line in lines:
@@ -44,7 +48,8 @@ def bundles_table(lines: list[dict[str, Any]], bundles: list[str]) -> Table:
         for name in bundles:
             figure = line["bundles"].get(name, {})
             shown = as_share(figure["value"]) if figure else ""
-            cells.append(f"{shown} ({ends(figure)})" if "low" in figure else shown)
+            shown += f" ({ends(figure)})" if "low" in figure else ""
+            cells.append(shown + (f", {figure['left_out']} left out" if figure.get("left_out") else ""))
         table.add_row(line["set"], line["task"].replace("_", " "), line["metric"], *cells)
     return table
 

@@ -17,6 +17,8 @@ from biomedclip_ray.evaluate.compare import MAIN, as_html
 from biomedclip_ray.evaluate.set_tables import PER_CLASS, as_rank, set_lines
 from biomedclip_ray.report import svg
 
+_STATED = {"specialty": "", "source": "from ", "licence": "licence ", "prompts_from": "prompts from "}
+
 
 def sets_section(evaluation: Mapping[str, Any]) -> Markup:
     """The section for evaluation.json of a run (one bundle's "sets") or of workflows/evaluate.py ("bundles"); empty
@@ -78,6 +80,7 @@ def _one(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
         "lines": list(set_lines({name: found})),
         "left_out": found["left_out"],
         "warnings": found.get("warnings", []),
+        "stated": [(words, found[key]) for key, words in _STATED.items() if found.get(key)],
         "near": found.get("images_near_training"),
         "without": [
             (task.replace("_", " "), own["n"], name, own[name])

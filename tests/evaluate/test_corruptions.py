@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from biomedclip_ray.evaluate.corruptions import KINDS, STRENGTHS, corrupt, summary
+from tests.evaluate.test_sets import write_dicom
 
 random = np.random.default_rng(0)
 SMOOTH = np.add.outer(np.linspace(30, 200, 96), np.linspace(0, 50, 80))[..., None] + random.normal(
@@ -31,6 +32,14 @@ def test_more_strength_is_more_change_and_twice_is_the_same(kind):
     changes = [np.abs(pixels(corrupt(data, kind, strength)) - pixels(data)).mean() for strength in STRENGTHS]
     assert all(low < high for low, high in pairwise(changes)), changes
     assert corrupt(data, kind, 3) == corrupt(data, kind, 3)
+
+
+def test_a_dicom_file_is_made_worse_like_any_image(tmp_path):
+    file = tmp_path / "a.dcm"
+    write_dicom(file, pixels(png()).astype(np.uint8))
+    for kind in KINDS:
+        worse = pixels(corrupt(file.read_bytes(), kind, 5))
+        assert worse.shape == (96, 80, 3) and np.abs(worse - pixels(png())).mean() > 5
 
 
 def test_the_drop_is_relative_to_what_is_above_chance():

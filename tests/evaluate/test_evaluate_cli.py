@@ -29,6 +29,8 @@ def test_two_bundles_on_a_set_and_again_with_another_seed(main, bundles, make_se
     assert main(command) == 0
     shown = capsys.readouterr().out
     assert "clip0 on tiny" in shown and "Bundles compared, row by row" in shown
+    for title in ("Without training", "All tasks", "zero shot: truth", "linear probe: truth", "with few labels"):
+        assert title in shown
     found = json.loads((out / "evaluation.json").read_text())
     assert found["encoded"] == {name: {"images": 60, "texts": 8} for name in ("clip0", "clip1")}
     assert (out / "table.csv").read_text().startswith("set,task,metric,clip0 value,clip0 low")
@@ -84,6 +86,18 @@ def test_a_bad_set_ends_with_2_before_a_bundle_is_read(options, main, make_set, 
     assert main(["--bundles", "nowhere", "--sets", str(folder), "--out", str(tmp_path / "out"), *options]) == 2
     assert "error: evaluate.sets:" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_known_sets_are_told_with_what_to_put_where(main, capsys):
+    assert main(["--known", "PCAM"]) == 0
+    first, fetch, prompts = capsys.readouterr().out.splitlines()
+    assert first.startswith(
+        "PCAM: neoplastic, on the list of BiomedCLIP, medpmc-clip-eval, UniMed-CLIP; 2 classes, train"
+    )
+    assert fetch.startswith(
+        "    get it from https://github.com/basveeling/pcam and put test.h5 with the arrays x and y"
+    )
+    assert prompts.startswith("    prompts: constants.py of https://github.com/mbzuai-oryx/UniMed-CLIP")
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_images_without_a_vector_are_left_out_and_named(encoder, make_set, tmp_p
     assert (left["n"], left["of"]) == (2, 30)
     assert [row["id"] for row in left["rows"]] == ["3", "7"]
     assert left["rows"][0]["reason"] == NO_IMAGE
-    assert left["rows"][1]["reason"].startswith("not readable as an image")
+    assert left["rows"][1]["reason"] == "not an image of a known format"
     assert shown["tiny"]["zero_shot"]["n"] == 28
     with pytest.raises(StageError, match=r"tiny: 2 of 30 images of test have no vector, .* the first is 3: no image"):
         Asked(encoder, [load_set(str(folder))], str(tmp_path / "f"), Evaluate()).all(rows)

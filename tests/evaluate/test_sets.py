@@ -344,6 +344,15 @@ def test_another_count_than_stated_is_a_warning(make_set, about):
     assert load_set(str(folder)).warnings == ["test holds 30 rows, 600 are stated"]
 
 
+def test_whose_prompts_and_images_they_are_stands_beside_the_figures(make_set, about):
+    folder = make_set()
+    said = {"specialty": "cytology", "source": "a paper", "licence": "CC BY 4.0"}
+    prompts = about["prompts"] | {"source": "another"}
+    (folder / "dataset.json").write_text(json.dumps(about | said | {"prompts": prompts}))
+    assert said | {"prompts_from": "another"} == load_set(str(folder)).stated
+    assert (load_set(str(folder)).about().items()) >= said.items()
+
+
 def test_another_count_of_a_class_is_a_warning_that_names_it(make_set, about):
     folder = make_set()
     stated = {"test": {"cell": 10, "gel": 12, "chart": 10, "total": 32}, "train": {"cell": 10, "gel": 10, "chart": 10}}

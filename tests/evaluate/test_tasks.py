@@ -116,7 +116,7 @@ def test_the_probe_learns_and_says_how_it_was_chosen():
 
 
 @pytest.mark.parametrize(
-    ("train", "sentence"), [(None, "no train table"), (["gel"] * 9, "one class"), ([], "one class")]
+    ("train", "sentence"), [(None, "no train table"), (["gel"] * 9, "one class"), ([], "no image of the train")]
 )
 def test_too_little_to_learn_from_is_a_sentence(train, sentence):
     vectors = Known(train=noisy(train or [], 0.1) if train else np.empty((0, 3)), test=noisy(CLASSES, 0.1))
@@ -188,8 +188,9 @@ def test_bundles_are_compared_over_sets_with_holm_and_shown_in_three_forms():
     assert (pair["first"], pair["second"], pair["wins"], pair["losses"]) == ("good", "poor", 2, 0)
     assert all(entry["metrics"]["accuracy"]["holm"] >= entry["metrics"]["accuracy"]["p"] for entry in pair["sets"])
     figures = {name: {"n": 1} | _figures(table_) for name, table_ in rows.items()}
-    lines = table({name: {"one": {"zero_shot": own}, "two_&": {"zero_shot": own}} for name, own in figures.items()})
-    assert [line["set"] for line in lines] == ["one", "two_&", "macro over 2 specialties"]
+    measured = {name: {"zero_shot": own, "left_out": {"n": 0}} for name, own in figures.items()}
+    lines = table({name: {"one": own, "two_&": own} for name, own in measured.items()})
+    assert [line["set"] for line in lines] == ["one", "two_&", "macro over 2 sets"]
     assert as_csv(lines, ["good", "poor"]).splitlines()[1].startswith("one,zero_shot,accuracy,0.9")
     assert r"two\_\&" in as_latex(lines, ["good", "poor"]) and r"\textbf{" in as_latex(lines, ["good", "poor"])
     assert "<td>two_&amp;</td>" in as_html(lines, ["good", "poor"])
