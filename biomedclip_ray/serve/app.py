@@ -27,6 +27,7 @@ from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.handle import DeploymentHandle
 
 from biomedclip_ray.config import Serve, ServedModel
+from biomedclip_ray.serve import gate
 from biomedclip_ray.serve.backend import RemoteEngine
 from biomedclip_ray.serve.errors import RETRY_AFTER_S
 from biomedclip_ray.serve.ingress import create_app
@@ -136,14 +137,20 @@ class Ingress:
         engines = {name: RemoteEngine(handle, self._args.resources.silence_s) for name, handle in self._engines.items()}
         app = create_app(engines, self._args, behind_proxy=True)
         inner = app.router.lifespan_context
+        if (beacon := gate.beacon()) is not None:
+            app.add_middleware(gate.Told, beacon=beacon)
 
         @asynccontextmanager
         async def lifespan(app: FastAPI) -> AsyncIterator[None]:
             async with asyncio.timeout(self._args.resources.ready_timeout_s):
                 for engine in engines.values():
                     await engine.wait_for(self._args.fingerprint)
-            async with inner(app):
-                yield
+            try:
+                async with inner(app):
+                    yield
+            finally:
+                if beacon is not None:
+                    beacon.close()
 
         app.router.lifespan_context = lifespan
         return app

@@ -1,4 +1,5 @@
-"""Whether an engine is still there: a byte every fifth of a second over a plain connection, engine to ingress.
+"""Whether an engine is still there: a byte every fifth of a second over a plain connection, engine to ingress; and
+whether an ingress is, for the proxies before it (`gate.py`).
 
 Ray notices a dead node after some 20 s, and until then every call to it hangs. A broken connection says it at once, and
 silence within `silence_s`; what waits then gets 503. An engine that ends on purpose says so first: nobody waits for it.
@@ -25,7 +26,6 @@ Address = tuple[str, int]
 BEAT_S = 0.2
 BEAT, BYE = b".", b"x"
 LOOK_S = 0.25
-"""Seconds in which another engine must answer before all are called lost."""
 LOOK_AGAIN_S = 0.5
 GIVE_UP_LOOK_S = 5.0
 
@@ -65,9 +65,17 @@ class Beacon:
 class Pulse:
     """The ingress' side: which engines live, and an end to waiting when none does."""
 
-    def __init__(self, look: Callable[[], Awaitable[Address | None]], silence_s: float) -> None:
-        """`look` asks any engine where it beats; it may hang or fail while there is none."""
-        self._look, self.silence_s = look, silence_s
+    def __init__(
+        self,
+        look: Callable[[], Awaitable[Address | None]],
+        silence_s: float,
+        look_s: float = LOOK_S,
+        who: str = "the model's process",
+    ) -> None:
+        """`look` asks any engine where it beats; it may hang or fail while there is none. `look_s`: seconds in which
+        another must answer before all are called lost. `who`: what beats, for messages.
+        """
+        self._look, self.silence_s, self._look_s, self._who = look, silence_s, look_s, who
         self._known: dict[Address, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._lost = asyncio.Event()
@@ -92,7 +100,7 @@ class Pulse:
             await asyncio.wait((answer, lost), return_when=asyncio.FIRST_COMPLETED)
             if answer.done():
                 return answer.result()
-            raise unavailable("the model's process went away and is being replaced; try again shortly")
+            raise unavailable(f"{self._who} went away and is being replaced; try again shortly")
         finally:
             lost.cancel()
             answer.cancel()
@@ -112,7 +120,7 @@ class Pulse:
             finally:
                 writer.close()
         except (OSError, TimeoutError):
-            log.warning("no sign of life from the engine at %s:%d", *address)
+            log.warning("no sign of life from %s at %s:%d", self._who, *address)
         del self._known[address]
         if not self._known:
             self._start(self._search(gone=not said_bye))
@@ -120,10 +128,10 @@ class Pulse:
     async def _search(self, gone: bool) -> None:
         """Look for an engine until one answers; where the last one ended without farewell, all are lost meanwhile."""
         first = self._start(self._ask())
-        await asyncio.wait((first,), timeout=LOOK_S)
+        await asyncio.wait((first,), timeout=self._look_s)
         while not self._known:
             if gone and not self._lost.is_set():
-                log.error("no engine answers; requests get 503 until one does")
+                log.error("%s went away and no other answers; requests get 503 until one does", self._who)
                 self._lost.set()
             self._start(self._ask())
             await asyncio.sleep(LOOK_AGAIN_S)
