@@ -36,8 +36,10 @@ def foresee(config: Config, inventory: Inventory | None, capacity: Capacity, rat
         return "own.alone=true reads nothing of PubMed Central, which is what is planned"
     try:
         cluster = machines(capacity, config.budget.prices, Cluster(1, 1)).cluster
-        world = World(versions=_versions(config, inventory))
-        plan = cases(config, Rates(**json.loads(rates.read_text())), world, cluster, frozenset({"versions"}))
+        known = _known(config, inventory)
+        plan = cases(
+            config, Rates(**json.loads(rates.read_text())), World(**known), cluster, frozenset({"versions", *known})
+        )
     except (ConfigError, SourceError) as error:  # a source that fails now is catalog's to report, with its retries
         return str(error)
     found: dict[str, Any] = {}
@@ -50,19 +52,23 @@ def foresee(config: Config, inventory: Inventory | None, capacity: Capacity, rat
     return found
 
 
-def _versions(config: Config, inventory: Inventory) -> float:
-    """Article versions of the source: as a finished catalog counted them, else by its inventory."""
+def _known(config: Config, inventory: Inventory) -> dict[str, float]:
+    """What of World's assumptions is known of this source: how many article versions it has and how many of them may be
+    used, as a finished catalog counted them; else its inventory's lines, all of them usable, for whoever put articles
+    into a bucket of their own has chosen them. Nothing of PubMed Central's own.
+    """
     product = catalog.plan(config, inventory)
     if product.finished:
-        return max(1.0, next(count["in"] for count in product.manifest["counts"] if count["unit"] == UNIT))
+        count = next(count for count in product.manifest["counts"] if count["unit"] == UNIT)
+        return {"versions": max(1.0, count["in"]), "usable": count["kept"] / max(1, count["in"]), "commercial": 1.0}
     if config.source.uri.removeprefix("s3://").split("/")[0] == PUBLIC_BUCKET:
-        return World.versions
-    count = 0
+        return {}
+    lines = 0
     for table in entries(open_bucket(config.source.uri, config.source.resources), inventory):
-        count += table.num_rows
-        if count > _COUNTED:
-            return World.versions
-    return max(1.0, count)
+        lines += table.num_rows
+        if lines > _COUNTED:
+            return {}
+    return {"versions": max(1.0, lines), "usable": 1.0, "commercial": 1.0}
 
 
 def lines(plan: dict[str, Any] | str, stages: list[dict[str, Any]]) -> list[dict[str, Any]]:

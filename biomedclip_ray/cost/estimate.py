@@ -134,8 +134,15 @@ class Cluster:
     gpu_tflops: float = _fact(362, "bf16 TFLOP/s of one GPU by its data sheet: an L40S; 989 an H100 or H200, 121 an L4")
     mfu: float = _fact(0.35, "share of that which training and encoding reach; the goal on an H100 is 0.45", 0.45, 0.2)
     core_gflops: float = _fact(30, "float32 GFLOP/s of one core in towers, where no GPU is asked for", 60, 12)
-    fixed_s: float = _fact(
-        20, "seconds of a stage besides its work: tasks and models begin, the manifest is made", 8, 60
+    fixed_s: float = _fact(2, "seconds of a stage besides its work: tasks begin, the manifest is made", 1, 15)
+    model_s: float = _fact(
+        8, "seconds more where a model is used: processes load torch and the model, what is made of it begins", 5, 40
+    )
+    train_s: float = _fact(
+        25,
+        "seconds more of training: towers are built, workers come up, the bundle is exported; each loads torch",
+        15,
+        90,
     )
     node_start_s: float = _fact(240, "seconds from asking for a node until it works", 120, 600)
     losses: float = _fact(0.02, "losses of a spot node an hour: 5% are said for many types, zones differ", 0.005, 0.1)
@@ -289,8 +296,8 @@ def money(stage: StageCost, cluster: Cluster) -> float:
     return stage.wall * (nodes + cluster.head_hour)
 
 
-def fixed_hours(cluster: Cluster) -> float:
-    return cluster.fixed_s / 3600
+def fixed_hours(cluster: Cluster, more_s: float = 0.0) -> float:
+    return (cluster.fixed_s + more_s) / 3600
 
 
 def bounded(part: Part, bound: Literal["cheap", "dear"], fixed: frozenset[str]) -> Part:

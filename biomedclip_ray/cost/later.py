@@ -180,5 +180,5 @@ class _Machine:
             hours,
             unit_hours if gpus else 0.0,
             "gpu" if gpus else "cpu",
-            fixed_hours(cluster) + build + start,
+            fixed_hours(cluster, cluster.train_s if name == "train" else cluster.model_s) + build + start,
         )

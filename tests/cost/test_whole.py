@@ -22,7 +22,7 @@ RATES = Rates("by hand", 0.9, 0.9, 4.5, 9.0, 36.0, 1.5, 1e3, 1e5, 1e5, 5e4, 2e4,
 WORLD = World(versions=8e6, usable=0.75, figures=4.0, with_file=1.0, xml_bytes=1e5, media_bytes=1e6, kept=0.5)
 CLUSTER = Cluster(
     nodes=4, cpus=25, gpu_nodes=2, gpus=4, efficiency=0.5, gbit_per_s=800, node_hour=2.0, gpu_hour=10.0, head_hour=1.0,
-    gpu_tflops=100, mfu=0.5, fixed_s=0, node_start_s=0,
+    gpu_tflops=100, mfu=0.5, fixed_s=0, model_s=0, train_s=0, node_start_s=0,
 )  # fmt: skip
 GPU = {"num_gpus": 1}
 
