@@ -55,10 +55,14 @@ class Arguments(Serve):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
 
     @property
+    def engines(self) -> int:
+        """Replicas of all models at their least number."""
+        return len(self.models) * self.resources.replicas
+
+    @property
     def cpus(self) -> float:
-        """Logical CPUs of all replicas at their least number."""
-        engines = len(self.models) * self.resources.replicas
-        return self.resources.ingress_replicas * INGRESS_CPUS + engines * self.resources.cpus_per_replica
+        """Logical CPUs of all replicas, those of the ingress too."""
+        return self.resources.ingress_replicas * INGRESS_CPUS + self.engines * self.resources.cpus_per_replica
 
     @property
     def models(self) -> tuple[ServedModel, ...]:

@@ -69,7 +69,7 @@ def deploy(config: Config, bundle: Product, index: Product) -> Deployed:
     capacity = known()
     check(args, capacity)
     engine, ingress = placed(args.resources, capacity)
-    wanted = [(engine, args.resources.replicas), (ingress, args.resources.ingress_replicas)]
+    wanted = [(engine, args.engines), (ingress, args.resources.ingress_replicas)]
     wait_for_nodes("deploy", capacity, wanted, args.resources.wait_for_nodes_s)
     serve.start(http_options={"host": args.resources.host, "port": args.resources.port})
     before = _serving(args.name)
@@ -147,7 +147,7 @@ def check(args: Arguments, capacity: Capacity) -> None:
         )
     for kind, key, needed in (
         ("CPU", "cpus_per_replica", args.cpus),
-        ("GPU", "gpus_per_replica", resources.replicas * resources.gpus_per_replica),
+        ("GPU", "gpus_per_replica", args.engines * resources.gpus_per_replica),
     ):
         if capacity.sized and needed > capacity.total(kind):
             raise ConfigError(

@@ -16,9 +16,11 @@ def check(config: Config, *_: Any) -> list[str]:
 def fit(config: Config, capacity: Capacity, *_: Any) -> list[str]:
     """What the cluster lacks for the replicas, one line each with the key and the fix."""
     serve, cpus = config.serve.resources, capacity.total("CPU")
-    if capacity.sized and serve.replicas * serve.cpus_per_replica > cpus:
+    models = 1 + len(config.serve.more)
+    if capacity.sized and models * serve.replicas * serve.cpus_per_replica > cpus:
+        of_each = f"{models} models x " if models > 1 else ""
         return [
-            f"serve.resources.replicas={serve.replicas} x cpus_per_replica={serve.cpus_per_replica:g}, but "
+            f"{of_each}serve.resources.replicas={serve.replicas} x cpus_per_replica={serve.cpus_per_replica:g}, but "
             f"{capacity.found} has {cpus:g} CPUs; lower one of them"
         ]
     return []

@@ -9,7 +9,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import httpx
 import pytest
 
-from biomedclip_ray.serve.deploy import running
+from biomedclip_ray.config import Config, ConfigError, Serve, ServedModel, ServeResources
+from biomedclip_ray.run.capacity import Capacity, NodeKind
+from biomedclip_ray.serve.app import Arguments
+from biomedclip_ray.serve.deploy import check, running
+from biomedclip_ray.serve.needs import fit
 
 
 class _Models(BaseHTTPRequestHandler):
@@ -34,3 +38,17 @@ def test_the_own_server_is_asked_past_the_proxy_of_a_hospital(monkeypatch: pytes
         httpx.get(f"{url}/v1/models", timeout=5)
     assert running(url) == "0123"
     server.shutdown()
+
+
+def test_every_model_needs_replicas_of_its_own() -> None:
+    node = Capacity((NodeKind("node", {"CPU": 3.0, "GPU": 1.0}, {}, 1),), "the cluster")
+    resources = ServeResources(cpus_per_replica=2, gpus_per_replica=1)
+    one = Serve(resources=resources)
+    two = Serve(more=(ServedModel(id="other", bundle="b", index="i"),), resources=resources)
+    assert fit(Config(root="r", serve=one), node) == []
+    (problem,) = fit(Config(root="r", serve=two), node)
+    assert problem.startswith("2 models x serve.resources.replicas=1 x cpus_per_replica=2, but the cluster has 3 CPUs")
+    roomy = Capacity((NodeKind("node", {"CPU": 8.0, "GPU": 1.0}, {}, 1),), "the cluster")
+    args = Arguments(**two.model_dump(), bundle="b", index="i")
+    with pytest.raises(ConfigError, match="the application needs 2 GPUs, the cluster has 1"):
+        check(args, roomy)
