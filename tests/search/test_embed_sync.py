@@ -1,6 +1,7 @@
 """A later inventory with the same weights: vectors of what did not change are taken over, and the index is extended."""
 
 import io
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ from biomedclip_ray.clip.tokenizer import fit_tokenizer
 from biomedclip_ray.config import Config, Model, parse
 from biomedclip_ray.corpus.curate import curate
 from biomedclip_ray.corpus.erase import erase
-from biomedclip_ray.run.parts import in_process
+from biomedclip_ray.run.parts import Runner, in_process
 from biomedclip_ray.schema import CORPUS, LEDGER, PAIRS
 from biomedclip_ray.search.embed import MAP, embed
 from biomedclip_ray.search.index import Index
@@ -70,8 +71,9 @@ MADE_ANEW = {TEXT, IMAGE, NEW}
 class Root:
     """Products of a root as the stages before leave them."""
 
-    def __init__(self, folder: str) -> None:
-        self.config: Config = parse({"root": folder, "embed": {"batch": 3}}, "test")
+    def __init__(self, folder: str, runner: Runner = in_process, **section: Any) -> None:
+        self.config: Config = parse({"root": folder, "embed": {"batch": 3, **section}}, "test")
+        self.runner = runner
 
     def pairs(self, rows: Rows, note: str, parent: Product | None = None) -> Product:
         return self._finish(Product.plan(self.config.root, "preprocess", 1, {"note": note}, []), PAIRS, rows, parent)
@@ -97,7 +99,7 @@ class Root:
         return product
 
     def embed(self, rows: Rows, bundle: Product, pairs: Product) -> Product:
-        return embed.run(self.config, bundle, pairs, self.corpus(rows, pairs), runner=in_process).product
+        return embed.run(self.config, bundle, pairs, self.corpus(rows, pairs), runner=self.runner).product
 
 
 @pytest.fixture(scope="module")
