@@ -181,11 +181,14 @@ def _vqa_lines(measured: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         return
     for part in ("all", "closed", "open"):
         for system, own in measured.get(part, {}).items():
-            if not isinstance(own, dict):
+            if not isinstance(own, dict) or system == "model_less":
                 continue
             for worth, words in _WORTH.items():
                 if worth in own:
                     yield {"metric": f"{part}, {system}: {words}", "figure": own[worth], "n": own["n"]}
+        for control, gap in measured.get(part, {}).get("model_less", {}).items():
+            words = f"{part}, model less {control.replace('_', ' ')}: exact match, paired"
+            yield {"metric": words, "figure": gap, "n": measured[part]["n"], "paired": True}
     for kind, own in measured["by_question_type"].items():
         yield {"metric": f"question type {kind}, model: exact match", "figure": own["exact"], "n": own["n"]}
 

@@ -64,7 +64,8 @@ def test_a_fusion_head_stands_in_table_and_page(main, bundles, tmp_path, capsys)
     folder = quizzes(tmp_path / "halves", 18)
     command = ["--bundles", str(bundles[0]), "--sets", str(folder), "--out", str(tmp_path / "out"), "--draws", "20"]
     assert main([*command, "--fusion", "1"]) == 0
-    assert "vqa fusion, disjoint" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "vqa fusion, disjoint" in shown and "all, model less question only: exact match, paired" in shown
     page = (tmp_path / "out" / "report.html").read_text()
     assert "disjoint, by a fusion head" in page and "0 of 6 test images stand in train, counted by content" in page
 
