@@ -108,7 +108,7 @@ def on_ray(attempt: Attempt, worker: Worker, resources: PartResources, args: tup
     )
     with DataContext.current(context_of(demand)), Progress(attempt, len(missing)):
         parts = ray.data.from_items([{"part": part} for part in missing], override_num_blocks=len(missing))
-        if read is not None:
+        if read is not None:  # of another size than the actors: Ray Data fuses equal ones, and none would read ahead
             parts = parts.map_batches(
                 _read_task, batch_size=1, batch_format="pyarrow", fn_args=(read, args), **write.options
             )
