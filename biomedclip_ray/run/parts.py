@@ -23,7 +23,7 @@ from biomedclip_ray.config import PartResources
 from biomedclip_ray.run.capacity import Capacity, known
 from biomedclip_ray.run.memory import peak_rss
 from biomedclip_ray.run.nodes import Demand, watch
-from biomedclip_ray.run.placement import Placement, place
+from biomedclip_ray.run.placement import Beside, Placement, place
 from biomedclip_ray.run.progress import Progress
 from biomedclip_ray.schema import LEDGER
 from biomedclip_ray.store.attempt import Attempt
@@ -33,8 +33,10 @@ from biomedclip_ray.store.ledger import PartResult
 # together with the rows or not at all.
 _NOTE = "_note"
 
-BESIDE_CPUS = 0.25
-"""Logical CPUs of a task that reads what an actor will make something of, and of one that writes what it has made."""
+READ_CPUS, WRITE_CPUS = 0.4, 0.25
+"""Logical CPUs of a task that reads, with threads of its own, what an actor will make something of, and of one that
+writes what it has made. Two readers instead of four beside an actor on two CPUs save the start of two processes.
+"""
 
 Worker = Callable[..., PartResult] | type[Any]
 """A function `(part, *args) -> PartResult`; or a class, made once per process from `args` and called with the part, for
@@ -87,12 +89,13 @@ def on_ray(attempt: Attempt, worker: Worker, resources: PartResources, args: tup
     read = getattr(worker, "read", None)
     if isinstance(worker, type):
         apply = _actor(worker, args)
-        write = place(capacity, BESIDE_CPUS, beside="gpus" if resources.num_gpus else "cpus")
+        beside: Beside = "gpus" if resources.num_gpus else "cpus"
+        write, reading = place(capacity, WRITE_CPUS, beside=beside), place(capacity, READ_CPUS, beside=beside)
         most = pool_size(capacity, work, resources, len(missing))
         compute["compute"] = ActorPoolStrategy(min_size=1, max_size=most)
     else:
         apply = _part_task
-        write = work  # equal demands let Ray Data fuse tasks and writing into one step
+        write = reading = work  # equal demands let Ray Data fuse tasks and writing into one step
         most = min(resources.concurrency or len(missing), max(1, capacity.room(work.cpus, work.gpus, work.kinds)))
         compute["fn_args"] = (worker, args)
         compute["concurrency"] = resources.concurrency
@@ -100,7 +103,7 @@ def on_ray(attempt: Attempt, worker: Worker, resources: PartResources, args: tup
         attempt.product.stage,
         capacity,
         work,
-        () if write is work else (write,) if read is None else (write, write),
+        () if write is work else (write,) if read is None else (reading, write),
         most,
         len(missing),
         resources.no_progress_timeout_s,
@@ -110,7 +113,7 @@ def on_ray(attempt: Attempt, worker: Worker, resources: PartResources, args: tup
         parts = ray.data.from_items([{"part": part} for part in missing], override_num_blocks=len(missing))
         if read is not None:  # of another size than the actors: Ray Data fuses equal ones, and none would read ahead
             parts = parts.map_batches(
-                _read_task, batch_size=1, batch_format="pyarrow", fn_args=(read, args), **write.options
+                _read_task, batch_size=1, batch_format="pyarrow", fn_args=(read, args), **reading.options
             )
         # one row a block, so a batch of one row is a whole block; None would say the same, and is refused beside GPUs
         blocks = parts.map_batches(apply, batch_size=1, batch_format="pyarrow", **compute)
