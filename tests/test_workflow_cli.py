@@ -253,9 +253,14 @@ def test_a_bad_labelled_set_is_a_line_before_anything_is_trained(
 ) -> None:
     folder = tmp_path / "lungs"
     folder.mkdir()
-    (folder / "dataset.json").write_text('{"name": "lungs", "task": "classification", "classes": "normal"}')
-    line = refused(f"evaluate.sets=[{folder}]", "model.init=random", *options)
-    assert f"error: evaluate.sets: {folder}: has no test table; evaluation needs one" in line
+    told = {"name": "lungs", "task": "classification"}
+    for classes, fault in (
+        ("normal", "dataset.json: classes must be a list of texts, in the order of the classes"),
+        (["normal", "ill"], "has no test table; evaluation needs one"),
+    ):
+        (folder / "dataset.json").write_text(json.dumps(told | {"classes": classes}))
+        line = refused(f"evaluate.sets=[{folder}]", "model.init=random", *options)
+        assert f"error: evaluate.sets: {folder}: {fault}" in line
 
 
 def test_all_that_is_wrong_is_said_at_once(cli: Cli) -> None:

@@ -45,7 +45,8 @@ def root(tmp_path: Path) -> Path:
     corpus = _finished(tmp_path, "curate", "corpus", (pairs,))
     _finished(tmp_path, "curate", "stale", (oldest,))
     Product.plan(str(tmp_path), "train", 1, {"name": "interrupted"}, [corpus]).place.write("metrics.jsonl", b"{}")
-    record = {"stages": [{"name": "curate", "product": corpus.uri}, {"name": "deploy", "product": None}]}
+    stages = [{"name": "curate", "product": corpus.uri}, {"name": "deploy", "product": None}]
+    record = {"inventories": {}, "known": {}, "stages": stages}
     (tmp_path / "run.json").write_text(json.dumps(record))
     return tmp_path
 

@@ -75,4 +75,4 @@ def test_the_command_prints_both_and_the_indexs_own_recall(index, tmp_path, caps
     assert set(found["image_to_text"]["approximate"]) == {f"recall@{k}" for k in (1, 5, 10, 50, 200)}
     with pytest.raises(SystemExit):
         module.main(["--index", index.place.uri, "--bundles", "b"])
-    assert "--index goes without --bundles and --sets" in capsys.readouterr().err
+    assert "--index and --known go without --bundles and --sets" in capsys.readouterr().err
