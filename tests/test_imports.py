@@ -78,3 +78,8 @@ def test_no_files_import_each_other_in_a_circle() -> None:
 def test_every_room_says_what_it_is_for() -> None:
     for room in set(ROOMS) - {"schema"}:
         assert ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text())), room
+
+
+def test_no_mock_stands_in_product_workflows_or_benchmarks() -> None:
+    files = [*_files(), *(PACKAGE.parent / "benchmarks").glob("*.py"), *(PACKAGE.parent / "workflows").glob("*.py")]
+    assert [path.name for path in files if "unittest" in path.read_text()] == []
