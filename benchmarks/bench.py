@@ -54,6 +54,7 @@ CASES = (
     Case("curate.py", quick="--pairs 9000"),
     Case("scale.py", quick="--nodes 2 --parts 30 --only catalog --rate 12"),
     Case("pacing.py", quick="--limits 200 --nodes 2 --seconds 4"),
+    Case("plan.py", quick="--articles 60"),
     Case("ingest.py", "--skip daft", "--articles 12 --pairs 1 --memory 6 12 --skip daft", "ray"),
     Case("ingest.py", "--only ratios", "--only ratios --articles 12 --pairs 1", "ray daft pyarrow", apart=True),
     Case("feed.py", quick="--pairs 4096 --steps 6", beside="ray torch"),

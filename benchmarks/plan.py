@@ -62,7 +62,7 @@ def main() -> int:
         print(f"  {line['name']}: planned {line['likely']:.1f} s ({line['low']:.0f} to {line['high']:.0f}), ", end="")
         print(f"took {line['took']:.1f} s, {line['ratio']:.2f}")
         off |= max(line["likely"], line["took"]) > SHORT_S and abs(line["ratio"] - 1) > STAGE
-    print(f"plan_whole ratio={whole['ratio']:.2f} bound={1 - WHOLE:g}..{1 + WHOLE:g}")
+    print(f"plan_whole ratio={whole['ratio']:.2f} bound {1 - WHOLE:g} to {1 + WHOLE:g}")
     return int(off)
 
 

@@ -120,6 +120,13 @@ def test_many_nodes_on_one_driver_are_measured() -> None:
     assert len(re.findall(r"the driver [\d.]+ ms a part", done.stdout)) == 2
 
 
+@pytest.mark.slow  # the whole workflow
+def test_the_plan_is_held_to_what_a_run_took() -> None:
+    done = run("plan.py", "--articles", "60")
+    assert ratios(done) == {"plan_whole"}
+    assert len(re.findall(r"planned [\d.]+ s .* took [\d.]+ s", done.stdout)) == 8
+
+
 @pytest.mark.slow  # half a minute until the processes are up, whatever the seconds
 def test_many_processes_at_a_source_with_a_limit_are_measured() -> None:
     done = run("pacing.py", "--limits", "200", "--nodes", "2", "--seconds", "4")
