@@ -55,7 +55,7 @@ def test_the_signal_before_the_limit_reaches_the_driver_which_then_is_queued_aga
         "srun": f'[ "$2" = stop ] || {{ echo >{tmp_path}/step; sleep {2 * late}; }}; exec "$@"',
         "ray": '[ "$1" = stop ] && exit; while [ "$1" != -- ]; do shift; done; shift; exec "$@"',
         "scontrol": f'if [ "$1" = requeue ]; then echo "$2" >{tmp_path}/requeued; else echo localhost; fi',
-        "python": f"trap 'echo told >{tmp_path}/told; exit 130' TERM; echo \"$@\" >{tmp_path}/began; "
+        "python": f"trap 'echo told >{tmp_path}/told; exit 130' TERM; echo \"$RAY_ADDRESS $@\" >{tmp_path}/began; "
         "while true; do sleep 0.1; done",
     }.items():
         (bin_ / name).write_text(f"#!/usr/bin/env bash\n{script}\n")
@@ -83,7 +83,7 @@ def test_the_signal_before_the_limit_reaches_the_driver_which_then_is_queued_aga
     if late:  # it may be told before it knows what to do then
         assert ended.returncode in (130, 143)
         return
-    assert (tmp_path / "began").read_text() == "workflows/biomedclip.py CONFIG root=/mnt/x\n"
+    assert (tmp_path / "began").read_text() == "127.0.0.1:6379 workflows/biomedclip.py CONFIG root=/mnt/x\n"
     assert (tmp_path / "told").exists()
     assert ended.returncode == 130
 
