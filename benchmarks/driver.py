@@ -10,7 +10,7 @@ Central, close in three minutes a stage at 10 ms.
 - `ms_a_part_curate`: all of curate: reading, deciding, writing.
 - `ms_a_part_leaks`: whether a bundle was trained on what it is to be tested with.
 - `ms_a_part_evaluate`: evaluate's scan for the held-out pairs, their vectors by a model of 16 pixels, and the pool of
-  them brought together; two processes that load torch are in it.
+  them brought together; a process that loads torch is in it.
 - `ms_a_part_embed`: embed's count of what its parts hold.
 
 The store runs in this process, so what is printed is more than what a store elsewhere would take. Exit 1

@@ -57,9 +57,7 @@ def read(data: bytes, name: str, limits: Limits) -> Decoded:
                 decoded = _composite(data, choice, limits)
     except ImageError:
         raise
-    except (
-        Exception
-    ) as error:  # tifffile and its codecs raise a dozen types on broken bytes; each becomes one ledger row
+    except Exception as error:  # tifffile and its codecs raise a dozen types on broken bytes; each is one ledger row
         raise _told(data, error) from error
     return Decoded(decoded.pixels, "; ".join(filter(None, (choice.note, decoded.note))))
 
