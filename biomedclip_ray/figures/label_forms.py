@@ -37,11 +37,16 @@ _ITEM = re.compile(rf"(?:^|(?<=[\s(]))({_LIST})\s*([.:–—-])\s+(?=\S)")
 _FIRST_ITEM = re.compile(r"(?:^|[.;:)(]\s*|\b(?:of|in|from|for|on|shows?|showing|are|is)\s+)$", re.IGNORECASE)
 _NEXT_ITEM = re.compile(r"\w\W*(?:[,;]\s*(?:and\s+|or\s+)?|\s(?:and|or|&)\s+)$")
 _STOP = re.compile(r"[.!?]\s+[A-Z]")
+_PARTICLES = r"(?:(?:van|von|der|den|de|di|da|la|le)\s+)*"
 _PERSON = re.compile(
-    r"(?:[A-Z]\.\s?)*(?:(?:van|von|der|den|de|di|da|la|le)\s+)*[A-Z][\w'’-]*[a-z]"
-    r"(?:\s(?:[A-Z][\w'’-]*\.?|et al\.?|Jr\.?))*(?=\W*$)"
+    rf"(?:[A-Z]\.\s?)*{_PARTICLES}[A-Z][\w'’-]*[a-z]"
+    r"(?:\s[A-Z][\w'’-]*\.?)?(?:\s(?:et al\.?|[JS]r\.?))*(?=\W*$)"
 )
-_SPECIES = re.compile(r"(?![a-z]*(?:oma|[oi]tis|osis|plasia|emia|uria)\b)[a-z]{2,}(?:us|is|um|i|ae|ans|ens|ile|a)\b")
+_CAPITALISED = re.compile(rf"{_PARTICLES}[A-Z][\w'’-]*(?:\s[A-Z][\w'’-]*)*|\S*")
+_SENTENCE_START = re.compile(r"(?:^|[.;]\s*)$")
+_SPECIES = re.compile(
+    r"(?![a-z]*(?:oma|[oi]tis|osis|plasia|emia|uria)\b)(?:[a-z]{2,}(?:us|is|um|i|ae|ans|ens|ile|a)|niger)\b"
+)
 _INITIAL = re.compile(r"[A-Z]\.\s+[A-Z]\.?\s+[A-Z]")
 # "panel A", "Panels B and C", "image D".
 NAMED = re.compile(rf"\b{_NOUN}\s+({_LIST})(?![A-Za-z'’])(?:\s*[:,.](?=\s))?", re.IGNORECASE)
@@ -119,7 +124,9 @@ def _goes_on(caption: str, item: re.Match[str], later: re.Match[str]) -> bool:
 
 
 def _is_enumeration(caption: str, chain: list[re.Match[str]]) -> bool:
-    """Four initials in the order of the alphabet are no chance; fewer may be names."""
+    """Four initials in the order of the alphabet are no chance. Two or three may be names, but not of three words, and
+    where they are a sentence by themselves only with "et al.".
+    """
     if len(chain) < 2 or len(chain) > 3 or chain[0][2] != ".":
         return len(chain) > 1
     ends = [match.start() for match in chain[1:]] + [len(caption)]
@@ -127,9 +134,13 @@ def _is_enumeration(caption: str, chain: list[re.Match[str]]) -> bool:
         re.split(r"[,;()]|\s(?:and|or|&)\s", caption[m.end() : end])[0].strip()
         for m, end in zip(chain, ends, strict=True)
     ]
-    items[-1] = items[-1].split(" ")[0]
+    last = _CAPITALISED.match(items[-1])
+    assert last is not None  # it matches nothing too
+    alone = _SENTENCE_START.search(caption, 0, chain[0].start()) and last[0] == items[-1].rstrip(".")
+    items[-1] = last[0]
+    persons = all(map(_PERSON.match, items)) and (not alone or any("et al" in item for item in items))
     epithets = sum(_SPECIES.match(item) is not None for item in items)
-    return not all(map(_PERSON.match, items)) and 2 * epithets <= len(items)
+    return not persons and 2 * epithets <= len(items)
 
 
 def _remarked(caption: str, matches: list[re.Match[str]]) -> list[re.Match[str]]:

@@ -83,6 +83,16 @@ def test_the_items_of_one_sentence_are_panels(caption: str) -> None:
         ),
         ("Genes (A: ICS1, B: NPR1).", {"A": "Genes (ICS1)", "B": "Genes (NPR1)."}),
         ("A. Skin, B. Hair, C. Bone, D. Nerve.", {"A": "Skin", "B": "Hair", "C": "Bone", "D": "Nerve."}),
+        # In title case they look like names, but that there are three words, or that they are a sentence.
+        (
+            "A. Normal Kidney Tissue, B. Diabetic Kidney Tissue.",
+            {"A": "Normal Kidney Tissue", "B": "Diabetic Kidney Tissue."},
+        ),
+        (
+            "Stains: A. Oil, B. Nile Red Dye and C. PAS.",
+            {"A": "Stains: Oil", "B": "Stains: Nile Red Dye", "C": "Stains: PAS."},
+        ),
+        ("Eyes. A. Left Eye, B. Right Eye.", {"A": "Eyes. Left Eye", "B": "Eyes. Right Eye."}),
         # Letters listed within a lettered panel are none.
         ("(a) Plants: A. root, B. stem, C. leaf. (b) Mice.", {"a": "Plants: A. root, B. stem, C. leaf.", "b": "Mice."}),
     ],
@@ -221,7 +231,11 @@ def test_long_hostile_captions_take_no_long_time(piece: str) -> None:
         "(A) The only label.",
         "Cell(s) of the control (C) and of the mutant (M).",
         "Images were taken with a x10 and a x40 objective.",
-        "A. Smith, B. Jones, and C. Lee",
+        "Portraits of A. Smith, B. Jones, and C. Lee",
+        "Mice. A. Smith and B. Jones took the photographs.",
+        "Photographs by A. Garcia Marquez and B. van Dyck.",
+        "Mice. A. Smith et al., B. Jones.",
+        "Growth of A. niger, B. subtilis.",
         "Photographs by A. Smith, B. van Dyck and C. Lee.",
         "(A. Smith et al., B. Jones et al., unpublished)",
         "Drawn by A. B. Smith and C. D. Jones.",
