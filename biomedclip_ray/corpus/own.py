@@ -46,7 +46,7 @@ from biomedclip_ray.store.ledger import Count, Ledger, PartResult
 from biomedclip_ray.store.place import Place
 from biomedclip_ray.store.product import Product, data_name, ledger_name
 
-VERSION = 8
+VERSION = 9
 UNIT = "picture"
 _SPLITS = {"train": "train", "training": "train", "test": "test"}
 _SPLITS |= dict.fromkeys(("validation", "val", "valid", "dev"), "validation")

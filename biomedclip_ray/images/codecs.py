@@ -5,8 +5,10 @@ Pure.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 
 import imagecodecs
+import numpy as np
 
 from biomedclip_ray.images import jpeg, pillow
 from biomedclip_ray.images.depth import Decoded, Values, rgb
@@ -22,6 +24,7 @@ _DECODERS = {
 }
 _SIZ = b"\xff\x4f\xff\x51"  # where a JPEG 2000 codestream begins, in a box or bare
 _END = b"\xff\xd9"
+_MORE = bytes(range(1, 65))  # behind a whole scan passed over, behind a cut one taken for pixels
 _BEHIND_THE_END = 4096  # bytes that boxes and padding may take
 _JXL_RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 
@@ -44,6 +47,8 @@ def read(data: bytes, name: str, limits: Limits) -> Decoded:
     decoded = _rgb(values, name)
     if name != "JPEG":
         return decoded
+    if is_filled(values, data, _DECODERS[name]):
+        raise ImageError(Reason.TRUNCATED_IMAGE, f"the {name} ends before its end marker")
     return Decoded(upright(decoded.pixels, jpeg.header(data).orientation), decoded.note)
 
 
@@ -52,6 +57,15 @@ def is_whole(data: bytes) -> bool:
     seconds.
     """
     return data.rfind(_END) > data.rfind(b"\xff\xda")
+
+
+def is_filled(values: Values, data: bytes, decoder: Callable[[bytes], Values]) -> bool:
+    """Whether a decoder made some of these values itself: of a JPEG that was cut and had an end marker put on."""
+    end = data.rfind(_END)
+    try:
+        return not np.array_equal(values, decoder(data[:end] + _MORE + data[end:]))
+    except RuntimeError:  # imagecodecs' own
+        return True
 
 
 def size(data: bytes, name: str) -> tuple[int, int]:

@@ -159,6 +159,18 @@ def test_a_cut_file_of_hospitals_codecs_is_truncated(kind: str, share: float) ->
     assert caught.value.reason is Reason.TRUNCATED_IMAGE
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("lossless", [False, True])
+def test_a_deep_jpeg_that_was_cut_and_given_an_end_is_truncated(lossless: bool, share: float) -> None:
+    noise = np.random.default_rng(0).integers(0, 4095, (90, 120)).astype(np.uint16)
+    data = bytes(imagecodecs.jpeg8_encode(noise, bitspersample=12, lossless=lossless))
+    assert read(data, ANY).pixels.shape == (90, 120, 3)
+    begin = data.rfind(b"\xff\xda") + 10
+    with pytest.raises(ImageError) as caught:
+        read(data[: begin + int((len(data) - begin) * share)] + b"\xff\xd9", ANY)
+    assert caught.value.reason is Reason.TRUNCATED_IMAGE
+
+
 def test_what_pillow_calls_not_enough_is_truncated_in_a_format_without_a_rule_of_its_own() -> None:
     data = bytes(imagecodecs.qoi_encode(scene()))
     assert np.array_equal(pillow.read(data, "QOI", ANY).pixels, scene())

@@ -7,15 +7,18 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import nibabel
 import numpy as np
 import pydicom
 import pytest
 import tifffile
+from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, pixel_array
 from pydicom.sequence import Sequence
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SegmentationStorage, UltrasoundImageStorage
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, SegmentationStorage, UltrasoundImageStorage
 
 from biomedclip_ray.images.errors import ImageError, Limits
 from biomedclip_ray.images.image import Read, each, prepare_each, read, size
@@ -205,6 +208,35 @@ def test_no_word_of_a_file_but_its_device_and_window_is_told(caplog: pytest.LogC
 def test_a_cut_file_is_truncated(name: str, share: float) -> None:
     data = (PYDICOMS / "test_files" / f"{name}.dcm").read_bytes()
     assert refusal(data[: int(len(data) * share)]).reason is Reason.TRUNCATED_IMAGE
+
+
+@pytest.mark.parametrize("end", [b"", b"\xff\xd9"])
+@pytest.mark.parametrize(
+    ("syntax", "bits", "lossless", "lines"),
+    [(50, 8, False, 0), (50, 8, False, 1), (51, 12, False, 0), (70, 12, True, 0)],
+)
+def test_a_jpeg_that_was_cut_within_a_whole_file_is_truncated(
+    syntax: int, bits: int, lossless: bool, lines: int, end: bytes
+) -> None:
+    values = np.random.default_rng(0).integers(0, 1 << bits, (80, 120)).astype(np.uint8 if bits == 8 else np.uint16)
+    if bits == 8:
+        sink = io.BytesIO()
+        Image.fromarray(values).save(sink, "JPEG", restart_marker_rows=lines)
+        frame = sink.getvalue()
+    else:
+        frame = bytes(imagecodecs.jpeg8_encode(values, bitspersample=bits, lossless=lossless))
+    dataset = pydicom.dcmread(io.BytesIO(dicom(values, BitsStored=bits)))
+    dataset.file_meta.TransferSyntaxUID = UID(f"1.2.840.10008.1.2.4.{syntax}")
+
+    def packed(data: bytes) -> bytes:
+        dataset.PixelData = encapsulate([data])
+        out = io.BytesIO()
+        dataset.save_as(out, enforce_file_format=True)
+        return out.getvalue()
+
+    assert read(packed(frame), ANY).pixels.shape == (80, 120, 3)
+    for share in (0.5, 0.9):
+        assert refusal(packed(frame[: int(len(frame) * share)] + end)).reason is Reason.TRUNCATED_IMAGE
 
 
 def test_a_file_that_begins_as_a_tiff_is_still_dicom() -> None:

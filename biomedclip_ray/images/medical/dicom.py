@@ -1,8 +1,7 @@
 """DICOM by pydicom: stored values -> modality -> window -> 8 bits, as a viewer shows them; overlays are not drawn.
 
 **Privacy.** Of a file's tags only those that decide its pixels are read, and only the kind of device (Modality), the
-    frame and the
-window are told. The patient's id leaves as `Decoded.patient`, for a keyed hash. What pydicom says of a broken file may
+frame and the window are told. The patient's id leaves as `Decoded.patient`, for a keyed hash. What pydicom says of a broken file may
 quote its values, so the ledger gets the kind of error and no word of its message.
 """
 
@@ -19,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import imagecodecs
 import numpy as np
 
-from biomedclip_ray.images.codecs import is_whole
+from biomedclip_ray.images import jpeg
+from biomedclip_ray.images.codecs import is_filled, is_whole
 from biomedclip_ray.images.depth import Decoded, Values, rgb, to_8_bits
 from biomedclip_ray.images.errors import ImageError, Limits
 from biomedclip_ray.images.reading import ONE, Reading, missing
@@ -49,6 +49,7 @@ _CODECS = {
     **dict.fromkeys((f"{_JPEGS}.80", f"{_JPEGS}.81"), imagecodecs.jpegls_decode),
     **dict.fromkeys((f"{_JPEGS}.{n}" for n in (110, 111, 112)), imagecodecs.jpegxl_decode),
 }
+_OF_JPEG = (imagecodecs.jpegsof3_decode, imagecodecs.jpeg_decode)  # which say nothing of a scan that ends early
 _EXTENDED = f"{_JPEGS}.51"
 _VIDEO = re.compile(r"1\.2\.840\.10008\.1\.2\.4\.10[0-8](\.1)?")
 _PLAIN = re.compile(r"[A-Z]{1,16}")
@@ -165,21 +166,23 @@ def _shown(dataset: Dataset, frame: int, count: int) -> Decoded:
 
 def _stored(dataset: Dataset, frame: int) -> Values:
     """(h, w) or (h, w, 3) as stored, YBR as RGB."""
-    from pydicom.encaps import generate_frames
     from pydicom.pixels import convert_color_space, pixel_array
 
     syntax = str(dataset.file_meta.TransferSyntaxUID)
     codec = _CODECS.get(syntax)
     if syntax == _EXTENDED and _number(dataset, "BitsAllocated") > 8:
         codec = imagecodecs.jpeg_decode  # of 12 bits, which Pillow refuses
+    encoded = _encoded(dataset, frame) if codec is not None or _PLUGINS.get(syntax) == "pillow" else b""
+    if encoded and codec is not imagecodecs.jpegxl_decode and not is_whole(encoded):
+        raise ImageError(Reason.TRUNCATED_IMAGE, "DICOM frame that has no end")
     if codec is None:
+        if encoded:
+            jpeg.shrunken(encoded, jpeg.header(encoded), 1)  # which says so where the frame was cut
         values: Values = pixel_array(dataset, index=frame, decoding_plugin=_PLUGINS.get(syntax, ""))
         return values.astype(values.dtype.newbyteorder("="), copy=False)
-    frames = generate_frames(dataset.PixelData, number_of_frames=max(_number(dataset, "NumberOfFrames", 1), 1))
-    encoded = next(data for n, data in enumerate(frames) if n == frame)
-    if codec is not imagecodecs.jpegxl_decode and not is_whole(encoded):
-        raise ImageError(Reason.TRUNCATED_IMAGE, "DICOM frame that has no end")
     values = codec(encoded)
+    if codec in _OF_JPEG and is_filled(values, encoded, codec):
+        raise ImageError(Reason.TRUNCATED_IMAGE, "DICOM frame that ends before its end marker")
     if values.shape[:2] != (_number(dataset, "Rows"), _number(dataset, "Columns")):
         raise ImageError(Reason.BROKEN_IMAGE, "DICOM whose pixels are not of the size that it states")
     kind = str(dataset.PhotometricInterpretation)
@@ -188,6 +191,13 @@ def _stored(dataset: Dataset, frame: int) -> Values:
     if _number(dataset, "PixelRepresentation", 0) and values.dtype.kind == "u":
         values = _signed(values, _number(dataset, "BitsStored"))
     return values
+
+
+def _encoded(dataset: Dataset, frame: int) -> bytes:
+    from pydicom.encaps import generate_frames
+
+    frames = generate_frames(dataset.PixelData, number_of_frames=max(_number(dataset, "NumberOfFrames", 1), 1))
+    return next(data for n, data in enumerate(frames) if n == frame)
 
 
 def _signed(values: Values, bits: int) -> Values:
