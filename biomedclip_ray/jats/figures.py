@@ -52,6 +52,7 @@ class Figure:
 _CITED = r"(?:\bet al\b|\[\s*\d|\bref(?:s|erences?)?\b|\b(?:19|20)\d\d\b)"
 # "Smith", "Smith and Jones", "the work of Smith".
 _NAMES = r"(?-i:(?:the [a-z]+ of )?[A-Z][\w'’-]+(?:,? (?:and|&) [A-Z][\w'’-]+|(?:, [A-Z][\w'’-]+)*)?)"
+_OF_OTHERS = r"(?! ?(?:own|(?:an? |the |study )?authors?)\b)"
 _IMAGE = r"(?:figure|image|photo|photograph|picture|illustration|drawing|map)s?"
 _ADAPTED = re.compile(
     r"\b(?:adapted|reproduced|reprinted|republished|redrawn|reused)\b[^.;]{0,40}?\b(?:from|by|after|with|under|courtesy)\b"
@@ -64,9 +65,11 @@ _ADAPTED = re.compile(
     r"|(?<![\w®])(?:©|\(c\)|copyright) ?(?!(?:\d{4},? )?(?:by )?(?:the )?authors?\b)(?:\d{4}\b|(?-i:[A-Z]))"
     r"|\bpermission (?:was |has been )?(?:obtained|granted|given) (?:from|by) (?:the )?"
     r"(?:publisher|journal|copyright|editor)"
-    rf"|\bsources?: (?!own\b|(?:the )?authors?\b)[^;]{{0,100}}?(?:{_CITED}|https?:|\bwiki)"
-    r"|\b(?:image|photo|photograph|picture|figure) sources?: (?!own\b|(?:the )?authors?\b)"
-    r"|\bwith (?:\w+ ){0,2}permission\b|\bcourtesy\b",
+    rf"|\bsources?: {_OF_OTHERS}[^;]{{0,100}}?(?:{_CITED}|https?:|\bwww\.|\bwiki)|\bsources? \[\d"
+    rf"|\b{_IMAGE} sources?:{_OF_OTHERS}"
+    rf"|\(after {_NAMES} ?(?:et al\b|\[\s*\d)"
+    rf"|(?:^|[.;(] ?)credits?:{_OF_OTHERS}"
+    r"|\b(?:with|by) (?:\w+ ){0,2}permission\b|\bcourtesy\b",
     re.IGNORECASE,
 )
 _PANELS = re.compile(r"\(a\b(?![a-z'’])|\bb\)")
@@ -81,6 +84,7 @@ _ADAPTED_WORDS = (
     "reused",
     "modified",
     "permission",
+    "(after",
     "courtesy",
     "taken from",
     "obtained from",

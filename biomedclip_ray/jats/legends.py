@@ -18,7 +18,8 @@ LANGUAGE = "{http://www.w3.org/XML/1998/namespace}lang"
 
 # "print" and "print-only", but not "print online"; and what says of itself that it is not for display.
 _NOT_SHOWN = re.compile(
-    r"^(?:for[- ])?print(?:[- ]?only)?$|\bno[nt]?[- ]?(?:for[- ])?(?:display|web|online)|\bhidden\b|\bsuppress"
+    r"^(?:for[- ])?print(?:[- ]?(?:version|edition))?(?:[- ]?only)?$"
+    r"|\bno[nt]?[- ]?(?:for[- ])?(?:display|web|online)|\bdisplay ?: ?none\b|\bhidden\b|\bsuppress"
 )
 
 

@@ -25,7 +25,7 @@ from biomedclip_ray.store.delta import Previous, finished_before, unchanged
 from biomedclip_ray.store.ledger import Ledger, PartResult
 from biomedclip_ray.store.product import Product
 
-VERSION = 9
+VERSION = 10
 ARTICLE, FIGURE = "article", "figure"
 
 

@@ -175,7 +175,16 @@ def test_the_image_of_a_group_is_that_of_its_figs_where_none_has_one(own, found)
     assert len(figures(group)) == (3 if own else 2)
 
 
-@pytest.mark.parametrize("mark", ['specific-use="print"', 'content-type="print-only"', 'style="hidden"'])
+@pytest.mark.parametrize(
+    "mark",
+    [
+        'specific-use="print"',
+        'specific-use="print version"',
+        'content-type="print-only"',
+        'style="hidden"',
+        'style="display:none"',
+    ],
+)
 def test_a_part_of_a_caption_that_is_not_shown_is_no_text(mark):
     caption = (
         f"<caption><title {mark}>Plate.</title><p>A <bold {mark}>print</bold> liver.</p><p {mark}>p. 7</p></caption>"

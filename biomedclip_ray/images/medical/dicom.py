@@ -1,8 +1,8 @@
 """DICOM by pydicom: stored values -> modality -> window -> 8 bits, as a viewer shows them; overlays are not drawn.
 
 **Privacy.** Of a file's tags only those that decide its pixels are read, and only the kind of device (Modality), the
-frame and the window are told. The patient's id leaves as `Decoded.patient`, for a keyed hash. What pydicom says of a broken file may
-quote its values, so the ledger gets the kind of error and no word of its message.
+frame and the window are told. The patient's id leaves as `Decoded.patient`, for a keyed hash. What pydicom says of a
+broken file may quote its values, so the ledger gets the kind of error and no word of its message.
 """
 
 from __future__ import annotations
