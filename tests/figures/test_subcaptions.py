@@ -177,6 +177,8 @@ def test_letters_that_refer_back_or_stand_for_something_else_are_no_labels(capti
         ("Liver. a x10, b x40.", {"a": "Liver. x10", "b": "Liver. x40."}),
         ("A: ×10, B: ×40", {"A": "×10", "B": "×40"}),
         ("Liver a x10 and b x40", {"a": "Liver x10", "b": "Liver x40"}),
+        ("Liver at low (a x10) and high (b ×40) power.", {"a": "Liver at low power.", "b": "high power."}),
+        ("Liver (A-B x10). Lung (C x 40).", {"A": "Liver.", "B": "Liver.", "C": "Lung."}),
     ],
 )
 def test_a_list_with_a_gap_or_in_several_styles_is_one_list(caption: str, expected: dict[str, str]) -> None:
