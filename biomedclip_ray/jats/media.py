@@ -53,8 +53,8 @@ def matching_media(name: str, files: Sequence[str]) -> list[str]:
             found.append((-2, file))
         elif forms & names:
             found.append((-1, file))
-        elif wanted := next((stem(form) for form in forms if stem(form) in stems), None):
-            extension = media_name(unquote(base))[len(wanted) + 1 :].lower()
+        elif alike := next((form for form in forms if stem(form) in stems), None):
+            extension = alike[len(stem(alike)) + 1 :].lower()
             if extension in ARTICLE_EXTENSIONS or not extension:
                 rank = ARTICLE_EXTENSIONS.index(extension) if extension else len(ARTICLE_EXTENSIONS)
                 found.append((rank, file))

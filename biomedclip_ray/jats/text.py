@@ -8,7 +8,8 @@ split), blocks are set apart by one space, formulas become TeX or MathML's token
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from string import ascii_lowercase, ascii_uppercase
 
 from lxml import etree
 
@@ -132,20 +133,25 @@ def _walk(element: etree._Element, out: list[str], rules: Rules, cited: Mapping[
             append(text)
 
 
-_FIRST = {"alpha-lower": "a", "alpha-upper": "A"}
-_HAS_LETTER = re.compile(r"\s*[(\[]?[A-Za-z][)\].:]")
+_MARKS: Mapping[str, Sequence[str]] = {
+    "alpha-lower": ascii_lowercase,
+    "alpha-upper": ascii_uppercase,
+    "roman-lower": ("i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix", "x", "xi", "xii"),
+}
+_HAS_LETTER = re.compile(r"\s*[(\[]?(?:[A-Za-z]|[ivx]+)[)\].:]")
 
 
 def _list(element: etree._Element, out: list[str], rules: Rules, cited: Mapping[etree._Element, str]) -> None:
     """A list; "(a)" before each item of one whose letters stand in no text, as a reader sees it."""
     items = element.findall("list-item")
-    first = _FIRST.get(element.get("list-type") or "") if 1 < len(items) <= 26 else None
+    marks = _MARKS.get(element.get("list-type") or "", ())
+    lettered = 1 < len(items) <= len(marks)
     out.append(element.text or "")
     for child in element:
         out.append(" ")
-        if first and child.tag == "list-item" and child.find("label") is None:
+        if lettered and child.tag == "list-item" and child.find("label") is None:
             begin = "".join(map(str, child.itertext()))[:8]
-            out.append("" if _HAS_LETTER.match(begin) else f"({chr(ord(first) + items.index(child))}) ")
+            out.append("" if _HAS_LETTER.match(begin) else f"({marks[items.index(child)]}) ")
         _walk(child, out, rules, cited)
         out.append(" " + (child.tail or ""))
 

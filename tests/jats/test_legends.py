@@ -215,7 +215,9 @@ def test_a_caption_for_the_web_or_for_both_is_shown_and_of_two_own_ones_the_show
 # -- lists that the XML letters
 
 
-@pytest.mark.parametrize(("kind", "letters"), [("alpha-lower", "ab"), ("alpha-upper", "AB")])
+@pytest.mark.parametrize(
+    ("kind", "letters"), [("alpha-lower", "ab"), ("alpha-upper", "AB"), ("roman-lower", ("i", "ii"))]
+)
 def test_the_letters_of_a_list_stand_in_the_plain_caption_alone(kind, letters):
     items = "<list-item><p>Liver.</p></list-item><list-item><p>Kidney.</p></list-item>"
     group = f'<caption><title>Organs.</title><list list-type="{kind}">{items}</list></caption>'
