@@ -12,17 +12,11 @@ from rich.table import Table
 from biomedclip_ray.config import Config, ConfigError
 from biomedclip_ray.cost.estimate import Cluster, Rates, World, money
 from biomedclip_ray.cost.offers import machines
+from biomedclip_ray.cost.source import known
 from biomedclip_ray.cost.tables import cases
-from biomedclip_ray.pmc.catalog import UNIT, catalog
 from biomedclip_ray.run.capacity import Capacity
 from biomedclip_ray.run.record import Inventory
 from biomedclip_ray.sources.bucket import SourceError
-from biomedclip_ray.sources.inventory import entries
-from biomedclip_ray.sources.open import open_bucket
-from biomedclip_ray.sources.s3 import PUBLIC_BUCKET
-
-_COUNTED = 200_000
-"""Lines of an inventory that are counted: half a second; a longer one is taken for PubMed Central's."""
 
 
 def foresee(config: Config, inventory: Inventory | None, capacity: Capacity, rates: Path) -> dict[str, Any] | str:
@@ -36,10 +30,8 @@ def foresee(config: Config, inventory: Inventory | None, capacity: Capacity, rat
         return "own.alone=true reads nothing of PubMed Central, which is what is planned"
     try:
         cluster = machines(capacity, config.budget.prices, Cluster(1, 1)).cluster
-        known = _known(config, inventory)
-        plan = cases(
-            config, Rates(**json.loads(rates.read_text())), World(**known), cluster, frozenset({"versions", *known})
-        )
+        facts, measured = known(config, inventory, Rates(**json.loads(rates.read_text())))
+        plan = cases(config, measured, World(**facts), cluster, frozenset({"versions", *facts}))
     except (ConfigError, SourceError) as error:  # a source that fails now is catalog's to report, with its retries
         return str(error)
     found: dict[str, Any] = {}
@@ -50,25 +42,6 @@ def foresee(config: Config, inventory: Inventory | None, capacity: Capacity, rat
                 "money": round(money(stage, there), 4),
             }
     return found
-
-
-def _known(config: Config, inventory: Inventory) -> dict[str, float]:
-    """What of World's assumptions is known of this source: how many article versions it has and how many of them may be
-    used, as a finished catalog counted them; else its inventory's lines, all of them usable, for whoever put articles
-    into a bucket of their own has chosen them. Nothing of PubMed Central's own.
-    """
-    product = catalog.plan(config, inventory)
-    if product.finished:
-        count = next(count for count in product.manifest["counts"] if count["unit"] == UNIT)
-        return {"versions": max(1.0, count["in"]), "usable": count["kept"] / max(1, count["in"]), "commercial": 1.0}
-    if config.source.uri.removeprefix("s3://").split("/")[0] == PUBLIC_BUCKET:
-        return {}
-    lines = 0
-    for table in entries(open_bucket(config.source.uri, config.source.resources), inventory):
-        lines += table.num_rows
-        if lines > _COUNTED:
-            return {}
-    return {"versions": max(1.0, lines), "usable": 1.0, "commercial": 1.0}
 
 
 def lines(plan: dict[str, Any] | str, stages: list[dict[str, Any]]) -> list[dict[str, Any]]:

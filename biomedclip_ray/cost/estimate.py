@@ -144,6 +144,12 @@ class Cluster:
         15,
         90,
     )
+    serve_s: float = _fact(
+        18,
+        "seconds more of deploying: Serve begins, ingress and replicas load torch, model and index, and are asked",
+        10,
+        60,
+    )
     node_start_s: float = _fact(240, "seconds from asking for a node until it works", 120, 600)
     losses: float = _fact(0.02, "losses of a spot node an hour: 5% are said for many types, zones differ", 0.005, 0.1)
     get_million: float = _fact(0.40, "price of a million GETs where the reader pays (preprints), as S3 lists it")

@@ -171,6 +171,7 @@ class _Machine:
         # the index is built when all vectors are there
         build = core_hours / (cluster.cpus * cluster.efficiency)
         start = cluster.node_start_s / 3600 if gpus else 0.0
+        begin = {"train": cluster.train_s, "deploy": cluster.serve_s}.get(name, cluster.model_s)
         return StageCost(
             name,
             requests,
@@ -180,5 +181,5 @@ class _Machine:
             hours,
             unit_hours if gpus else 0.0,
             "gpu" if gpus else "cpu",
-            fixed_hours(cluster, cluster.train_s if name == "train" else cluster.model_s) + build + start,
+            fixed_hours(cluster, begin) + build + start,
         )

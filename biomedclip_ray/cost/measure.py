@@ -119,6 +119,7 @@ def request_ms(resources: SourceResources) -> float:
     ours, theirs = multiprocessing.Pipe()
     server = multiprocessing.get_context("spawn").Process(target=_serve, args=(theirs,), daemon=True)
     server.start()
+    theirs.close()  # so that a server that does not come up is an error, and nobody waits for it
     try:
         port = ours.recv()
         bucket = S3Bucket(f"s3://measure?endpoint_override=http://127.0.0.1:{port}", resources)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ import pytest
 
 from biomedclip_ray.config import STAGES, load
 from biomedclip_ray.cost.account import account_table, foresee, lines
+from biomedclip_ray.cost.estimate import Rates
+from biomedclip_ray.cost.source import known
 from biomedclip_ray.pmc.catalog import catalog
 from biomedclip_ray.run.capacity import Capacity, NodeKind, of_file
 from biomedclip_ray.run.parts import in_process
+from biomedclip_ray.run.record import Inventory
 from biomedclip_ray.sample import make_bucket
 from biomedclip_ray.sources.inventory import find_inventory
 from biomedclip_ray.sources.open import open_bucket
@@ -42,17 +46,44 @@ def test_a_run_of_few_articles_is_planned_for_those_alone(bucket: str) -> None:
         assert 0 < stage["low"]["seconds"] <= stage["likely"]["seconds"] <= stage["high"]["seconds"] < 600
 
 
-def test_a_finished_catalog_is_asked_for_its_articles_and_the_source_no_more(tmp_path: Path) -> None:
+def test_of_a_bucket_of_ones_own_a_few_articles_tell_what_it_holds(bucket: str) -> None:
+    config = load(ROOT / "workflows/configs/sample.yaml", [bucket, "root=/nowhere"])
+    opened = open_bucket(config.source.uri, config.source.resources)
+    rates = Rates(**json.loads(RATES.read_text()))
+    facts, measured = known(config, find_inventory(opened, "newest"), rates)
+    folder = Path(config.source.uri)
+    texts = [path.stat().st_size for path in folder.glob("PMC*/*.xml")]
+    images = [
+        path.stat().st_size for path in folder.glob("PMC*/*") if path.suffix in (".jpg", ".png", ".tiff", ".webp")
+    ]
+    assert facts["versions"] == pytest.approx(len(texts), abs=1)
+    assert facts["xml_bytes"] == pytest.approx(sum(texts) / len(texts), rel=0.1)
+    assert facts["figures"] == pytest.approx(len(images) / len(texts), rel=0.3)
+    assert facts["media_bytes"] == pytest.approx(sum(images) / len(images), rel=0.5)
+    assert facts["image_scale"] == pytest.approx(facts["media_bytes"] / rates.image_bytes)
+    assert (rates.request_ms > 0, measured.request_ms) == (True, 0)  # a folder is asked without a client
+
+
+def test_pubmed_centrals_own_bucket_is_not_looked_into(tmp_path: Path) -> None:
+    config = load(ROOT / "workflows/configs/sample.yaml", ["source.uri=s3://pmc-oa-opendata", f"root={tmp_path}"])
+    rates = Rates(**json.loads(RATES.read_text()))
+    assert known(config, Inventory("2026-11-01T01-00Z", "0" * 32, ("none.csv.gz",)), rates) == ({}, rates)
+
+
+def test_a_finished_catalog_is_asked_for_its_articles_and_a_source_that_is_gone_for_nothing(tmp_path: Path) -> None:
     make_bucket(tmp_path / "bucket", n_articles=12, seed=1)
     config = load(
         ROOT / "workflows/configs/sample.yaml", [f"source.uri={tmp_path / 'bucket'}", f"root={tmp_path / 'root'}"]
     )
     inventory = find_inventory(open_bucket(config.source.uri, config.source.resources), "newest")
     catalog.run(config, inventory, runner=in_process)
-    before = foresee(config, inventory, HERE, RATES)
+    rates = Rates(**json.loads(RATES.read_text()))
+    before, _ = known(config, inventory, rates)
     shutil.rmtree(tmp_path / "bucket")
-    assert foresee(config, inventory, HERE, RATES) == before
-    assert tuple(before) == STAGES
+    after, _ = known(config, inventory, rates)
+    assert [after[name] for name in ("versions", "usable")] == [before[name] for name in ("versions", "usable")]
+    assert "xml_bytes" in before and "xml_bytes" not in after
+    assert tuple(foresee(config, inventory, HERE, RATES)) == STAGES
     shutil.rmtree(tmp_path / "root")
     assert "cannot be read" in foresee(config, inventory, HERE, RATES)
 
