@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 from biomedclip_ray.config import Config, load
 from biomedclip_ray.pmc.catalog import catalog
 from biomedclip_ray.pmc.ingest import ingest
-from biomedclip_ray.run import preflight
+from biomedclip_ray.run import room
 from biomedclip_ray.run.record import Run
 from biomedclip_ray.sample import make_bucket
 from biomedclip_ray.schema import ARTICLES, CATALOG
@@ -212,10 +213,19 @@ def test_a_root_of_an_unknown_kind(refused: Callable[..., str]) -> None:
 def test_a_disk_that_is_nearly_full(
     refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preflight, "MIN_FREE_BYTES", 10**18)
+    monkeypatch.setattr(room, "MIN_FREE_BYTES", 10**18)
     line = refused()
     assert f"root={tmp_path}/root: only " in line
-    assert "GB are free; at least 1000000000 GB are needed" in line
+    assert "GB are free, at least 1000000000.0 GB are needed; make room there" in line
+
+
+def test_a_folder_for_temporary_files_that_is_nearly_full(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "MIN_SCRATCH_BYTES", 10**18)
+    line = refused()
+    assert f"TMPDIR={tempfile.gettempdir()}: only " in line
+    assert "name a larger folder by TMPDIR on every node" in line
 
 
 def test_a_relative_root_in_a_submitted_job(

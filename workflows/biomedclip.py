@@ -45,6 +45,7 @@ from biomedclip_ray.run.preflight import (
 )
 from biomedclip_ray.run.prune import prune
 from biomedclip_ray.run.record import Run, list_products
+from biomedclip_ray.run.room import no_room
 from biomedclip_ray.run.runs import RunRecord
 from biomedclip_ray.run.telemetry import Telemetry
 from biomedclip_ray.sources.bucket import SourceError
@@ -280,6 +281,13 @@ def _run(config: Config, options: argparse.Namespace, record: RunRecord, driver:
             copy_source(run, config, options)
         if run.wants("deploy"):
             _stay(options.hold)
+    except (ConfigError, PreflightError, HeldError, UnfinishedError):
+        raise
+    except Exception as error:
+        if (full := no_room(error, config.root)) is None:
+            raise
+        driver.add(traceback.format_exc())
+        raise UnfinishedError(f"{run.working_on}: {full}") from error
     finally:
         ray.shutdown()
     return 0

@@ -32,7 +32,7 @@ from biomedclip_ray.sources.inventory import read_entries
 from biomedclip_ray.sources.open import open_bucket
 from biomedclip_ray.store.attempt import Attempt
 from biomedclip_ray.store.ledger import Ledger, PartResult
-from biomedclip_ray.store.place import Place
+from biomedclip_ray.store.place import FULL, Place
 from biomedclip_ray.store.product import Product
 
 VERSION = 1
@@ -183,6 +183,8 @@ def _copy(bucket: Bucket, place: Place, item: _Object) -> _Copied | ObjectError:
     except ObjectError as error:
         return error
     except OSError as error:  # the copy's disk or network
+        if error.errno in FULL:  # nothing else would find room either
+            raise
         return ObjectError(Reason.FETCH_FAILED, f"{item.key}: not written to {place.uri}: {error}")
     return _Copied(hashlib.md5(data, usedforsecurity=False).hexdigest(), len(data), True)
 

@@ -7,7 +7,6 @@ A night's run that stops after six hours because a folder was read-only costs mo
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -18,9 +17,9 @@ from ray.exceptions import NodeDiedError, TaskUnschedulableError, WorkerCrashedE
 
 from biomedclip_ray.config import Config, ConfigError
 from biomedclip_ray.run.capacity import Capacity
-from biomedclip_ray.store.place import Place, StorageError, check_writable
+from biomedclip_ray.run.room import lacking
+from biomedclip_ray.store.place import FULL, Place, StorageError, check_writable
 
-MIN_FREE_BYTES = 1_000_000_000
 CONNECT_S = 5.0
 
 
@@ -84,22 +83,15 @@ Step = tuple[Needs, tuple[Any, ...]]
 
 def check_places(config: Config, steps: Sequence[Step]) -> list[str]:
     """What is wrong with the root, and with what the stages need before a cluster is there."""
-    problems = []
     try:
         check_writable(config.root)
+        problems = lacking(config.root)
     except StorageError as error:
-        problems.append(f"root: {error}; give a place that this user may write")
-    else:
-        problems += _space(config.root)
+        full = isinstance(error.__cause__, OSError) and error.__cause__.errno in FULL
+        problems = lacking(config.root) if full else []
+        problems = problems or [f"root: {error}; give a place that this user may write"]
     problems += [problem for stage, inputs in steps for problem in stage.check(config, *inputs)]
     return list(dict.fromkeys(problems))  # stages that read the same source say the same of it
-
-
-def _space(root: str) -> list[str]:
-    local = Place(root).local
-    if local is None or (free := shutil.disk_usage(local).free) >= MIN_FREE_BYTES:
-        return []
-    return [f"root={root}: only {free / 1e9:.1f} GB are free; at least {MIN_FREE_BYTES / 1e9:.0f} GB are needed"]
 
 
 def check_capacity(config: Config, steps: Sequence[Step], capacity: Capacity) -> list[str]:
@@ -116,7 +108,9 @@ def check_cluster(config: Config, steps: Sequence[Step], capacity: Capacity) -> 
 
 
 def _check_nodes(root: str) -> list[str]:
-    """Each further node writes into the root and reads back: a folder that only the head has loses every row."""
+    """Each further node writes into the root and reads back: a folder that only the head has loses every row. And each
+    has room for temporary files.
+    """
     here = ray.get_runtime_context().get_node_id()
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU") and node["NodeID"] != here]
     if not nodes:
@@ -127,34 +121,34 @@ def _check_nodes(root: str) -> list[str]:
     name, mark = f"_preflight-{os.getpid()}", os.urandom(8)
     place.write(name, mark)
 
-    def sees() -> str:
+    def sees(node: str) -> list[str]:
         try:
             check_writable(root)
-            return "" if Place(root).read(name) == mark else "sees another file than the driver wrote"
+            wrong = "" if Place(root).read(name) == mark else "sees another file than the driver wrote"
         except (StorageError, OSError) as error:
-            return str(error)
+            wrong = str(error)
+        if wrong:
+            return [f"root={root} is not shared storage: node {node}: {wrong}; use a mounted folder or s3://"]
+        return [f"node {node}: {line}" for line in lacking(root)]
 
     try:
         task = ray.remote(num_cpus=0)(sees)
         answers = [
-            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote()
+            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+                node["NodeManagerAddress"]
+            )
             for node in nodes
         ]
-        seen = [_answer(answer) for answer in answers]
+        return [line for answer in answers for line in _answer(answer)]
     finally:
         place.delete(name)
-    return [
-        f"root={root} is not shared storage: node {node['NodeManagerAddress']}: {answer}; use a mounted folder or s3://"
-        for node, answer in zip(nodes, seen, strict=True)
-        if answer
-    ]
 
 
-def _answer(task: ray.ObjectRef[str]) -> str:
+def _answer(task: ray.ObjectRef[list[str]]) -> list[str]:
     """Of a node; none where it is gone: the head takes seconds to notice, and work that a lost node had
     goes to others.
     """
     try:
         return ray.get(task)
     except (TaskUnschedulableError, NodeDiedError, WorkerCrashedError):
-        return ""
+        return []

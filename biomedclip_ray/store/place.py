@@ -11,6 +11,7 @@ A bucket somewhere else than the environment says is named in its URI,
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ KMS_KEY = "BIOMEDCLIP_SSE_KMS_KEY_ID"
 """Environment variable with the id or ARN of the KMS key that objects are put under (SSE-KMS), on every node; none: the
 bucket's own default.
 """
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Of an OSError: no room on the disk, or none for this user."""
 
 
 class StorageError(OSError):
@@ -214,6 +218,9 @@ class Place:
             except OSError:  # exFAT, FUSE and some network drives have no links
                 return _created(path, data)
             return True
+        except OSError as error:
+            error.filename = error.filename or str(path)  # a write does not say to what
+            raise
         finally:
             temp.unlink(missing_ok=True)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,33 +82,80 @@ def test_a_stage_that_fails_unexpectedly_is_named_and_the_exit_code_is_1(
     assert list(workflow.root.rglob("_LEASE.json")) == []
 
 
-@pytest.mark.slow
-def test_a_disk_that_fills_up_stops_the_stage_by_name_and_with_room_the_same_command_goes_on(
-    source: str, undisturbed: dict[str, pa.Table], s3_server: S3, tmp_path: Path
-) -> None:
-    workflow = Workflow(tmp_path, source)
-    workflow.root.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1200m", "none", str(workflow.root)]
+@contextmanager
+def _small_disk(folder: Path) -> Iterator[None]:
+    """A disk of 1.2 GB, which the preflight takes, in a folder."""
+    folder.mkdir(exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1200m", "none", str(folder)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting a small disk is not allowed here")
     try:
-        s3_server.hold(is_xml, after=12)
-        driver = workflow.start()
-        driver.until(lambda: len(workflow.done("ingest")) >= 2, "a part of ingest is done")
-        filler = workflow.root / "filler"
-        with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
-            while file.write(bytes(1 << 20)):
-                pass
-        s3_server.release()
-        assert driver.wait() == 1, driver.output
-        assert driver.output.splitlines()[-1].startswith("ingest failed; what it has done is kept")
-        assert "No space left on device" in driver.output
-        filler.unlink()
-        workflow.run()
-        found = tables(workflow.root)
-        assert set(found) == set(undisturbed)
-        assert [name for name in found if not found[name].equals(undisturbed[name])] == []
+        yield
     finally:
-        s3_server.release()
-        workflow.close()
-        subprocess.run(["umount", str(workflow.root)], check=True)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def _fill(folder: Path) -> Path:
+    """Take what room is left."""
+    filler = folder / "filler"
+    with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+        while file.write(bytes(1 << 20)):
+            pass
+    return filler
+
+
+@pytest.mark.slow
+def test_a_root_that_fills_up_is_named_with_the_way_on_and_with_room_the_same_command_goes_on(
+    source: str, undisturbed: dict[str, pa.Table], s3_server: S3, tmp_path: Path
+) -> None:
+    workflow = Workflow(tmp_path, source)
+    with _small_disk(workflow.root):
+        try:
+            s3_server.hold(is_xml, after=12)
+            driver = workflow.start()
+            driver.until(lambda: len(workflow.done("ingest")) >= 2, "a part of ingest is done")
+            done = len(workflow.done("ingest"))
+            filler = _fill(workflow.root)
+            s3_server.release()
+            assert driver.wait() == 3, driver.output
+            last = driver.output.splitlines()[-1]
+            assert last.startswith(f"unfinished: ingest: no room is left in {workflow.root}: make room there"), last
+            assert "No space left on device" in last
+            assert len(workflow.done("ingest")) == done
+            assert list(workflow.root.rglob("*.tmp")) == []
+            filler.unlink()
+            workflow.run()
+            found = tables(workflow.root)
+            assert set(found) == set(undisturbed)
+            assert [name for name in found if not found[name].equals(undisturbed[name])] == []
+        finally:
+            s3_server.release()
+            workflow.close()
+
+
+@pytest.mark.slow
+def test_a_full_folder_for_temporary_files_ends_a_run_by_name_or_not_at_all(
+    source: str, undisturbed: dict[str, pa.Table], s3_server: S3, tmp_path: Path
+) -> None:
+    """Ray's logs and sockets lie there too: what has begun goes on without the logs."""
+    workflow = Workflow(tmp_path, source)
+    with tempfile.TemporaryDirectory(prefix="rt", dir="/tmp") as temporary, _small_disk(Path(temporary)):
+        workflow.env |= {"TMPDIR": temporary, "RAY_TMPDIR": temporary}
+        try:
+            s3_server.hold(is_xml, after=12)
+            driver = workflow.start()
+            driver.until(lambda: len(workflow.done("ingest")) >= 2, "a part of ingest is done")
+            filler = _fill(Path(temporary))
+            s3_server.release()
+            code = driver.wait()
+            assert code in (0, 3), driver.output
+            print(code, driver.output)
+            refused = workflow.start()
+            assert refused.wait() == (2 if code else 0), refused.output
+            filler.unlink()
+            workflow.run()
+            found = tables(workflow.root)
+            assert [name for name in undisturbed if not found[name].equals(undisturbed[name])] == []
+        finally:
+            s3_server.release()
+            workflow.close()
