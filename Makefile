@@ -41,7 +41,7 @@ bench: setup .venv/.benchmarks  ## every benchmark, with what it is compared wit
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev,benchmark]'
 	rm -rf .venv-peers && $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/pip install --quiet 'daft==0.7.26' 'pyarrow<26' pubmed_parser==0.5.1
-	$(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	$(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"), "$(CURDIR)", sep="\n")' \
 		> $$(.venv-peers/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ours.pth
 	$(PYTHON) -m venv --clear .venv-infinity
 	.venv-infinity/bin/pip install --quiet 'infinity-emb[server,torch,vision]==0.0.78' litserve==0.2.19 \
