@@ -14,6 +14,7 @@ from string import ascii_lowercase
 from typing import Any
 
 import cv2
+import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 from panels import Figure, corpus_figures
@@ -85,7 +86,20 @@ def pictures(corpus: Path) -> list[Picture]:
     return found
 
 
-def draw(rng: np.random.Generator, layout: Layout, every: list[Picture], fonts: Path = FONTS) -> Figure:
+def typefaces(folder: Path) -> dict[str, Path]:
+    """The faces that letters are drawn in: the Liberation fonts of a folder, which look like most journals' Arial and
+    Times; matplotlib's DejaVu where there are none.
+    """
+    dejavu = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    found = {}
+    for face in set(_TYPES):
+        family, _, weight = face.partition("-")
+        other = dejavu / f"DejaVu{family}{'-Bold' if weight == 'Bold' else ''}.ttf"
+        found[face] = mine if (mine := folder / f"Liberation{face}.ttf").is_file() else other
+    return found
+
+
+def draw(rng: np.random.Generator, layout: Layout, every: list[Picture], faces: dict[str, Path]) -> Figure:
     """A JPEG-compressed figure with this layout; its caption is its labels."""
     scale = max(1.0, 700 / layout["width"] * min(1.0, layout["aspect"]))
     width, height = round(layout["width"] * scale), round(layout["width"] / layout["aspect"] * scale)
@@ -119,7 +133,7 @@ def draw(rng: np.random.Generator, layout: Layout, every: list[Picture], fonts: 
             (min(left, letter[0]), min(top, letter[1]), max(left + wide, letter[2]), max(top + tall, letter[3]))
         )
     image = Image.fromarray(canvas)
-    font = str(fonts / f"Liberation{_TYPES[int(rng.integers(len(_TYPES)))]}.ttf")
+    font = str(faces[_TYPES[int(rng.integers(len(_TYPES)))]])
     for panel in layout["panels"]:
         _write(image, panel["letter"], place(panel["letter_box"]), font, backed=rng.random() < 0.5)
     quality = int(rng.integers(70, 95))
