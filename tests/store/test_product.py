@@ -16,7 +16,9 @@ from biomedclip_ray.store.attempt import Attempt, UnfinishedError, attempt
 from biomedclip_ray.store.lease import HeldError
 from biomedclip_ray.store.ledger import Count, Ledger
 from biomedclip_ray.store.parquet import conform, parquet_bytes
+from biomedclip_ray.store.place import Place
 from biomedclip_ray.store.product import Product, data_name, ledger_name
+from tests.conftest import S3
 
 
 def _plan(root: Path, config: dict | None = None, version: int = 1, inputs: tuple[Product, ...] = ()) -> Product:
@@ -183,3 +185,12 @@ def test_an_empty_part_is_a_part(tmp_path: Path) -> None:
     assert product.read(0).num_rows == 0
     assert product.read(0).schema == CORPUS
     assert product.place.exists(data_name(0))
+
+
+def test_a_file_is_read_in_one_request_however_large_it_is(s3: S3, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    place, data = Place(f"{s3.upload(tmp_path / 'empty')}/root"), os.urandom(3_000_000)
+    place.write("weights", data)
+    s3.gets.clear()
+    assert place.read("weights") == data
+    assert s3.gets == ["root/weights"]
