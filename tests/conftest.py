@@ -62,6 +62,7 @@ class S3:
         self.stall_s, self.drip_s = 5.0, 0.1
         self.delay_s = 0.0
         self.gets: list[str] = []
+        self.heads: list[str] = []
         self.signed: list[bool] = []
         self._lock = threading.Lock()
         self._gate = threading.Event()
@@ -109,6 +110,8 @@ class S3:
 
     def _answer(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         key = environ["PATH_INFO"].strip("/").partition("/")[2]
+        if environ["REQUEST_METHOD"] == "HEAD" and key:
+            self.heads.append(key)
         if environ["REQUEST_METHOD"] == "GET":
             self.signed.append("HTTP_AUTHORIZATION" in environ)
             if key:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from biomedclip_ray.corpus.groups import Numbers, components
@@ -130,12 +129,11 @@ def _signatures(pairs: Product, parts: range, part_bounds: NDArray[np.int64], ro
         first, last = np.searchsorted(rows, part_bounds[part : part + 2])
         if first == last:
             return
-        with pairs.open_data(part) as source:
-            wanted = rows[first:last].astype(np.int64) - part_bounds[part]
-            for some, table in some_rows(pq.ParquetFile(source), wanted, ["image"]):
-                for number, image in enumerate(table["image"], start=int(first) + some.start):
-                    pixels = decode(image.as_py())
-                    result[number], shapes[number] = signature(pixels), pixels.shape[0] / pixels.shape[1]
+        wanted = rows[first:last].astype(np.int64) - part_bounds[part]
+        for some, table in some_rows(pairs.file(part), wanted, ["image"]):
+            for number, image in enumerate(table["image"], start=int(first) + some.start):
+                pixels = decode(image.as_py())
+                result[number], shapes[number] = signature(pixels), pixels.shape[0] / pixels.shape[1]
 
     with ThreadPoolExecutor(_THREADS) as threads:
         list(threads.map(read, parts))

@@ -74,13 +74,11 @@ class Attempt:
 
     def read(self, part: int, columns: list[str] | None = None) -> pa.Table:
         """The rows of a part that is done."""
-        with self.place.open(data_name(part)) as file:
-            return pq.ParquetFile(file, pre_buffer=True).read(columns=columns)
+        return self.place.parquet(data_name(part)).to_table(columns=columns)
 
     def read_ledger(self, part: int) -> pa.Table:
         """What a part that is done dropped."""
-        with self.place.open(ledger_name(part)) as file:
-            return pq.ParquetFile(file).read().cast(LEDGER)
+        return self.place.parquet(ledger_name(part)).to_table().cast(LEDGER)
 
     def counts(self, part: int) -> dict[str, list[int]]:
         """How many of each unit came into a part that is done, and how many were kept."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -40,19 +41,24 @@ def parquet_bytes(table: pa.Table) -> bytes:
 
 
 def some_rows(
-    file: pq.ParquetFile, rows: NDArray[np.int64], columns: Sequence[str]
+    file: ds.ParquetFileFragment, rows: NDArray[np.int64], columns: Sequence[str]
 ) -> Iterator[tuple[slice, pa.Table]]:
     """Some rows of a file, ascending, row group by row group: which of `rows`, and their columns. Row groups that hold
     none are not read.
     """
     start = 0
-    for group in range(file.num_row_groups):
-        stop = start + file.metadata.row_group(group).num_rows
+    for group in file.row_groups:
+        stop = start + group.num_rows
         low, high = np.searchsorted(rows, [start, stop])
         if low < high:
-            table = file.read_row_group(group, columns=list(columns))
+            table = row_group(file, group.id, columns)
             yield slice(int(low), int(high)), table.take(pa.array(rows[low:high] - start))
         start = stop
+
+
+def row_group(file: ds.ParquetFileFragment, number: int, columns: Sequence[str]) -> pa.Table:
+    """Columns of one row group; the footer is read once, however many groups are."""
+    return file.subset(row_group_ids=[number]).to_table(columns=list(columns))
 
 
 def _leaves(schema: pa.Schema) -> dict[str, pa.DataType]:

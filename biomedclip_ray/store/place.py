@@ -21,10 +21,13 @@ from typing import Any
 from urllib.parse import parse_qs
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 
 # Arrow reads the pieces of files by 8 threads of a process, of which each waits for its answer.
 pa.set_io_thread_count(max(32, pa.io_thread_count()))
+
+_PARQUET = ds.ParquetFileFormat()
 
 KMS_KEY = "BIOMEDCLIP_SSE_KMS_KEY_ID"
 """Environment variable with the id or ARN of the KMS key that objects are put under (SSE-KMS), on every node; none: the
@@ -90,6 +93,11 @@ class Place:
         """A file for random access. Raises FileNotFoundError."""
         fs, path = self._file(name)
         return fs.open_input_file(path)
+
+    def parquet(self, name: str, size: int | None = None) -> ds.ParquetFileFragment:
+        """A Parquet file of which nothing has been read yet. `size`: its bytes; None: a request asks for them."""
+        fs, path = self._file(name)
+        return _PARQUET.make_fragment(path, filesystem=fs, file_size=size)
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file atomically; what stood there is replaced."""

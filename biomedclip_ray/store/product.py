@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.dataset as ds
 
 from biomedclip_ray.schema import LEDGER
 from biomedclip_ray.store.place import Place
@@ -96,12 +96,11 @@ class Product:
 
     def read(self, part: int, columns: list[str] | None = None) -> pa.Table:
         """The rows of one part, sorted by id; only `columns` where given, their pieces asked for together."""
-        with self.open_data(part) as file:
-            return pq.ParquetFile(file, pre_buffer=True).read(columns=columns)
+        return self.file(part).to_table(columns=columns)
 
-    def open_data(self, part: int) -> pa.NativeFile:
-        """The Parquet file of one part, wherever it lies."""
-        return self._open(data_name(part))
+    def file(self, part: int) -> ds.ParquetFileFragment:
+        """The Parquet file of one part, wherever it lies; nothing of it has been read yet."""
+        return self._file(data_name(part))
 
     def scan(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """Every part in order, one table each."""
@@ -110,21 +109,22 @@ class Product:
 
     def read_ledger(self, part: int) -> pa.Table:
         """What one part dropped, sorted by id."""
-        with self._open(ledger_name(part)) as file:
-            return pq.ParquetFile(file).read().cast(LEDGER)
+        return self._file(ledger_name(part)).to_table().cast(LEDGER)
 
     def ledger(self) -> pa.Table:
         """Every dropped unit with its reason."""
         return pa.concat_tables([LEDGER.empty_table(), *map(self.read_ledger, range(self.parts))])
 
-    def _open(self, name: str) -> pa.NativeFile:
-        at = self._elsewhere.get(name)
-        return Place(self.root).open(at) if at else self.place.open(name)
+    def _file(self, name: str) -> ds.ParquetFileFragment:
+        at, size = self._files[name]
+        return Place(self.root).parquet(at, size) if at else self.place.parquet(name, size)
 
     @cached_property
-    def _elsewhere(self) -> dict[str, str]:
-        """Files that a finished product takes by reference (`corpus/own.py`): name -> name below the root."""
-        return {file["name"]: file["at"] for file in self.manifest["files"] if "at" in file}
+    def _files(self) -> dict[str, tuple[str | None, int]]:
+        """The files of a finished product: name -> name below the root of one that is taken by reference
+        (`corpus/own.py`), else None; bytes, so that no request asks for them.
+        """
+        return {file["name"]: (file.get("at"), file["bytes"]) for file in self.manifest["files"]}
 
 
 def data_name(part: int) -> str:

@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.dataset as ds
 import ray
 from ray.data import DataContext, DataIterator, Dataset, TaskPoolStrategy
 from ray.data._internal.execution.execution_callback import ExecutionCallback
@@ -34,6 +34,7 @@ from biomedclip_ray.config import TrainResources
 from biomedclip_ray.images.image import decode
 from biomedclip_ray.run import private
 from biomedclip_ray.run.nodes import Demand, watch
+from biomedclip_ray.store.parquet import row_group
 from biomedclip_ray.store.product import Product
 from biomedclip_ray.train.order import Order, mix
 from biomedclip_ray.train.rows import SplitRows
@@ -159,9 +160,8 @@ def read_span(feed: Feed, start: int, stop: int) -> pa.Table:
 
     def read_part(item: tuple[int, list[int]]) -> list[tuple[int, pa.Table]]:
         part, its_chunks = item
-        with feed.pairs.open_data(part) as source:
-            file = pq.ParquetFile(source)
-            return [(chunk, _rows_of(feed, file, chunk, wanted[wanted_chunks == chunk])) for chunk in its_chunks]
+        file = feed.pairs.file(part)
+        return [(chunk, _rows_of(feed, file, chunk, wanted[wanted_chunks == chunk])) for chunk in its_chunks]
 
     with ThreadPoolExecutor(_READ_THREADS) as threads:
         tables = dict(pair for part in threads.map(read_part, sorted(by_part.items())) for pair in part)
@@ -224,9 +224,9 @@ def crop(pixels: Pixels, size: int, scale: tuple[float, float], draw: npt.NDArra
 _EMPTY = pa.schema({"position": pa.int64(), "group": pa.int64(), "image": pa.large_binary(), "text": pa.string()})
 
 
-def _rows_of(feed: Feed, file: pq.ParquetFile, chunk: int, rows: npt.NDArray[np.int64]) -> pa.Table:
+def _rows_of(feed: Feed, file: ds.ParquetFileFragment, chunk: int, rows: npt.NDArray[np.int64]) -> pa.Table:
     told = ["text", *(TEXT_COLUMNS if feed.texts else ())]
-    table = file.read_row_group(int(feed.rows.row_group[chunk]), columns=["image", *told])
+    table = row_group(file, int(feed.rows.row_group[chunk]), ["image", *told])
     # large_binary: a window of images can pass the 2 GB that 32-bit offsets hold
     image = table["image"].cast(pa.large_binary())
     return table.select(told).append_column("image", image).take(pa.array(feed.rows.row[rows]))

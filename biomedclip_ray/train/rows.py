@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -130,9 +129,7 @@ def _read(products: tuple[Product, Product], parts: range, split: str, weights: 
 
 def _part_rows(pairs: Product, corpus: Product, part: int, split: str, weights: dict[str, float]) -> _PartRows:
     marks = corpus.read(part, ["pair_id", "split", "group", "kept"])
-    with pairs.open_data(part) as file:
-        footer = pq.read_metadata(file)
-    sizes = np.array([footer.row_group(i).num_rows for i in range(footer.num_row_groups)], np.int64)
+    sizes = np.array([group.num_rows for group in pairs.file(part).row_groups], np.int64)
     if sizes.sum() != marks.num_rows:
         raise ValueError(
             f"part {part}: {pairs.uri} has {sizes.sum()} rows and {corpus.uri} has {marks.num_rows}; "

@@ -46,9 +46,8 @@ def copy_pairs(pairs: Product, corpus: Product, count: int, place: Place) -> int
         rows = np.flatnonzero(pc.and_(pc.equal(marks["split"], SPLIT), marks["kept"]).to_numpy())
         if not len(rows):
             return None
-        with pairs.open_data(part) as source:
-            found = some_rows(pq.ParquetFile(source), rows[:count], ["pair_id", "image", "text"])
-            return pa.concat_tables(table for _, table in found)
+        found = some_rows(pairs.file(part), rows[:count], ["pair_id", "image", "text"])
+        return pa.concat_tables(table for _, table in found)
 
     tables: list[pa.Table] = []
     found = 0

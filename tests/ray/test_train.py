@@ -94,11 +94,11 @@ def test_a_read_that_fails_for_a_moment_is_tried_again_and_no_block_changes(two,
     from biomedclip_ray.clip.tokenizer import fit_tokenizer
 
     class Flaky(Product):
-        def open_data(self, part):
+        def file(self, part):
             if len(list(tmp_path.iterdir())) < 2:  # twice, whoever reads
                 (tmp_path / f"{time.monotonic_ns()}").touch()
                 raise OSError("SLOW_DOWN")
-            return super().open_data(part)
+            return super().file(part)
 
     pairs, corpus = two
     rows = find_rows(pairs, corpus, "train")

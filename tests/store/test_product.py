@@ -187,6 +187,22 @@ def test_an_empty_part_is_a_part(tmp_path: Path) -> None:
     assert product.place.exists(data_name(0))
 
 
+def test_a_finished_part_is_read_without_asking_for_its_size(s3: S3, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    product = Product.plan(f"{s3.upload(tmp_path / 'empty')}/root", "curate", 1, {}, [])
+    with attempt(product, 1) as current:
+        _write(current, 0, ["a", "b"], {"c": Reason.DUPLICATE})
+        current.finish_parts(0.0)
+    finished = Product.load(product.root, "curate", product.fingerprint)
+    assert finished.manifest["parts"] == 1
+    s3.gets.clear()
+    s3.heads.clear()
+    assert finished.read(0, ["pair_id", "split"]).to_pydict() == {"pair_id": ["a", "b"], "split": ["train"] * 2}
+    assert finished.read_ledger(0)["id"].to_pylist() == ["c"]
+    assert s3.heads == []
+    assert len(s3.gets) == 4  # a footer and the columns, of each file
+
+
 def test_a_file_is_read_in_one_request_however_large_it_is(s3: S3, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     place, data = Place(f"{s3.upload(tmp_path / 'empty')}/root"), os.urandom(3_000_000)
