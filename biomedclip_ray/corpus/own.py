@@ -33,13 +33,13 @@ from biomedclip_ray.images.errors import ImageError
 from biomedclip_ray.images.image import Prepared, decode, file_sha256, prepare_each, prepare_file
 from biomedclip_ray.images.reading import Reading
 from biomedclip_ray.jats.licenses import license_code
-from biomedclip_ray.run.ahead import fetch_ahead
 from biomedclip_ray.run.capacity import Capacity
 from biomedclip_ray.run.stage import Made, RunParts, Stage
 from biomedclip_ray.schema import PAIRS, Reason, hash64, pair_id
 from biomedclip_ray.sources.own.images import LargeFile, read_image
 from biomedclip_ray.sources.own.record import OwnFiles, Record, group_name
 from biomedclip_ray.sources.own_files import records
+from biomedclip_ray.store.ahead import each, fetch_ahead
 from biomedclip_ray.store.attempt import Attempt
 from biomedclip_ray.store.erased import Erased
 from biomedclip_ray.store.ledger import Count, Ledger, PartResult
@@ -159,7 +159,7 @@ def _drop_repeated(attempt: Attempt) -> None:
 
     Eight bytes a pair are held; only parts whose hashes meet are read whole.
     """
-    ids = (attempt.read(part, ["pair_id"])["pair_id"].to_pylist() for part in range(attempt.parts or 0))
+    ids = (table["pair_id"].to_pylist() for table in attempt.scan(["pair_id"]))
     hashes = [np.fromiter(map(hash64, names), np.uint64, len(names)) for names in ids]
     values, times = np.unique(np.concatenate(hashes), return_counts=True)
     meeting = values[times > 1]
@@ -182,10 +182,9 @@ def _refuse_nothing(attempt: Attempt, own: Own) -> None:
     Raises:
         ConfigError: with the commonest reasons.
     """
-    parts = range(attempt.parts or 0)
-    if any(attempt.read(part, ["pair_id"]).num_rows for part in parts):
+    if any(table.num_rows for table in attempt.scan(["pair_id"])):
         return
-    ledger = pa.concat_tables(map(attempt.read_ledger, parts))
+    ledger = pa.concat_tables(each(range(attempt.parts or 0), attempt.read_ledger))
     if pc.sum(ledger["transient"]).as_py():
         return  # to be tried again
     counts = Counter(ledger["reason"].to_pylist()).most_common(3)

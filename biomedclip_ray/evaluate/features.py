@@ -27,7 +27,7 @@ from biomedclip_ray.evaluate.sets import LabelledSet, load_set
 from biomedclip_ray.images.errors import UNREADABLE
 from biomedclip_ray.images.image import as_pillow
 from biomedclip_ray.images.phash import perceptual_hash
-from biomedclip_ray.run.ahead import fetch_ahead
+from biomedclip_ray.store.ahead import fetch_ahead
 from biomedclip_ray.store.place import Place
 
 if TYPE_CHECKING:

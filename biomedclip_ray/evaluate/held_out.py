@@ -18,9 +18,10 @@ from biomedclip_ray.config import Evaluate
 from biomedclip_ray.evaluate import plots, retrieval
 from biomedclip_ray.evaluate.bundles import write_rows
 from biomedclip_ray.evaluate.intervals import METHOD
-from biomedclip_ray.evaluate.pool import Pool, each
+from biomedclip_ray.evaluate.pool import Pool
 from biomedclip_ray.evaluate.ranks import DIRECTIONS, Keys, ranked
 from biomedclip_ray.schema import Reason
+from biomedclip_ray.store.ahead import each
 from biomedclip_ray.store.attempt import Attempt
 from biomedclip_ray.store.product import StageError
 

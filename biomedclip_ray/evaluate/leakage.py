@@ -21,9 +21,9 @@ from biomedclip_ray.corpus.near import SHAPE_LIMIT, look_alike, signature
 from biomedclip_ray.evaluate.readers import Images
 from biomedclip_ray.images.errors import UNREADABLE
 from biomedclip_ray.images.image import as_pillow
-from biomedclip_ray.run.ahead import fetch_ahead
 from biomedclip_ray.run.tasks import Tasks
 from biomedclip_ray.schema import hash64
+from biomedclip_ray.store.ahead import fetch_ahead
 from biomedclip_ray.store.product import Product
 
 NEAR_BITS = 4

@@ -10,8 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,16 +22,14 @@ from biomedclip_ray.clip.vectors import to_matrix
 from biomedclip_ray.config import PartResources
 from biomedclip_ray.evaluate.ranks import TILE, Tile
 from biomedclip_ray.evaluate.tiles import count_tile
-from biomedclip_ray.run.ahead import fetch_ahead
 from biomedclip_ray.run.capacity import known
 from biomedclip_ray.run.placement import place as placement
+from biomedclip_ray.store.ahead import each
 from biomedclip_ray.store.attempt import Attempt
 from biomedclip_ray.store.place import Place
 
 Floats = NDArray[np.floating[Any]]
-Read = TypeVar("Read")
 VECTORS = ("text_vector", "image_vector")
-_THREADS = 16
 _AHEAD = 2
 """Tiles submitted for each CPU, so that none waits for this process."""
 
@@ -122,13 +119,6 @@ class Pool:
     def forget_tiles(self) -> None:
         """Remove what the ranks were made of."""
         self.attempt.place.at("tiles").delete_all()
-
-
-def each(parts: Iterable[int], read: Callable[[int], Read]) -> Iterator[Read]:
-    """What `read` gives of each part, in order; those that follow are asked for meanwhile."""
-    with ThreadPoolExecutor(_THREADS) as threads:
-        for _, found in fetch_ahead(threads, read, parts, _THREADS):
-            yield found
 
 
 def _ready(waiting: dict[Any, Tile]) -> Iterator[tuple[Tile, Any]]:

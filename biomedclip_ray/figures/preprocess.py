@@ -21,12 +21,12 @@ from biomedclip_ray.figures.select import Classifier, classifier_sha256, left_ou
 from biomedclip_ray.images.errors import ImageError
 from biomedclip_ray.images.image import Prepared, prepare
 from biomedclip_ray.jats.media import media_name, stem
-from biomedclip_ray.run.ahead import fetch_ahead
 from biomedclip_ray.run.capacity import Capacity
 from biomedclip_ray.run.stage import Made, RunParts, Stage
 from biomedclip_ray.schema import PAIRS, Reason, pair_id
 from biomedclip_ray.sources.bucket import Bucket, ObjectError
 from biomedclip_ray.sources.open import open_bucket, unreachable
+from biomedclip_ray.store.ahead import fetch_ahead
 from biomedclip_ray.store.attempt import Attempt
 from biomedclip_ray.store.delta import Previous, finished_before
 from biomedclip_ray.store.ledger import Ledger, PartResult

@@ -14,12 +14,12 @@ import pyarrow as pa
 from biomedclip_ray.config import Config, Ingest, IngestSelect, Source
 from biomedclip_ray.jats.article import Article, Figure, JatsError, parse_article
 from biomedclip_ray.jats.media import matching_media
-from biomedclip_ray.run.ahead import fetch_ahead
 from biomedclip_ray.run.capacity import Capacity
 from biomedclip_ray.run.stage import Made, RunParts, Stage
 from biomedclip_ray.schema import ARTICLES, Reason, figure_ids
 from biomedclip_ray.sources.bucket import Bucket, ObjectError
 from biomedclip_ray.sources.open import open_bucket, unreachable
+from biomedclip_ray.store.ahead import fetch_ahead
 from biomedclip_ray.store.attempt import Attempt
 from biomedclip_ray.store.delta import Previous, finished_before, unchanged
 from biomedclip_ray.store.ledger import Ledger, PartResult

@@ -23,13 +23,13 @@ import pyarrow as pa
 
 from biomedclip_ray.config import Config, ConfigError, Source
 from biomedclip_ray.pmc.catalog import INVENTORY
-from biomedclip_ray.run.ahead import fetch_ahead
 from biomedclip_ray.run.record import Inventory
 from biomedclip_ray.run.stage import Made, Outcome, RunParts, Stage
 from biomedclip_ray.schema import Reason
 from biomedclip_ray.sources.bucket import INVENTORIES, Bucket, ObjectError, SourceError
 from biomedclip_ray.sources.inventory import read_entries
 from biomedclip_ray.sources.open import open_bucket
+from biomedclip_ray.store.ahead import fetch_ahead
 from biomedclip_ray.store.attempt import Attempt
 from biomedclip_ray.store.ledger import Ledger, PartResult
 from biomedclip_ray.store.place import FULL, Place

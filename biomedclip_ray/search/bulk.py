@@ -25,15 +25,14 @@ from numpy.typing import NDArray
 from biomedclip_ray.config import Config, ConfigError, Embed
 from biomedclip_ray.images.errors import UNREADABLE, ImageError
 from biomedclip_ray.images.formats import has_extension
-from biomedclip_ray.run.ahead import fetch_ahead
 from biomedclip_ray.run.capacity import Capacity
 from biomedclip_ray.run.stage import Made, RunParts, Stage
 from biomedclip_ray.schema import Reason, column
 from biomedclip_ray.search.embed import NonFiniteError, drop_non_finite
+from biomedclip_ray.store.ahead import fetch_ahead
 from biomedclip_ray.store.attempt import Attempt
 from biomedclip_ray.store.ledger import Ledger, PartResult
 from biomedclip_ray.store.place import Place
-from biomedclip_ray.store.product import data_name, ledger_name
 
 VERSION = 1
 
@@ -123,13 +122,9 @@ def _work(attempt: Attempt, run_parts: RunParts, config: Config, bundle: str, in
     section = config.embed
     attempt.parts = len(inputs.parts)
     run_parts(_Worker, section.resources, (bundle, inputs, section))
-    rows = lost = 0
-    for part in range(attempt.parts):
-        with attempt.place.open(data_name(part)) as file:
-            rows += int(pq.read_metadata(file).num_rows)
-        with attempt.place.open(ledger_name(part)) as file:
-            reasons = pq.ParquetFile(file).read(columns=["reason"])["reason"].to_pylist()
-        lost += reasons.count(Reason.NON_FINITE.value)
+    counts = attempt.balance().counts
+    rows = sum(count.kept for count in counts)
+    lost = sum(count.dropped.get(Reason.NON_FINITE.value, 0) for count in counts)
     if lost > section.non_finite_limit * (rows + lost):
         raise NonFiniteError(f"{bundle}: {lost} of {rows + lost} {inputs.unit}s have a non-finite vector; it is broken")
     return Made({"inputs": {"uri": inputs.uri, "rows": rows}}, section.transient_limit)

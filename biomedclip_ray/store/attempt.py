@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from biomedclip_ray.schema import LEDGER
+from biomedclip_ray.store.ahead import each
 from biomedclip_ray.store.lease import HeldError, Lease
 from biomedclip_ray.store.ledger import Count
 from biomedclip_ray.store.parquet import parquet_bytes
@@ -86,9 +87,8 @@ class Attempt:
         return counts
 
     def scan(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """Every part in order, when all are done."""
-        for part in range(self._all_parts()):
-            yield self.read(part, columns)
+        """Every part in order, when all are done; those that follow are read meanwhile."""
+        return each(range(self._all_parts()), lambda part: self.read(part, columns))
 
     def write_part(
         self,

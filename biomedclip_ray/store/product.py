@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from biomedclip_ray.schema import LEDGER
+from biomedclip_ray.store.ahead import each
 from biomedclip_ray.store.place import Place
 
 FINGERPRINT = re.compile(r"[0-9a-f]{12}")
@@ -103,9 +104,8 @@ class Product:
         return self._file(data_name(part))
 
     def scan(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """Every part in order, one table each."""
-        for part in range(self.parts):
-            yield self.read(part, columns)
+        """Every part in order, one table each; those that follow are read meanwhile."""
+        return each(range(self.parts), lambda part: self.read(part, columns))
 
     def read_ledger(self, part: int) -> pa.Table:
         """What one part dropped, sorted by id."""
@@ -113,7 +113,7 @@ class Product:
 
     def ledger(self) -> pa.Table:
         """Every dropped unit with its reason."""
-        return pa.concat_tables([LEDGER.empty_table(), *map(self.read_ledger, range(self.parts))])
+        return pa.concat_tables([LEDGER.empty_table(), *each(range(self.parts), self.read_ledger)])
 
     def _file(self, name: str) -> ds.ParquetFileFragment:
         at, size = self._files[name]

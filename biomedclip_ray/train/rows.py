@@ -17,8 +17,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from biomedclip_ray.config import PartResources
-from biomedclip_ray.run.ahead import fetch_ahead
 from biomedclip_ray.run.tasks import HereTasks, Tasks
+from biomedclip_ray.store.ahead import each
 from biomedclip_ray.store.product import Product
 from biomedclip_ray.train.order import Rows, mix
 
@@ -106,9 +106,8 @@ def texts(pairs: Product, corpus: Product, split: str) -> Iterator[str]:
         found: list[str] = pairs.read(part, ["text"])["text"].filter(wanted).to_pylist()
         return found
 
-    with ThreadPoolExecutor(_THREADS) as threads:
-        for _, found in fetch_ahead(threads, read, range(corpus.parts), _THREADS):
-            yield from found
+    for found in each(range(corpus.parts), read):
+        yield from found
 
 
 @dataclass(frozen=True)

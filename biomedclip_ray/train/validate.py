@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +20,8 @@ import ray
 from ray.exceptions import RayError
 from ray.train import Checkpoint
 
-from biomedclip_ray.run.ahead import fetch_ahead
 from biomedclip_ray.run.placement import Placement
+from biomedclip_ray.store.ahead import each
 from biomedclip_ray.store.parquet import parquet_bytes, some_rows
 from biomedclip_ray.store.place import Place
 from biomedclip_ray.store.product import Product
@@ -51,13 +50,12 @@ def copy_pairs(pairs: Product, corpus: Product, count: int, place: Place) -> int
 
     tables: list[pa.Table] = []
     found = 0
-    with ThreadPoolExecutor(_AHEAD) as threads:
-        for _, table in fetch_ahead(threads, read, range(corpus.parts), _AHEAD):
-            if table is not None:
-                tables.append(table.slice(0, count - found))
-                found += tables[-1].num_rows
-            if found >= count:
-                break
+    for table in each(range(corpus.parts), read, _AHEAD):
+        if table is not None:
+            tables.append(table.slice(0, count - found))
+            found += tables[-1].num_rows
+        if found >= count:
+            break
     if tables:
         place.write(PAIRS, parquet_bytes(pa.concat_tables(tables)))
     return found

@@ -210,3 +210,27 @@ def test_a_file_is_read_in_one_request_however_large_it_is(s3: S3, tmp_path: Pat
     s3.gets.clear()
     assert place.read("weights") == data
     assert s3.gets == ["root/weights"]
+
+
+def test_a_scan_reads_parts_ahead(s3: S3, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    product = Product.plan(f"{s3.upload(tmp_path / 'empty')}/root", "curate", 1, {}, [])
+    with attempt(product, 12) as current:
+        for part in range(12):
+            _write(current, part, [f"a{part}"], {})
+        current.finish_parts(0.0)
+    s3.gets.clear()
+    s3.hold(lambda key: key.endswith(".parquet"), 0)
+    found: list[str] = []
+    reader = threading.Thread(target=lambda: found.extend(table["pair_id"][0].as_py() for table in product.scan()))
+    reader.start()
+    try:
+        give_up = time.monotonic() + 60
+        while len(set(s3.gets)) < 12 and time.monotonic() < give_up:
+            time.sleep(0.05)
+        asked = {key.rpartition("/data/")[2] for key in s3.gets if "/data/" in key}
+        assert asked == {data_name(part).removeprefix("data/") for part in range(12)}
+    finally:
+        s3.release()
+        reader.join(60)
+    assert found == [f"a{part}" for part in range(12)]

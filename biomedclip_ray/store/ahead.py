@@ -24,3 +24,10 @@ def fetch_ahead(
     while waiting:
         first, future = waiting.popleft()
         yield first, future.result()
+
+
+def each(items: Iterable[Item], fetch: Callable[[Item], Result], threads: int = 16) -> Iterator[Result]:
+    """What `fetch` gives of each item, in order, by threads of its own; as many results lie in memory."""
+    with ThreadPoolExecutor(threads) as pool:
+        for _, found in fetch_ahead(pool, fetch, items, threads):
+            yield found
