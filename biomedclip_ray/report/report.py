@@ -24,18 +24,17 @@ from typing import Any
 import jinja2
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from PIL import Image
 
 from biomedclip_ray.clip.loss import LOSSES
 from biomedclip_ray.clip.vectors import to_matrix
-from biomedclip_ray.corpus.groups import SPLITS
 from biomedclip_ray.evaluate.tables import READINGS, slice_lines
 from biomedclip_ray.report import svg
 from biomedclip_ray.report.nodes import nodes_section
 from biomedclip_ray.report.sets import sets_section
 from biomedclip_ray.report.words import bytes_text, count_text, duration_text, share_text
 from biomedclip_ray.schema import ACKNOWLEDGEMENT, Reason
+from biomedclip_ray.search.table import open_table
 from biomedclip_ray.store.place import Place
 from biomedclip_ray.store.product import Product
 from biomedclip_ray.train.metrics import is_stuck, read
@@ -156,11 +155,7 @@ def _corpus(product: Product | None) -> dict[str, Any] | None:
     """Kept pairs and groups of each split, and what the search for duplicates and leaks found."""
     if product is None:
         return None
-    pairs: Counter[str] = Counter()
-    for table in product.scan(["split", "kept"]):
-        pairs.update(table.filter(table["kept"])["split"].to_pylist())
-    splits = [(split, pairs[split]) for split in SPLITS]
-    return {"splits": splits, **{name: product.manifest[name] for name in ("near", "leakage", "shared_texts")}}
+    return {name: product.manifest[name] for name in ("splits", "near", "leakage", "shared_texts")}
 
 
 def _training(product: Product | None) -> dict[str, Any] | None:
@@ -224,17 +219,9 @@ def _in_turn(rows: Sequence[dict[str, Any]], most: int) -> list[dict[str, Any]]:
 
 def _queries(product: Product, split: str) -> dict[str, Any]:
     """Captions of held-out pairs against the images of that split: exact cosine over at most MAX_POOL pairs."""
-    tables: list[pa.Table] = []
-    rows = 0
-    for table in product.scan(
-        ["pair_id", "caption", "figure_kind", "split", "thumbnail", "text_vector", "image_vector"]
-    ):
-        tables.append(table.filter(pc.equal(table["split"], split)))
-        rows += tables[-1].num_rows
-        if rows >= MAX_POOL:
-            break
-    pool = pa.concat_tables(tables).slice(0, MAX_POOL) if tables else None
-    if pool is None or not pool.num_rows:
+    columns = ["caption", "figure_kind", "thumbnail", "text_vector", "image_vector"]
+    pool = open_table(product.place).to_table(columns=columns, filter=f"split = '{split}'", limit=MAX_POOL)
+    if not pool.num_rows:
         return {"split": split, "pool": 0, "queries": []}
     texts, images = to_matrix(pool["text_vector"]), to_matrix(pool["image_vector"])
     facts = pool.select(["caption", "figure_kind"]).append_column("row", pa.array(range(pool.num_rows))).to_pylist()

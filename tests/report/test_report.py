@@ -19,6 +19,7 @@ from biomedclip_ray.clip.vectors import to_column
 from biomedclip_ray.config import STAGES, Config
 from biomedclip_ray.report import report, svg
 from biomedclip_ray.schema import CORPUS, PAIRS, Reason, index_schema
+from biomedclip_ray.search import build
 from biomedclip_ray.store.attempt import attempt
 from biomedclip_ray.store.ledger import Count, Ledger
 from biomedclip_ray.store.parquet import conform
@@ -120,7 +121,8 @@ def corpus_product(root: str) -> Product:
             current.write_part(part, table, Ledger("curate").table(), {"pair": (PAIRS_PER_PART, PAIRS_PER_PART)})
         near = {"bits": 4, "pictures": 1234, "near_hashes": 7, "pictures_read": 9, "confirmed": 5, "crowded": 0}
         leakage = {"articles": 0, "groups": 0, "pictures": 0, "near_pairs": 0}
-        current.finish_parts(0.0, {"near": near, "leakage": leakage, "shared_texts": 3})
+        splits = {"train": 19, "validation": 0, "test": 8}
+        current.finish_parts(0.0, {"splits": splits, "near": near, "leakage": leakage, "shared_texts": 3})
     return product
 
 
@@ -148,6 +150,8 @@ def embed_product(root: str, wrong: int | None = None) -> Product:
             }
             table = conform(pa.table(columns), schema)
             current.write_part(part, table, Ledger("embed").table(), {"pair": (PAIRS_PER_PART, PAIRS_PER_PART)})
+        fragments = build.write_rows(product.place, current.scan(), schema)
+        build.commit(product.place, fragments, schema, 2 * PAIRS_PER_PART)
         current.finish_parts(0.0)
     return product
 
