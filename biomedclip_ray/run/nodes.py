@@ -24,6 +24,7 @@ from biomedclip_ray.run import private
 from biomedclip_ray.run.capacity import GROUP_LABEL, Capacity, NodeKind
 from biomedclip_ray.run.notice import waits
 from biomedclip_ray.run.placement import Placement
+from biomedclip_ray.run.telemetry import tell
 from biomedclip_ray.store.product import StageError
 
 LOOK_S, ASK_S, TELL_S = 1.0, 10.0, 60.0
@@ -95,6 +96,7 @@ class _Watch(ExecutionCallback):
         moved = [(op.metrics.num_tasks_finished, op.metrics.num_outputs_taken) for op in operators]
         if moved != self.moved:
             self.moved, self.since = moved, now
+            tell("waits_for_nodes", 0, stage=self.demand.stage)
         if self.demand.capacity.grows and now - self.asked >= ASK_S:
             private.ask(executor, self.demand.bundles(operators[-1].metrics.num_tasks_finished))
             self.asked = now
@@ -147,6 +149,7 @@ def wait_for_nodes(
                 told = now
             time.sleep(look_s)
     finally:
+        tell("waits_for_nodes", 0, stage=stage)
         if asked > 0:
             private.ask_for(name, None)
 
@@ -163,6 +166,7 @@ def room_up(placed: Placement) -> int:
 def _tell(stage: str, capacity: Capacity, placed: Placement, count: int) -> None:
     line = waiting(stage, capacity, placed, count)
     log.info("%s", line)
+    tell("waits_for_nodes", 1, stage=stage)
     waits(stage, line)
 
 

@@ -122,6 +122,7 @@ class Run:
             yield
         finally:
             forget(stage=name)
+            tell("stage_running", 0, stage=name)  # a driver that is gone leaves 1 behind
             if self.meter is not None:
                 self.meter.turn(*NOTHING)
 

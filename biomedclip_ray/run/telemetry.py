@@ -26,17 +26,18 @@ SET_S = 7.0
 
 GAUGES = {
     "beat_timestamp_seconds": ("when the driver last set these; the heart of its leases is the same process", ()),
-    "stage_running": ("1 for the stage that runs", ("stage",)),
+    "stage_running": ("1 for the stage that runs, 0 for those that have ended", ("stage",)),
     "parts_done": ("parts of the running stage that are in the root", ("stage",)),
     "parts_left": ("parts of the running stage that are not", ("stage",)),
     "units": ("units that a finished stage accounts for; outcome: kept, or the reason", ("stage", "unit", "outcome")),
     "train_steps": ("optimiser steps of the whole run", ()),
     "checkpoint_step": ("step of the newest checkpoint", ()),
-    "checkpoint_timestamp_seconds": ("when the newest checkpoint was first seen", ()),
+    "checkpoint_timestamp_seconds": ("when the newest checkpoint was first seen, or training began", ()),
     "lease_timestamp_seconds": ("when the heartbeat of the stage's lease was last written", ("stage",)),
     "source_requests": ("requests sent to a source since its budget began", ("source",)),
     "source_refused": ("those of them that it refused: 503, SlowDown, 429", ("source",)),
     "source_requests_per_second": ("how many the run may send now, all its processes together", ("source",)),
+    "waits_for_nodes": ("1 while the stage waits for a node that it fits on, else 0", ("stage",)),
     "nodes": ("nodes that are up; kind: head, cpu or gpu", ("kind",)),
 }
 """Name (after `biomedclip_`, and Ray's own `ray_` before that), what it says, its labels."""
@@ -74,6 +75,7 @@ class Telemetry(Background):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         super().__exit__(kind, error, trace)
+        self._set()  # how it ended: Ray sends on what was set last when it is shut down
         with _lock:
             _told.clear()
 
@@ -95,6 +97,10 @@ class Telemetry(Background):
         for what, when in beats().items():
             tell("lease_timestamp_seconds", when, stage=what.partition("/")[0])
         _tell_sources()
+        self._set()
+
+    def _set(self) -> None:
+        """What was told, for Ray to send on; nobody is asked."""
         with _lock:
             now = dict(_told)
         for (name, labels), value in now.items():

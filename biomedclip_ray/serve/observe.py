@@ -69,6 +69,7 @@ class Metrics:
         self.item_errors = Counter(
             "biomedclip_item_errors", "Items refused or failed, by code", ("code",), registry=one
         )
+        self.item_errors.labels("non_finite")  # from 0 on: of a series that is born with 1 nobody sees an increase
         self.waiting = Gauge("biomedclip_items_waiting", "Texts and images under way", registry=one)
         self.model = Gauge(
             "biomedclip_model_info",

@@ -133,6 +133,7 @@ class Watch(Background):
         warned, saved = 0, 0
         last = self.done
         tell("train_steps", self.steps)
+        tell("checkpoint_timestamp_seconds", time.time())  # until there is one, its age is training's
         if self.done:
             log.info("train: goes on at step %d of %d", self.done, self.steps)
             tell("checkpoint_step", self.done)

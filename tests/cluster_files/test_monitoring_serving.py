@@ -57,3 +57,13 @@ def test_the_dashboard_shows_every_number_of_an_ingress() -> None:
     assert wanted - shown == set()
     places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in board["panels"]]
     assert len(set(places)) == len(places)
+
+
+def test_what_an_alert_sees_increase_is_there_before_it_does() -> None:
+    """`increase` of a series that is born with 1 is nothing: the first vector that is not finite would go untold."""
+    watched = set(
+        re.findall(r'increase\(biomedclip_item_errors_total{code="(\w+)"}', (MONITORING / "serving.yaml").read_text())
+    )
+    samples = [sample for family in Metrics().registry.collect() for sample in family.samples]
+    born = {sample.labels["code"]: sample.value for sample in samples if sample.name == "biomedclip_item_errors_total"}
+    assert watched and {code: born.get(code) for code in watched} == dict.fromkeys(watched, 0.0)

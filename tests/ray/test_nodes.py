@@ -5,7 +5,9 @@ has had enough.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,6 +19,7 @@ from biomedclip_ray.run.capacity import Capacity, NodeKind, of_cluster, remember
 from biomedclip_ray.run.nodes import ShortageError, wait_for_nodes
 from biomedclip_ray.run.parts import on_ray
 from biomedclip_ray.run.placement import place
+from biomedclip_ray.run.telemetry import told
 from biomedclip_ray.store.attempt import Attempt
 from biomedclip_ray.store.ledger import Ledger, PartResult
 from biomedclip_ray.store.product import Product
@@ -46,6 +49,22 @@ def test_what_is_waited_for_is_said_and_given_up_when_told(
         wait_for_nodes("train", grows, [(place(grows, 4.0, 1.0), 2)], 2.0, look_s=0.1)
     assert "train waits for room for 2 x 4 CPU and 1 GPU: gpu (0 of 2 up)" in caplog.text
     assert str(ended.value).startswith("train: room for 2 x 4 CPU and 1 GPU did not come within 2 s (wait_for_nodes_s)")
+
+
+def test_whoever_asks_for_numbers_is_told_of_the_waiting_and_of_its_end(
+    grows: Capacity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nodes, "PATIENCE_S", 0.2)
+    wanted = [(place(grows, 4.0, 1.0), 2)]
+    with ThreadPoolExecutor(1) as other:
+        waiting = other.submit(wait_for_nodes, "train", grows, wanted, 3.0, look_s=0.1)
+        seen = set()
+        while not waiting.done():
+            seen.add(told("waits_for_nodes", stage="train"))
+            time.sleep(0.02)
+    assert isinstance(waiting.exception(), ShortageError)
+    assert 1 in seen
+    assert told("waits_for_nodes", stage="train") == 0
 
 
 def test_nodes_that_are_up_are_not_waited_for(grows: Capacity, caplog: pytest.LogCaptureFixture) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from biomedclip_ray.clip.loss import LOSSES
 from biomedclip_ray.clip.loss.contrast import loss_from_features
+from biomedclip_ray.run.telemetry import told
 from biomedclip_ray.store.place import Place
 from biomedclip_ray.train.journal import PairsLog, attempts, begin, trained_pairs
 from biomedclip_ray.train.metrics import MetricsLog, Watch, is_stuck, read
@@ -88,6 +89,7 @@ def test_the_driver_tells_rate_and_time_left_and_warns_when_stuck(tmp_path, capl
     with caplog.at_level(logging.INFO), Watch(place, 300, 0, line_s=0.02):
         place.write("metrics.jsonl", "".join(json.dumps(line(s, 4.85)) + "\n" for s in range(10, 110, 10)).encode())
         time.sleep(0.2)
+        assert time.time() - told("checkpoint_timestamp_seconds") < 60  # there is none yet: training has just begun
     assert (
         "step 100 of 300, loss 4.850 (chance 4.852), 10 pairs/s, 10% waiting for data, 10.0 steps/s, 0:00:20 left"
         in caplog.text
