@@ -436,6 +436,18 @@ def test_a_dry_run_says_what_the_cluster_of_a_file_cannot_take(cli: Cli) -> None
     ]
 
 
+def test_a_dry_run_says_which_node_type_a_budget_has_no_price_for(cli: Cli) -> None:
+    aws = str(REPO / "cluster" / "aws.yaml")
+    budget = ("budget.money=500", "budget.prices={cpu: 1.4, head: 0.4}")
+    answer = cli("--dry-run", "--cluster", aws, *budget)
+    assert answer.code == 2
+    [line] = answer.errors
+    assert "node type gpu has no price; set budget.prices.gpu" in line
+    assert (
+        cli("--dry-run", "--cluster", aws, "budget.money=500", "budget.prices={cpu: 1.4, head: 0.4, gpu: 2}").code == 0
+    )
+
+
 def test_a_dry_run_refuses_a_file_that_describes_no_cluster(cli: Cli) -> None:
     answer = cli("--dry-run", "--cluster", str(REPO / "cluster" / "serve.yaml"))
     assert answer.code == 2

@@ -352,11 +352,13 @@ def _foresee(config: Config, steps: list[Step], cluster: str | None) -> None:
 
     if not there:
         assert cluster is not None
-        _refuse(check_capacity(config, steps, of_file(cluster)))
+        capacity = of_file(cluster)
+        _refuse(check_capacity(config, steps, capacity) + unpriced(config.budget, capacity))
         return
     connect()
     try:
-        _refuse(check_capacity(config, steps, connected(cluster)))
+        capacity = connected(cluster)
+        _refuse(check_capacity(config, steps, capacity) + unpriced(config.budget, capacity))
     finally:
         ray.shutdown()
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -24,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rich.console import Console
 
 from biomedclip_ray.config import Config, ConfigError, IngestSelect, PreprocessSelect, load
+from biomedclip_ray.config.operate import ROLES
 from biomedclip_ray.cost.estimate import Cluster, Rates, World, assume
 from biomedclip_ray.cost.offers import machines
 from biomedclip_ray.cost.tables import cases, show
@@ -56,7 +58,17 @@ def main(arguments: list[str]) -> int:
 def _cluster(options: argparse.Namespace, config: Config) -> tuple[Cluster, str]:
     """The machines, and what they are called. Raises ConfigError where neither a file nor numbers say."""
     if options.cluster:
-        found = machines(of_file(options.cluster), config.budget.prices, Cluster(1, 1))
+        if options.nodes or options.cpus or options.gpu_nodes:
+            raise ConfigError("--cluster FILE says what nodes there are; leave out --nodes, --cpus and --gpu-nodes")
+        capacity = of_file(options.cluster)
+        names = [*ROLES, *(kind.name for kind in capacity.kinds)]
+        for name in config.budget.prices:
+            if name not in names:
+                raise ConfigError(
+                    f"budget.prices.{name}: {options.cluster} has no such node type; it may be one of "
+                    f"{', '.join(dict.fromkeys(names))}"
+                )
+        found = machines(capacity, config.budget.prices, Cluster(1, 1))
         there = found.cluster
         on = f"{there.nodes} {found.cpu.name} of {there.cpus} cores"
         if found.gpu is not None:
@@ -96,6 +108,12 @@ def _positive(text: str) -> int:
     return number
 
 
+def _hours(text: str) -> float:
+    if not 0 < (number := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError("must be a number of hours above 0")
+    return number
+
+
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("config", help="YAML file of the run")
@@ -105,7 +123,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--cpus", type=_positive, help="cores of each")
     parser.add_argument("--gpu-nodes", type=_positive, default=0, help="machines with GPUs besides")
     parser.add_argument("--gpus", type=_positive, default=1, help="GPUs of each")
-    parser.add_argument("--deadline", type=float, metavar="HOURS", help="the cheapest nodes that are through by then")
+    parser.add_argument("--deadline", type=_hours, metavar="HOURS", help="the cheapest nodes that are through by then")
     parser.add_argument("--assume", action="append", default=[], metavar="NAME=VALUE", help="change an assumption")
     parser.add_argument("--measure", type=_positive, metavar="N", help="measure on N articles of source.uri, a folder")
     parser.add_argument("--save", action="store_true", help="keep the rates in use in rates.json, for plans to come")

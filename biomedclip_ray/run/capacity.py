@@ -26,7 +26,13 @@ from biomedclip_ray.run.private import Autoscaler
 
 HEAD = "node:__internal_head__"
 GROUP_LABEL = "ray.io/node-group"
-_KUBERAY = {"RayCluster": None, "RayJob": "rayClusterSpec", "RayService": "rayClusterConfig"}
+_KUBERAY = {
+    "RayCluster": ("spec",),
+    "RayJob": ("spec", "rayClusterSpec"),
+    "RayService": ("spec", "rayClusterConfig"),
+    "RayCronJob": ("spec", "jobTemplate", "rayClusterSpec"),
+}
+"""Kinds of manifests, and where in each the cluster stands."""
 
 _Found = tuple[Autoscaler, dict[str, Any], str] | None
 
@@ -161,8 +167,7 @@ def of_file(path: str) -> Capacity:
     else:
         raise ConfigError(
             f"--cluster {path}: neither a launcher's file (with provider and available_node_types) nor a RayCluster, "
-            "RayJob or "
-            "RayService; cluster/ holds one of each"
+            "RayJob, RayService or RayCronJob; cluster/ holds one of each"
         )
     local = document.get("provider", {}).get("type") == "local"
     unsized = [kind.name for kind in capacity.kinds if not kind.sized]
@@ -258,8 +263,7 @@ def _of_machines(config: Mapping[str, Any], found: str, autoscaler: Autoscaler) 
 
 
 def _of_kuberay(manifest: Mapping[str, Any], found: str, autoscaler: Autoscaler) -> Capacity:
-    inner = _KUBERAY[manifest["kind"]]
-    spec = manifest["spec"] if inner is None else manifest["spec"][inner]
+    spec: Any = functools.reduce(lambda within, name: within[name], _KUBERAY[manifest["kind"]], manifest)
     grows = bool(spec.get("enableInTreeAutoscaling"))
     fixed = {group["groupName"]: group.get("replicas", 1) for group in spec.get("workerGroupSpecs", [])}
     try:

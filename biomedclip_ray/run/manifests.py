@@ -205,5 +205,6 @@ def _record(submission: Submission) -> dict[str, Any] | None:
 def _told(command: list[str], text: str) -> str:
     answer = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     if answer.returncode:
-        raise SubmitError(f"{command[0]} refuses it: {(answer.stderr.strip() or answer.stdout.strip())}")
+        said = answer.stderr.strip() or answer.stdout.strip()
+        raise SubmitError(f"{command[0]} refuses it: {said}; --file FILE writes what it was given, to be looked at")
     return answer.stdout

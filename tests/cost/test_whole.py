@@ -204,5 +204,14 @@ def test_the_command_answers_for_a_clusters_file_with_prices_and_a_deadline(caps
         "mfu 0.45 0.35 0.2",
     ):
         assert words in printed, words
+    cluster = [recipe, "root=s3://b/r", "--cluster", file]
+    assert _script().main([*cluster, "budget.prices={spot: 0.57}"]) == 2
+    assert "budget.prices.spot: " in (said := capsys.readouterr().err) and "cpu_spot" in said
+    assert _script().main([*cluster, "--nodes", "8"]) == 2
+    assert "leave out --nodes" in capsys.readouterr().err
+    for wrong in ("-5", "nan", "soon"):
+        with pytest.raises(SystemExit, match="2"):
+            _script().main([*cluster, f"--deadline={wrong}"])
+    capsys.readouterr()
     assert _script().main([recipe, "root=s3://b/r"]) == 2
     assert "--cluster FILE, or --nodes N --cpus M" in capsys.readouterr().err

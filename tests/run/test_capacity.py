@@ -39,6 +39,7 @@ SHIPPED = {
     "gcp.yaml": (64 * 32 + 8 * 12, 8, 32, 64 * 32 + 8 * 12),
     "kuberay/raycluster.yaml": (32 * 16 + 8 * 16, 8, 16, 640),
     "kuberay/rayjob.yaml": (32 * 16 + 8 * 16, 8, 16, 640),
+    "kuberay/raycronjob.yaml": (32 * 16 + 8 * 16, 8, 16, 640),
 }
 
 

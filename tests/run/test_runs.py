@@ -28,6 +28,15 @@ def test_a_run_is_told_from_its_begin_to_its_end(tmp_path: Path, monkeypatch: py
     assert ended["command"] == ["config.yaml", "--until", "curate"]
 
 
+@pytest.mark.parametrize("given", ["notice.webhook=https://h/s3cret", "notice={webhook: https://h/s3cret}"])
+def test_a_webhook_on_the_command_line_stands_in_no_record(tmp_path: Path, given: str) -> None:
+    record = RunRecord(str(tmp_path), ["config.yaml", given, "--until", "curate"])
+    record.begin()
+    text = (tmp_path / "runs" / f"{record.id}.json").read_text()
+    assert "s3cret" not in text
+    assert '"config.yaml"' in text and '"curate"' in text
+
+
 def test_a_second_try_of_a_submission_has_a_file_of_its_own_and_is_what_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
