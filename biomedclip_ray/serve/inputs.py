@@ -3,17 +3,12 @@
 An image comes in the request itself; its format is what its bytes say, and its pixels are read from the header (some
 0.1 ms), so that a bomb of a few kilobytes is refused before it is decoded. That an image ends early is only seen when
 it is decoded: `replica.py` does that, image by image.
-
-A string that means an image is never embedded as words. Clients send images in a dozen forms (raw base64, data URIs
-without a type, addresses, HTML tags), and the vector of the letters "iVBORw0KGgo" looks like any other: each form is
-read as the image that it holds, or refused with the form that is understood.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import re
 import struct
 import zlib
 from dataclasses import dataclass
@@ -23,10 +18,11 @@ from PIL import Image
 
 from biomedclip_ray.config import Serve
 from biomedclip_ray.images.errors import ImageError
-from biomedclip_ray.images.formats import EXTENSIONS, ONLINE_NAMES, identify
+from biomedclip_ray.images.formats import ONLINE_NAMES, identify
 from biomedclip_ray.images.image import size
 from biomedclip_ray.schema import Reason
 from biomedclip_ray.serve.errors import Refusal
+from biomedclip_ray.serve.forms import ADDRESS, NO_IMAGE, form_of
 from biomedclip_ray.serve.input_shapes import WEIGHTS
 
 TEXT_CHARS = 20_000
@@ -51,21 +47,6 @@ MOST_SOUGHT = 16
 """Parts of one search; each is embedded."""
 
 FORM = 'send an image as "data:image/png;base64,iVBORw0..." or as {"image": "<base64>"}'
-
-_DATA_URI = re.compile(r"data:(?:[^\s,;/]*/[^\s,;]*)?(?:;[^\s,;]*)*,", re.IGNORECASE)
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]{1,15}://\S+", re.IGNORECASE)
-_FILE_NAME = re.compile(
-    r"\S+\.(?:" + "|".join(map(re.escape, (*EXTENSIONS, "svg", "heic", "avif"))) + ")", re.IGNORECASE
-)
-_TAG = re.compile(r"\s*<\s*img\b.*", re.IGNORECASE | re.DOTALL)
-_TAG_SOURCE = re.compile(r"""\bsrc\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>]+))""", re.IGNORECASE)
-_MARKDOWN = re.compile(r"!\[[^\]]*\]\(\s*<?([^\s)>]*).*", re.DOTALL)
-# bytes that somebody turned into text: Python's repr, or a decoding that lost or kept them
-_BYTES_AS_TEXT = re.compile(
-    r"""b(?:'|")(?:\\xff\\xd8\\xff|\\x89PNG|GIF8|RIFF|II\*|MM\\x00|BM)|.?PNG\r?\n\x1a|GIF8[79]a.[\x00-\x1f]|ÿØÿ|[^\w\s]{2,4}.{0,4}JFIF\0""",
-    re.DOTALL,
-)
-_BASE64 = re.compile(r"[A-Za-z0-9+/_-]{32,}")
 
 
 @dataclass(frozen=True)
@@ -170,7 +151,7 @@ def read_image(value: Any, param: str, limits: Serve) -> Wanted:
     stripped = value.strip()
     if stripped[:5].lower() == "data:":
         return _data_uri(stripped, param, limits)
-    if _ADDRESS.fullmatch(stripped):
+    if ADDRESS.fullmatch(stripped):
         return _address(stripped, param, limits)
     return _checked(_decoded(stripped, param), param, limits)
 
@@ -217,32 +198,16 @@ def _text(value: Any, param: str, limits: Serve) -> str:
 
 def _string(value: str, param: str, limits: Serve) -> Wanted:
     """A bare string: an image if it has the form of one, else words; raises Refusal."""
-    start = value[:400].lstrip()
-    stripped = value.strip() if len(value) < 4096 or start[:5].lower() == "data:" else value
-    if _DATA_URI.match(start) or start[:11].lower() == "data:image/":
-        return _data_uri(stripped, param, limits)
-    if _TAG.fullmatch(value):
-        source = _TAG_SOURCE.search(value)
-        return _from_mark_up(next(filter(None, source.groups()), "") if source else "", param, limits)
-    mark_down = _MARKDOWN.fullmatch(stripped)
-    if mark_down:
-        return _from_mark_up(mark_down[1], param, limits)
-    if _ADDRESS.fullmatch(stripped):
-        return _address(stripped, param, limits)
-    if _FILE_NAME.fullmatch(stripped):
-        raise Refusal(f"{param} is the name of an image file, which is not here: {FORM}", param=param, code="not_here")
-    if _BYTES_AS_TEXT.match(start):
-        raise Refusal(f"{param} is an image's bytes turned into text: {FORM}", param=param, code="bytes_as_text")
-    if _is_base64_of_image(start):
-        return _checked(_decoded(stripped, param), param, limits)
-    return _text(value, param, limits)
-
-
-def _from_mark_up(source: str, param: str, limits: Serve) -> Wanted:
-    """The image that a tag names, if the tag holds it; raises Refusal."""
-    if source[:5].lower() == "data:":
-        return _data_uri(source, param, limits)
-    raise Refusal(f"{param} is mark-up that points to an image: {FORM}", param=param, code="mark_up")
+    kind, inside = form_of(value)
+    if kind == "words":
+        return _text(value, param, limits)
+    if kind == "data_uri":
+        return _data_uri(inside, param, limits)
+    if kind == "base64":
+        return _checked(_decoded(inside, param), param, limits)
+    if kind == "address":
+        return _address(inside, param, limits)
+    raise Refusal(f"{param} is {NO_IMAGE[kind]}: {FORM}", param=param, code=kind)
 
 
 def _address(address: str, param: str, limits: Serve) -> Fetch:
@@ -283,19 +248,6 @@ def _decoded(payload: str, param: str) -> bytes:
         raise Refusal(
             f"{param}: the image's base64 is broken ({error}): {FORM}", param=param, code="bad_base64"
         ) from error
-
-
-def _is_base64_of_image(start: str) -> bool:
-    """Whether a string begins as no word does: 32 letters of base64 that are an image's first bytes."""
-    found = _BASE64.match("".join(start.split()[:2]))
-    if not found:
-        return False
-    letters = found[0][: len(found[0]) // 4 * 4].replace("-", "+").replace("_", "/")
-    try:
-        identify(base64.b64decode(letters))
-    except ImageError as error:
-        return error.reason is Reason.NOT_SUPPORTED
-    return True
 
 
 def _is_unicode(text: str) -> bool:

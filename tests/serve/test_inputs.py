@@ -2,7 +2,9 @@
 
 import base64
 import io
+import json
 import struct
+import time
 import zlib
 
 import numpy as np
@@ -14,6 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from biomedclip_ray.config import Serve
 from biomedclip_ray.serve.errors import Refusal
+from biomedclip_ray.serve.forms import form_of
 from biomedclip_ray.serve.inputs import Fetch, read_item, read_items
 
 LIMITS = Serve(max_items=4, max_pixels=10_000)
@@ -74,6 +77,12 @@ LINES = "\n".join(BASE64[n : n + 76] for n in range(0, len(BASE64), 76))
         (f"data:image/png;base64, {LINES}", PNG),
         (f'<img alt="a gel" src="{uri(PNG)}">', PNG),
         (f"![a gel]({uri(PNG)})", PNG),
+        (f'<figure><img src="{uri(PNG)}"><figcaption>a gel</figcaption></figure>', PNG),
+        (f"url({uri(PNG)})", PNG),
+        (f'"{uri(PNG)}"', PNG),
+        (str(base64.b64encode(PNG)), PNG),
+        (f"base64,{BASE64}", PNG),
+        (f"\ufeff{BASE64}\n", PNG),
         ({"image": BASE64}, PNG),
         ({"image": uri(PNG)}, PNG),
         ({"type": "image", "image": BASE64}, PNG),
@@ -102,6 +111,15 @@ def test_each_way_to_send_an_image_is_that_image(sent, image):
         '<img src="https://example.org/a.png">',
         "< IMG class=x>",
         "![a gel](figures/f1.png)",
+        '<picture><source srcset="a.webp"><img src="a.png"></picture>',
+        '<svg xmlns="http://www.w3.org/2000/svg"><circle r="4"/></svg>',
+        '"https://example.org/a.png"',
+        "blob:https://example.org/0b1c-22",
+        "/home/me/figure 1.png",
+        PNG.hex(),
+        f"0x{JPEG.hex()}",
+        json.dumps({"image": BASE64}),
+        json.dumps([{"type": "image_url", "image_url": {"url": uri(PNG)}}]),
         "data:image/png,plain",
         "data:image/png;base64",
         "data:text/plain,hello",
@@ -149,11 +167,25 @@ def test_what_means_an_image_and_is_none_is_refused_with_the_form_and_never_word
         "E. coli.png plasmid",
         "/9j/ is how a JPEG begins",
         "!important",
+        '"lipid A" and `x`',
+        "b'",
+        "url(",
+        "base64, a code",
+        "<i>E. coli</i> on agar <0.05",
+        '{"n": 3, "p": 0.05}',
+        "see figure 1.png",
     ],
 )
 def test_words_that_only_look_like_it_stay_words(text):
     assert read_items(text, "input", LIMITS) == [text]
     assert read_items({"type": "text", "text": text}, "input", LIMITS) == [text]
+
+
+@pytest.mark.parametrize("unit", ["a.", "<a>", "[", "![", "/a.", " ", "<img ", "data:", "b'"])
+def test_a_long_string_is_read_in_no_time_whatever_it_looks_like(unit):
+    began = time.process_time()
+    form_of(unit * (8_000_000 // len(unit)))
+    assert time.process_time() - began < 0.5
 
 
 def test_a_text_part_is_a_text_whatever_it_looks_like():
