@@ -12,6 +12,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.params import Body
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -34,6 +35,7 @@ CODES = {
     429: "overloaded",
     503: "unavailable",
 }
+JSON = "application/json"
 RETRY_AFTER_S = 1
 """Seconds after which to come back to a busy server; a client that was told more than 120 does not come back at all."""
 
@@ -91,7 +93,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return error_response(_explain(error.errors()[0], _body_of(request), request))
+        return error_response(_explain(error.errors()[0], request))
 
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> Response:
@@ -104,39 +106,41 @@ def add_error_handlers(app: FastAPI) -> None:
         return error_response(Refusal(message, status=status, code=CODES.get(status, "error"), headers=headers))
 
 
-def _explain(error: Any, body: type[BaseModel] | None, request: Request) -> Refusal:
+def _explain(error: Any, request: Request) -> Refusal:
     """One validation error -> a message that names the field and, for an unknown one, the nearest there is."""
     path = [str(step) for step in error["loc"][1:]]
     if error["type"] == "json_invalid":
         return Refusal(f"the body is no JSON: {error['ctx']['error']}", code="bad_json")
-    if not path or body is None:
-        kind = request.headers.get("content-type", "")
-        if body is not None and kind.partition(";")[0].strip().lower() != "application/json":
-            message = (
-                f"Content-Type is {kind or 'missing'}; send a JSON object with the header Content-Type: "
-                "application/json"
-            )
-            return Refusal(message, status=415, code="unknown_content_type")
-        if body is None and path:
-            return Refusal(f"{'.'.join(path)}: {error['msg']}", param=".".join(path), code="wrong_value")
-        return Refusal("send a JSON object with the header Content-Type: application/json", code="bad_json")
+    kind = request.headers.get("content-type", "")
+    body, wanted = _body_of(request)
+    if wanted and kind.partition(";")[0].strip().lower() != wanted and (wanted != JSON or not path):
+        send = f"a JSON object with the header Content-Type: {JSON}" if wanted == JSON else f"image files as {wanted}"
+        message = f"Content-Type is {kind or 'missing'}; send {send}"
+        return Refusal(message, status=415, code="unknown_content_type")
+    if not path:
+        return Refusal(f"send a JSON object with the header Content-Type: {JSON}", code="bad_json")
     field = ".".join(path)
-    if error["type"] == "extra_forbidden":
+    if error["type"] == "extra_forbidden" and body:
         known = list(_inside(body, path[:-1]).model_fields)
         near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
         return Refusal(f"unknown field {field}; {hint}", param=field, code="unknown_field")
     if error["type"] == "missing":
         return Refusal(f"{field} is missing", param=field, code="missing_field")
-    return Refusal(f"{field}: {error['msg'].removeprefix('Value error, ')}", param=field, code="wrong_value")
+    why = error["msg"].removeprefix("Value error, ").replace("Tuple", "List").replace("tuple", "list")  # JSON's word
+    return Refusal(f"{field}: {why}", param=field, code="wrong_value")
 
 
-def _body_of(request: Request) -> type[BaseModel] | None:
-    """The model of the route's JSON body, which tells what an unknown field may have meant; None where it has none."""
+def _body_of(request: Request) -> tuple[type[BaseModel] | None, str | None]:
+    """The model of the route's body, which tells what an unknown field may have meant, and as what it is sent; None
+    where it has none.
+    """
     route = request.scope.get("route")
-    params = route.dependant.body_params if isinstance(route, APIRoute) else []
-    kind = params[0].field_info.annotation if len(params) == 1 else None
-    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+    for param in route.dependant.body_params if isinstance(route, APIRoute) else []:
+        info = param.field_info
+        if isinstance(info, Body) and isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            return info.annotation, info.media_type
+    return None, None
 
 
 def _inside(body: type[BaseModel], path: list[str]) -> type[BaseModel]:

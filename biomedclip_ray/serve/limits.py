@@ -56,7 +56,7 @@ class Room:
 
 
 class BodyLimit:
-    """Reads each body whole, and ends a request as soon as it breaks a limit.
+    """Reads each body whole, and ends a request as soon as it breaks a limit; 415 where it is compressed.
 
     413 when it is longer than `max_bytes`, by its header or by what came; 408 when it has not come within `seconds`;
     400 when a JSON body opens more than `max_depth` brackets; 429 when all bodies under way hold more than
@@ -71,6 +71,10 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
         headers = dict(scope["headers"])
+        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+            why = "Content-Encoding is set; send the body as it is (a compressed one may be of any length)"
+            await error_response(Refusal(why, status=415, code="unknown_encoding"))(scope, receive, send)
+            return
         before = self.held
         chunks: list[bytes] = []
         taken = 0

@@ -6,7 +6,7 @@ import base64
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import FastAPI, File, Form, Response, UploadFile
+from fastapi import FastAPI, Form, Response
 
 from biomedclip_ray.config import Serve
 from biomedclip_ray.search.outputs import convert
@@ -60,20 +60,20 @@ def add_vectors(app: FastAPI, backends: Backends, settings: Serve, room: Room, m
 
     @app.post("/v1/embeddings/image", response_model=schemas.EmbeddingsAnswer)
     async def image_embeddings(
-        file: Annotated[list[UploadFile], File(description="One or more image files.")],
-        form: Annotated[schemas.VectorForm, Form()],
-        model: Annotated[str | None, Form()] = None,
+        form: Annotated[schemas.UploadForm, Form(media_type="multipart/form-data")],
     ) -> Response:
         """Unit vectors of uploaded image files: a third fewer bytes than base64."""
-        if len(file) > settings.max_items:
-            raise Refusal(f"{len(file)} files; at most {settings.max_items} (serve.max_items)", code="too_many_items")
+        if len(form.file) > settings.max_items:
+            raise Refusal(
+                f"{len(form.file)} files; at most {settings.max_items} (serve.max_items)", code="too_many_items"
+            )
         read: list[Wanted | Refusal] = []
-        for n, each in enumerate(file):
+        for n, each in enumerate(form.file):
             try:
                 read.append(read_file(await each.read(), f"input[{n}]", settings))
             except Refusal as refusal:
                 read.append(refusal)
-        return await embedded(read, form, model, False)
+        return await embedded(read, form, form.model, False)
 
     async def items_of(value: Any, param: str) -> list[Item]:
         return good_ones(await fetched(fetcher, read_items(value, param, settings)), False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+from fastapi import UploadFile
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from biomedclip_ray.search.filters import Filters
@@ -58,6 +59,18 @@ class EmbeddingsBody(Body, VectorForm):
     """Texts and images to embed."""
 
     input: Many = Field(description="One text, image or part, or a list of them.")
+
+
+class UploadForm(VectorForm):
+    """Image files to embed, and fields beside them, which a form sends as text."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    file: list[UploadFile] = Field(description="One or more image files.")
+    model: str | None = Field(default=None, description="An id or alias of /v1/models; none: the first.")
+    dimensions: int | None = Field(
+        default=None, ge=1, description="A shorter vector, if the server allows that length."
+    )
 
 
 class SearchBody(Body):

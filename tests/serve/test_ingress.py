@@ -152,6 +152,7 @@ def test_a_picture_that_cannot_be_decoded_is_named_by_its_place():
         ("/v1/embeddings", {}, "input", "input is missing"),
         ("/v1/search", {"query": "a", "filters": {"kind": ["gel"]}}, "filters.kind", "did you mean kinds?"),
         ("/v1/search", {"query": "a", "filters": {"year_from": "soon"}}, "filters.year_from", "whole number"),
+        ("/v1/search", {"query": "a", "filters": {"kinds": "gel"}}, "filters.kinds", "valid list"),
         ("/v1/search", {"query": "a", "k": 6}, "k", "at most 5 (serve.max_results)"),
         ("/v1/search", {"query": "a", "k": 0}, "k", "greater than or equal to 1"),
         ("/v1/search", {"query": "a", "by": "smell"}, "by", "'image', 'caption', 'words' or 'all'"),
@@ -197,6 +198,25 @@ def test_a_body_that_is_no_json_is_said_so():
     assert "no JSON" in error(asyncio.run(raw(b'{"query": ', "application/json")))[2]
     assert "Content-Type: application/json" in error(asyncio.run(raw(b'{"query": "a"}', "text/plain")))[2]
     assert error(asyncio.run(raw(b"[]", "application/json")))[0] == 400
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "says"),
+    [
+        ("/v1/search", {"Content-Type": "text/plain"}, "application/json"),
+        ("/v1/search", {"Content-Type": "application/json", "Content-Encoding": "gzip"}, "as it is"),
+        ("/v1/embeddings/image", {"Content-Type": "application/json"}, "image files as multipart/form-data"),
+        ("/v1/embeddings/image", {}, "image files as multipart/form-data"),
+    ],
+)
+def test_what_is_sent_as_something_else_is_415_with_what_to_send(path, headers, says):
+    async def sent() -> httpx.Response:
+        transport = httpx.ASGITransport(create_app({"biomedclip": Table()}, SETTINGS))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.post(path, content=b'{"query": "a"}', headers=headers)
+
+    status, _, message = error(asyncio.run(sent()))
+    assert status == 415 and says in message
 
 
 @pytest.mark.parametrize("declared", [True, False])
