@@ -15,20 +15,13 @@ from itertools import product
 
 from lance.query import BooleanQuery, FullTextQuery, MatchQuery, Occur, PhraseQuery
 
+from biomedclip_ray.search import identifiers
 from biomedclip_ray.search.folding import ACRONYM, COLUMN, MOLAR, STOP, Piece, pieces, stem, without_accents
 
 MAX_CHARS = 2_000
 """Of what is asked; the rest is not read."""
 MAX_PIECES = 64
 _MAX_ALTERNATIVES = 8
-_PMID = re.compile(r"\bpmid:?\s*([0-9]{1,9})\b", re.IGNORECASE)
-_PUBMED_LINK = re.compile(
-    r"\S*(?:pubmed\.ncbi\.nlm\.nih\.gov|ncbi\.nlm\.nih\.gov/pubmed|/MED)/([0-9]{1,9})\S*", re.IGNORECASE
-)
-_DOI_LINK = re.compile(r"(?:\S*\bdoi\.org/|\bdoi:\s*)(?=10\.[0-9]{4,9}/)", re.IGNORECASE)
-_PMC_LINK = re.compile(r"\S*/(PMC[0-9]+)\S*", re.IGNORECASE)
-_BARE_PMC = re.compile(r"\b(?:pmc\s?(?=[0-9]{4})|(?-i:PMC))([0-9]+)(?:\.[0-9]+(?:/[^\s\"]*)?)?(?![\w.])", re.IGNORECASE)
-_NUMBER_ALONE = re.compile(r"[\s\"“”]*([0-9]{5,9})[\s\"“”]*")
 _QUOTED = re.compile(r"[\"“”„]([^\"“”„]*)[\"“”„]")
 
 
@@ -71,7 +64,7 @@ def read(query: str) -> Reading:
     """What a text asks for: quoted words as a phrase, each other word for itself; any text has a reading, if an empty
     one.
     """
-    text = _identifiers(query[:MAX_CHARS])
+    text = identifiers.as_words(query[:MAX_CHARS])
     required: list[Unit] = []
     lifting: list[Unit] = []
     loose: list[str] = []
@@ -180,7 +173,7 @@ def _alternatives(piece: Piece, alone: bool = False) -> tuple[str, ...]:
         found.append(source)  # asked for without a number, so it may be either unit
     if alone and piece.text in STOP:
         found.append(piece.text.upper())
-    number = _NUMBER_ALONE.fullmatch(piece.source)
+    number = identifiers.NUMBER_ALONE.fullmatch(piece.source)
     if number:
         found.append(f"PMID{number[1]}")
     return tuple(dict.fromkeys(found))
@@ -198,12 +191,3 @@ def _count(alternatives: list[tuple[str, ...]]) -> int:
     for each in alternatives:
         total *= len(each)
     return total
-
-
-def _identifiers(query: str) -> str:
-    """Links and numbers of articles as the words that the index holds for them."""
-    text = _PUBMED_LINK.sub(r" PMID\1 ", query)
-    text = _PMC_LINK.sub(lambda found: f" {found[1].upper()} ", text)
-    text = _BARE_PMC.sub(r" PMC\1 ", text)
-    text = _PMID.sub(r" PMID\1 ", text)
-    return _DOI_LINK.sub(" ", text)

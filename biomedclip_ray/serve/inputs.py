@@ -21,6 +21,7 @@ from biomedclip_ray.images.errors import ImageError
 from biomedclip_ray.images.formats import ONLINE_NAMES, identify
 from biomedclip_ray.images.image import size
 from biomedclip_ray.schema import Reason
+from biomedclip_ray.search.identifiers import names_articles
 from biomedclip_ray.serve.errors import Refusal
 from biomedclip_ray.serve.forms import ADDRESS, NO_IMAGE, form_of
 from biomedclip_ray.serve.input_shapes import WEIGHTS
@@ -137,7 +138,9 @@ def read_sought(value: Any, param: str, limits: Serve) -> list[Sought]:
             if not (number and WEIGHTS[0] <= weight <= WEIGHTS[1]):
                 message = f"{name}.weight must be a number from {WEIGHTS[0]:g} to {WEIGHTS[1]:g}"
                 raise Refusal(message, param=f"{name}.weight", code="wrong_value")
-        if isinstance(part, dict) and set(part) == {"figure"}:
+        if isinstance(part, str) and names_articles(part):  # a link that is no image's address
+            found.append(Sought(part))
+        elif isinstance(part, dict) and set(part) == {"figure"}:
             found.append(Sought(FigureId(_text(part["figure"], f"{name}.figure", limits)), float(weight)))
         else:
             found.append(Sought(read_item(part, name, limits), float(weight)))
@@ -158,6 +161,8 @@ def read_image(value: Any, param: str, limits: Serve) -> Wanted:
 
 def read_file(data: bytes, param: str, limits: Serve) -> bytes:
     """The bytes of an uploaded image; raises Refusal."""
+    if not data:
+        raise Refusal(f"{param}: the file is empty", param=param, code="empty_input")
     return _checked(data, param, limits)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from biomedclip_ray.search.identifiers import names_articles
 from biomedclip_ray.serve.answers import Part, Problem, Vector
 from biomedclip_ray.serve.inputs import TEXT_CHARS, Item
 
@@ -28,8 +29,8 @@ class Reading:
         self.tokens, self.truncated = 0, False
 
     def needs_vector(self, item: Item) -> bool:
-        """Whether the item is to be embedded."""
-        return self.by != "words" and isinstance(item, str | bytes)
+        """Whether the item is to be embedded; the number or link of an article looks like nothing."""
+        return self.by != "words" and not (isinstance(item, str) and names_articles(item))
 
     def take(self, side: str, part: Part, vector: Vector | Problem | None) -> Problem | None:
         """Add a part of the side "query" or "without", with its vector if it has one; returns what is wrong with it."""
@@ -47,7 +48,7 @@ class Reading:
             self.truncated |= vector.truncated
             for column in COLUMNS[self.by]:
                 into.append(search.Vector(vector.values, column, part.weight))
-        if isinstance(part.item, str) and self.by in ("words", "all"):
+        if isinstance(part.item, str) and (vector is None or self.by == "all"):
             self.truncated |= len(part.item) > TEXT_CHARS
             into.append(search.Words(part.item[:TEXT_CHARS], part.weight))
         elif self.by == "words":

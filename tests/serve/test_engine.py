@@ -31,6 +31,7 @@ from biomedclip_ray.config import Config, Serve, ServeResources
 from biomedclip_ray.corpus.erase import erase
 from biomedclip_ray.schema import LEDGER
 from biomedclip_ray.search.index import Index
+from biomedclip_ray.search.outputs import convert
 from biomedclip_ray.serve.ingress import create_app
 from biomedclip_ray.serve.replica import WITHDRAWN_S, Engine
 from biomedclip_ray.store.attempt import attempt
@@ -83,6 +84,23 @@ def test_parts_uploads_and_data_uris_give_the_encoders_own_vectors(live):
     ):
         assert np.abs(vectors(answer) - expected).max() < 1e-5
         assert (answer.json()["model"], answer.json()["usage"]["images"]) == ("biomedclip", 2)
+
+
+def test_a_form_says_how_vectors_are_wanted(live):
+    files = [("file", ("a.png", live.images[3]))]
+    sent = {"dimensions": "16", "output_dtype": "int8", "on_error": "item", "encoding_format": "base64"}
+    answer = httpx.post(f"{live.url}/v1/embeddings/image", files=files, data=sent)
+    assert np.array_equal(vectors(answer), convert(_cut(live, 16), "int8", live.engine.index.settings.int8_scale))
+    wrong = httpx.post(f"{live.url}/v1/embeddings/image", files=files, data={"dimension": "16"})
+    assert wrong.status_code == 400 and "did you mean dimensions?" in wrong.json()["error"]["message"]
+    empty = httpx.post(f"{live.url}/v1/embeddings/image", files=[*files, ("file", ("b.png", b""))])
+    assert (empty.status_code, empty.json()["error"]["message"]) == (400, "input[1]: the file is empty")
+
+
+def _cut(live: Live, length: int) -> np.ndarray:
+    """The vector of the fourth image, cut."""
+    short = live.encoder.encode_images(live.images[3:4])[:, :length]
+    return short / np.linalg.norm(short)
 
 
 def test_smaller_output_types_are_the_vector_as_told(live):
@@ -174,6 +192,17 @@ def test_a_figure_finds_those_like_it_and_not_itself(live):
     assert "PMC4.1/F1#0" not in like and like == [name for name in plain if name != "PMC4.1/F1#0"][:5]
     wrong = post(live, "/v1/search", {"query": {"figure": "PMC999.1/F1#0"}})
     assert (wrong.status_code, wrong.json()["error"]["code"]) == (400, "wrong_query")
+
+
+@pytest.mark.parametrize("by", ["image", "caption", "words", "all"])
+@pytest.mark.parametrize(
+    "query",
+    ["PMC31", '"pmc 1031.1"', "https://pmc.ncbi.nlm.nih.gov/articles/PMC31/", "PMC31.1/F1#0", {"text": "PMC31"}],
+)
+def test_the_number_or_link_of_an_article_finds_it_whatever_is_compared(live, by, query):
+    assert ids(found(live, query=query, by=by)) == ([] if "1031" in query else ["PMC31.1/F1#0"])
+    without = ids(found(live, query="gel", without=query, by=by, k=60))
+    assert "PMC31.1/F1#0" not in without or "1031" in query
 
 
 def test_what_should_not_be_there_moves_the_answer_away(live):

@@ -183,8 +183,7 @@ function waiting() {
 function show(found, milliseconds) {
   if (!found.data.length) {
     const narrowed = Object.keys(filters()).length > 0;
-    const words = checked("by")[0] === "words" && "No caption has these words.";
-    return note("No figure found", narrowed ? "No figure passes these filters." : words || "The index is empty.", narrowed ? "narrow" : "");
+    return note("No figure found", narrowed ? "No figure passes these filters." : "No caption has these words, and no article this number.", narrowed ? "narrow" : "");
   }
   shown = [...found.data];
   $("save").hidden = false;
