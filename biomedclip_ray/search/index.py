@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from biomedclip_ray.search import folding, words
 from biomedclip_ray.search.filters import Filters, quoted
-from biomedclip_ray.search.kept import KEPT_ROWS, Kept
+from biomedclip_ray.search.kept import KEPT_BYTES, Kept
 from biomedclip_ray.search.table import (
     SETTINGS,
     TABLE,
@@ -90,7 +90,7 @@ class Index:
         self._kept = Kept(dataset)
         # An object store is asked for each of these rows alone: there so many are too many.
         local = place is not None and place.local is not None
-        self._kept_rows = KEPT_ROWS if local else settings.exact_rows
+        self._kept_rows = max(settings.exact_rows, KEPT_BYTES // (4 * self.dimensions) if local else 0)
 
     @classmethod
     def open(cls, uri: str) -> Index:
@@ -167,9 +167,10 @@ class Index:
         def look(depth: int, probes: int) -> Found:
             return nearest_rows(self.dataset, query, depth, column, where, probes, settings.refine_factor)
 
-        if passing <= self._kept_rows:
-            return self._first(lambda depth: self._kept.nearest(query, depth, column, where), k, k + _TIES, passing)
-        if settings.exact:
+        small = passing <= self._kept_rows and (where is not None or settings.exact)
+        if small and (vectors := self._kept.of(column, where, passing)):
+            return self._first(partial(vectors.nearest, query), k, k + _TIES, passing)
+        if settings.exact or passing <= settings.exact_rows:
             return self._first(partial(look, probes=0), k, k + _TIES, passing)
         probes = settings.nprobes(passing / rows)
         found = _nothing()

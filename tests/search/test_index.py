@@ -1,5 +1,6 @@
 """Search over a table of 4,000 rows: exact and approximate, with and without filters."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,15 @@ def exact(place_of_exact) -> Index:
 
 
 @pytest.fixture(scope="module")
-def approximate(tmp_path_factory) -> Index:
+def nothing_kept() -> Iterator[None]:
+    """Few rows would be searched in memory, and the index not at all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("biomedclip_ray.search.index.KEPT_BYTES", 0)
+        yield
+
+
+@pytest.fixture(scope="module")
+def approximate(tmp_path_factory, nothing_kept) -> Index:
     return build(tmp_path_factory.mktemp("approximate"), ann_rows=ROWS)
 
 
@@ -224,7 +233,7 @@ def test_a_folder_without_a_finished_index_is_named(tmp_path):
 
 
 @pytest.fixture(scope="module", params=["exact", "approximate"])
-def equal(request, tmp_path_factory) -> Index:
+def equal(request, tmp_path_factory, nothing_kept) -> Index:
     """Every row is there ten times, under ids in no order."""
     ids = np.random.default_rng(5).permutation(3000)
     rows = [
@@ -253,7 +262,7 @@ def test_the_first_of_more_hits_are_those_of_fewer_and_equal_ones_come_by_pair_i
             assert [(hit.pair_id, hit.score) for hit in find(k)] == most[:k]
 
 
-def test_neighbours_of_a_filter_are_found_wherever_they_lie(tmp_path, monkeypatch):
+def test_neighbours_of_a_filter_are_found_wherever_they_lie(tmp_path, monkeypatch, nothing_kept):
     """A tenth of the rows passes, all of them far from the query: where probing stops at k rows, none of the true ten
     is found.
     """
