@@ -46,7 +46,8 @@ class Guard:
         self.app, self.access = app, access
         names = access.hosts or (LOOPBACK if is_loopback(host) else ("*",))
         self._hosts = [
-            re.compile(re.escape(name).replace(r"\*", r"[\w.-]*") + r"(:\d+)?", re.IGNORECASE) for name in names
+            re.compile(".*" if name == "*" else re.escape(name).replace(r"\*", r"[\w.-]*") + r"(:\d+)?", re.IGNORECASE)
+            for name in names
         ]
         self._quotas = {key.name: Quota(key) for key in access.keys}
 

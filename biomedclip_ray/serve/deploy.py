@@ -114,8 +114,8 @@ def arguments(config: Config, bundle: Product, index: Product) -> Arguments:
 
 def address(resources: ServeResources) -> str:
     """Where this machine reaches the application."""
-    host = "127.0.0.1" if resources.host in ("0.0.0.0", "localhost") else resources.host
-    return f"http://{host}:{resources.port}"
+    host = {"0.0.0.0": "127.0.0.1", "localhost": "127.0.0.1", "::": "::1"}.get(resources.host, resources.host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{resources.port}"
 
 
 def running(url: str) -> str | None:
@@ -161,7 +161,7 @@ def check(args: Arguments, capacity: Capacity) -> None:
         )
     if serve.status().proxies:  # Serve is up and holds its port
         return
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in resources.host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((resources.host, resources.port))

@@ -123,6 +123,9 @@ def test_a_server_on_loopback_answers_to_its_own_names_only_and_others_to_those_
     assert asked(Serve(), "GET", "/", host="evil.example.org")[0].status_code == 400
     for name in ("127.0.0.1:8000", "localhost", "[::1]:8000"):
         assert asked(Serve(), host=name)[0].status_code == 200
+    anywhere = Serve(access=Access(open=True), resources=ServeResources(host="0.0.0.0"))
+    for name in ("search.lab", "[2001:db8::5]:8000", "10.1.2.3:8000"):
+        assert asked(anywhere, host=name)[0].status_code == 200
     listed = Serve(access=Access(hosts=("*.example.org",)))
     assert asked(listed, host="search.example.org")[0].status_code == 200
     assert asked(listed, host="example.org.evil.net")[0].status_code == 400

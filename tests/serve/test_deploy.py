@@ -12,7 +12,7 @@ import pytest
 from biomedclip_ray.config import Config, ConfigError, Serve, ServedModel, ServeResources
 from biomedclip_ray.run.capacity import Capacity, NodeKind
 from biomedclip_ray.serve.app import Arguments
-from biomedclip_ray.serve.deploy import check, running
+from biomedclip_ray.serve.deploy import address, check, running
 from biomedclip_ray.serve.needs import fit
 
 
@@ -52,3 +52,17 @@ def test_every_model_needs_replicas_of_its_own() -> None:
     args = Arguments(**two.model_dump(), bundle="b", index="i")
     with pytest.raises(ConfigError, match="the application needs 2 GPUs, the cluster has 1"):
         check(args, roomy)
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8000"),
+        ("0.0.0.0", "http://127.0.0.1:8000"),
+        ("10.1.2.3", "http://10.1.2.3:8000"),
+        ("::", "http://[::1]:8000"),
+        ("2001:db8::5", "http://[2001:db8::5]:8000"),
+    ],
+)
+def test_the_address_of_a_server_is_one_that_can_be_asked(host: str, url: str) -> None:
+    assert address(ServeResources(host=host)) == url == str(httpx.URL(url))
