@@ -15,6 +15,7 @@ PAGE = {
     "index.html": "text/html; charset=utf-8",
     "app.css": "text/css; charset=utf-8",
     "app.js": "text/javascript; charset=utf-8",
+    "picture.js": "text/javascript; charset=utf-8",
     "save.js": "text/javascript; charset=utf-8",
     "labels.js": "text/javascript; charset=utf-8",
     "map.js": "text/javascript; charset=utf-8",

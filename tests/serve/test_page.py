@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -137,4 +138,80 @@ def test_the_map_shows_every_figure_and_searches_by_a_click_and_by_a_line_around
     page.mouse.up()
     page.wait_for_function("new URLSearchParams(location.search).getAll('like').length > 1")
     page.wait_for_selector(".card:not(.ghost)")
+    page.context.close()
+
+
+def test_the_map_is_walked_with_arrows_and_searched_with_enter(browser, url):
+    page = opened(browser, url)
+    page.get_by_text("Map of the index").click()
+    page.wait_for_selector("#map canvas[data-points='60']")
+    page.locator("#map canvas").focus()
+    named, places = [], []
+    for key in ("ArrowRight", "ArrowRight", "ArrowDown"):
+        page.keyboard.press(key)
+        named.append(page.locator("#map-name").inner_text())
+        places.append(page.evaluate("place(chosen, canvas.clientWidth, canvas.clientHeight)"))
+    assert len(set(named)) == 3
+    assert places[1][0] > places[0][0] and places[2][1] > places[1][1]
+    page.keyboard.press("Enter")
+    page.wait_for_function("new URLSearchParams(location.search).getAll('like').length === 1")
+    assert named[-1].startswith(page.evaluate("new URLSearchParams(location.search).get('like')"))
+    page.context.close()
+
+
+def test_an_address_with_figures_to_be_like_shows_that_they_are_asked_for(browser, url):
+    page = opened(browser, f"{url}/?like=PMC4.1%2FF1%230")
+    expect(page.locator("#chip")).to_be_visible()
+    page.get_by_label("Remove the picture").click()
+    page.wait_for_function("!location.search.includes('like')")
+    page.context.close()
+
+
+def delayed(route: Any) -> None:
+    """Answers the next page late."""
+    if '"cursor"' in (route.request.post_data or ""):
+        time.sleep(1)
+    route.continue_()
+
+
+def test_a_page_that_comes_late_is_no_part_of_a_newer_search(browser, url):
+    page = opened(browser, f"{url}/?q=cells")
+    page.route("**/v1/search", delayed)
+    page.evaluate("more()")
+    page.get_by_label("What should the figure show?").fill("gel")
+    page.keyboard.press("Enter")
+    page.wait_for_function("location.search === '?q=gel'")
+    page.wait_for_timeout(2500)
+    expect(page.locator("#results .card")).to_have_count(24)
+    assert "nearest" in page.locator("#status").inner_text()
+    page.context.close()
+
+
+def test_pages_follow_as_one_scrolls_and_nothing_jumps(browser, url):
+    page = opened(browser, f"{url}/?q=cells")
+    field = page.get_by_label("What should the figure show?")
+    field.fill("words that nobody has sent yet")
+    page.evaluate("scrollTo(0, document.body.scrollHeight - 1150)")
+    expect(page.locator("#results .card")).to_have_count(48)
+    at = page.evaluate("scrollY")
+    expect(field).to_be_focused()
+    page.wait_for_timeout(300)
+    assert page.evaluate("scrollY") == at
+    page.get_by_role("button", name="More figures").click()
+    expect(page.locator("#results .card")).to_have_count(60)
+    page.context.close()
+
+
+def test_a_screen_taller_than_the_first_page_gets_the_next_ones(browser, url):
+    page = browser.new_context(viewport={"width": 2400, "height": 6000}).new_page()
+    page.goto(f"{url}/?q=cells")
+    expect(page.locator("#results .card")).to_have_count(60, timeout=WAIT_MS)
+    page.context.close()
+
+
+def test_a_long_caption_is_shown_whole_beside_others_too(browser, url):
+    page = opened(browser, f"{url}/?q=no.+31&by=words", 320)
+    page.locator(".whole").first.click()
+    page.locator("#others .more").click()
+    page.wait_for_function("(c => c.scrollHeight <= c.clientHeight + 1)(document.querySelector('#others .caption'))")
     page.context.close()

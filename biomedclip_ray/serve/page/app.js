@@ -13,7 +13,8 @@ let liked = [];     // or the pair_ids of the figures that others are to be like
 let counted = false; // whether a search counts its hits
 let following = null; // the cursor of the next page of what is shown
 let shown = [];     // the hits on the page, in their order
-let asking = null;  // the request under way, which a newer one ends
+let asking = null;  // the search under way or shown, which a newer one ends with its pages
+let asked = null;   // what it asked for: the field may say something else by now
 
 // ---------------------------------------------------------------- the question
 
@@ -41,6 +42,7 @@ function recall() {
   const words = new URLSearchParams(location.search);
   $("query").value = words.get("q") ?? "";
   liked = words.getAll("like");
+  if (liked.length) chip("page/icon.svg");
   for (const id of ["license", "year_from", "year_to"]) $(id).value = words.get(id) ?? "";
   $("group").checked = words.get("group") === "article";
   for (const box of document.querySelectorAll("input[name=by]")) box.checked = box.value === (words.get("by") ?? "image");
@@ -79,20 +81,20 @@ function body() {
   return { query: question(), k: SHOWN, by: checked("by")[0], filters: filters(), ...($("group").checked && { group: "article" }) };
 }
 
-async function more() {
+async function more({ pressed = false } = {}) {
   const button = $("more");
   button.disabled = true;
   try {
-    const found = await call("v1/search", { ...body(), cursor: following });
+    const found = await call("v1/search", { ...asked, cursor: following }, asking.signal);
     const before = $("results").children.length;
     shown.push(...found.data);
     $("results").append(...found.data.map(card));
-    fold();
+    fold($("results"));
     follow(found);
     $("status").textContent = `${$("results").children.length} figures.`;
-    $("results").children[before]?.querySelector("a[href]")?.focus(); // who uses the keyboard goes on where the new ones begin
+    if (pressed) $("results").children[before]?.querySelector("a[href]")?.focus(); // the keyboard goes on where the new ones begin
   } catch (error) {
-    $("status").textContent = error.message;
+    if (error.name !== "AbortError") $("status").textContent = error.message;
   } finally {
     button.disabled = false;
   }
@@ -101,6 +103,8 @@ async function more() {
 function follow(found) {
   following = found.next;
   $("more").hidden = !following;
+  edge.disconnect(); // anew, or it says nothing of an edge that never left the screen
+  edge.observe($("edge"));
 }
 
 async function search({ remembered = false } = {}) {
@@ -110,11 +114,12 @@ async function search({ remembered = false } = {}) {
   following = null;
   if (!query.length) return welcome();
   const mine = (asking = new AbortController());
+  asked = body();
   const late = setTimeout(waiting, 120); // an answer that comes at once needs no placeholder
   $("results").setAttribute("aria-busy", "true");
   const began = performance.now();
   try {
-    const found = await call("v1/search", { ...body(), facets: counted }, mine.signal);
+    const found = await call("v1/search", { ...asked, facets: counted }, mine.signal);
     if (asking === mine) show(found, performance.now() - began);
   } catch (error) {
     if (error.name !== "AbortError" && asking === mine) note("That did not work", error.message, "bad");
@@ -192,12 +197,12 @@ function show(found, milliseconds) {
   const figures = found.data.length === 1 ? "One figure" : `${found.data.length} nearest figures`;
   $("status").textContent = `${figures} in ${(milliseconds / 1000).toFixed(2)} s.${cut}`;
   $("results").replaceChildren(...found.data.map(card));
-  fold();
+  fold($("results"));
   follow(found);
 }
 
-function fold() {
-  for (const box of $("results").querySelectorAll(".card")) {
+function fold(list) {
+  for (const box of list.querySelectorAll(".card")) {
     const caption = box.querySelector(".caption");
     const open = caption.classList.contains("open");
     box.querySelector(".more").hidden = !open && caption.scrollHeight <= caption.clientHeight + 1;
@@ -251,6 +256,7 @@ async function beside(hit, title, filters) {
   try {
     const found = await call("v1/search", { query: { figure: hit.pair_id }, k: SHOWN, filters });
     $("others").replaceChildren(...[hit, ...found.data].map(card));
+    fold($("others"));
     for (const button of $("others").querySelectorAll(".whole, .same")) button.remove();
     for (const button of $("others").querySelectorAll(".similar")) button.addEventListener("click", () => $("beside").close());
   } catch (error) {
@@ -288,48 +294,6 @@ async function holdings() {
   }
 }
 
-// ---------------------------------------------------------------- pictures
-
-function like(hit) {
-  alike([hit.pair_id], hit.thumbnail ?? "page/icon.svg");
-}
-
-function alike(figures, preview) {
-  pick(preview);
-  [picture, liked] = [null, figures];
-  scrollTo({ top: 0 });
-  search();
-}
-
-function pick(uri) {
-  [picture, liked] = [uri, []];
-  const words = document.querySelector("input[name=by][value=words]");
-  if (words.checked) document.querySelector("input[name=by][value=image]").checked = true; // a picture has no words
-  $("preview").src = uri;
-  $("chip").hidden = false;
-  $("query").value = "";
-  $("query").placeholder = "Add words, if you like";
-}
-
-function unpick() {
-  [picture, liked] = [null, []];
-  $("preview").removeAttribute("src");
-  $("chip").hidden = true;
-  $("file").value = "";
-  $("query").placeholder = "Describe a figure, or drop a picture";
-}
-
-function read(file) {
-  if (!file) return;
-  const known = $("file").accept.split(","), name = file.name.toLowerCase();
-  const fits = (form) => (form.startsWith(".") ? name.endsWith(form) : file.type === form);
-  if (!file.type.startsWith("image/") && !known.some(fits)) return note("That is no picture", `${file.name} is of the type ${file.type || "unknown"}. Understood are ${known.filter((form) => form.startsWith(".")).join(" ")}`, "bad");
-  const reader = new FileReader();
-  reader.addEventListener("load", () => { pick("data:image/any" + reader.result.slice(reader.result.indexOf(";"))); search(); });
-  reader.addEventListener("error", () => note("That did not work", `${file.name} cannot be read.`, "bad"));
-  reader.readAsDataURL(file);
-}
-
 // ---------------------------------------------------------------- what the user does
 
 $("search").addEventListener("submit", (event) => { event.preventDefault(); search(); });
@@ -338,23 +302,13 @@ $("search").addEventListener("change", (event) => {
   if (event.target.value === "words") unpick();
   search();
 });
-$("more").addEventListener("click", more);
-$("file").addEventListener("change", () => read($("file").files[0]));
-$("unpick").addEventListener("click", () => { unpick(); $("query").focus(); search(); });
+$("more").addEventListener("click", () => more({ pressed: true }));
 addEventListener("popstate", () => { unpick(); recall(); search({ remembered: true }); });
-new IntersectionObserver(([edge]) => { if (edge.isIntersecting && following && !$("more").disabled) more(); }, { rootMargin: "400px" }).observe($("edge"));
-addEventListener("paste", (event) => { const file = event.clipboardData.files[0]; if (file) { event.preventDefault(); read(file); } });
+const edge = new IntersectionObserver(([seen]) => { if (seen.isIntersecting && following && !$("more").disabled) more(); }, { rootMargin: "400px" });
 addEventListener("keydown", (event) => {
   const typing = ["INPUT", "SELECT", "TEXTAREA"].includes(event.target.tagName);
   if (event.key === "/" && !typing) { event.preventDefault(); $("query").select(); }
   if (event.key === "Escape" && event.target === $("query")) { unpick(); $("query").value = ""; search(); }
 });
 
-let depth = 0; // dragenter and dragleave come for every child
-addEventListener("dragenter", () => { depth += 1; $("veil").hidden = false; });
-addEventListener("dragleave", () => { depth -= 1; $("veil").hidden = depth > 0 ? false : true; });
-addEventListener("dragover", (event) => event.preventDefault());
-addEventListener("drop", (event) => { event.preventDefault(); depth = 0; $("veil").hidden = true; read(event.dataTransfer.files[0]); });
-
-welcome();
-holdings().then(() => { recall(); search({ remembered: true }); });
+addEventListener("DOMContentLoaded", () => { welcome(); holdings().then(() => { recall(); search({ remembered: true }); }); }); // all scripts are there

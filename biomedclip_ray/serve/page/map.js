@@ -1,5 +1,6 @@
 // The map: every figure as a point, like ones near each other. Hover names one, a click searches for figures like it, a
-// line drawn around some searches for figures like those.
+// line drawn around some searches for figures like those. With the keyboard the arrows go from figure to figure, and
+// Enter searches.
 "use strict";
 
 const COLOURS = ["#0f766e", "#b45309", "#6d28d9", "#be123c", "#1d4ed8", "#4d7c0f", "#a21caf", "#0e7490", "#92400e", "#57534e", "#15803d", "#7c2d12"];
@@ -9,6 +10,7 @@ const CELL = 12; // pixels of the grid that finds the point under the pointer
 let points = null; // {x, y, kind, kinds, ids}; x and y from -1 to 1
 let grid = new Map();
 let line = [];
+let chosen = null; // the figure that the arrows reached
 
 const canvas = $("map").querySelector("canvas");
 
@@ -70,11 +72,39 @@ function at(event) {
   return [event.clientX - box.left, event.clientY - box.top];
 }
 
+function tell(n) {
+  $("map-name").textContent = n === null ? "" : `${points.ids[n]}, ${(points.kinds[points.kind[n]] ?? "").replaceAll("_", " ")}`;
+}
+
+const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+
+function step([right, down]) {
+  const [width, height] = [canvas.clientWidth, canvas.clientHeight];
+  const [x, y] = chosen === null ? [width / 2, height / 2] : place(chosen, width, height);
+  let [best, least] = [chosen, Infinity];
+  for (let n = 0; n < points.ids.length; n += 1) {
+    const [px, py] = place(n, width, height);
+    const along = (px - x) * right + (py - y) * down, aside = Math.abs((px - x) * down) + Math.abs((py - y) * right);
+    if (along > 0 && along >= aside && along + aside < least) [best, least] = [n, along + aside];
+  }
+  chosen = best;
+  draw();
+  if (chosen === null) return;
+  const pen = canvas.getContext("2d");
+  pen.globalAlpha = 1;
+  pen.lineWidth = 2;
+  pen.strokeStyle = getComputedStyle(canvas).color;
+  pen.beginPath();
+  pen.arc(...place(chosen, width, height), 9, 0, 2 * Math.PI);
+  pen.stroke();
+  tell(chosen);
+}
+
 async function showMap() {
   if (points || !$("map").open) return points && draw();
   try {
     points = await call("v1/map");
-    $("map-note").textContent = `${number.format(points.ids.length)} figures. Point at one, click for figures like it, or draw a line around some.`;
+    $("map-note").textContent = `${number.format(points.ids.length)} figures. Point at one, click for figures like it, or draw a line around some; with the keyboard, arrows and Enter.`;
     $("map-key").replaceChildren(...points.kinds.map((kind, n) => {
       const item = element("li", kind.replaceAll("_", " "));
       const dot = element("i");
@@ -95,8 +125,7 @@ canvas.addEventListener("pointermove", (event) => {
   if (!points) return;
   const [x, y] = at(event);
   if (!line.length) {
-    const found = near(x, y);
-    $("map-name").textContent = found === null ? "" : `${points.ids[found]}, ${(points.kinds[points.kind[found]] ?? "").replaceAll("_", " ")}`;
+    tell(near(x, y));
     return;
   }
   const pen = canvas.getContext("2d");
@@ -117,4 +146,11 @@ canvas.addEventListener("pointerup", (event) => {
   const wanted = drawn.length > 5 ? around(drawn) : found === null ? [] : [points.ids[found]];
   draw();
   if (wanted.length) alike(wanted, "page/icon.svg");
+});
+canvas.addEventListener("keydown", (event) => {
+  if (!points) return;
+  if (ARROWS[event.key]) step(ARROWS[event.key]);
+  else if (event.key === "Enter" && chosen !== null) alike([points.ids[chosen]], "page/icon.svg");
+  else return;
+  event.preventDefault();
 });
