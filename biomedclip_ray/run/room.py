@@ -29,6 +29,8 @@ _WORDS = re.compile(
     r"No space left on device|os error 28|Disk quota exceeded"
     r"|inline_container.*unexpected pos|requested and \d+ written"  # torch, numpy
 )
+_FILE = re.compile(r"(?:No space left on device|Disk quota exceeded): '(/[^'\n]+)'")
+"""Out of the words alone: what Ray Data hands on of an OSError has other words where the file's name was."""
 _NODE = re.compile(r"\(pid=\d+, ip=([^,)]+)")
 """In what Ray says of a task that failed."""
 
@@ -49,7 +51,7 @@ def no_room(error: BaseException, root: str) -> str | None:
     told = [each for each in chain if _says_so(each)]
     nodes = [found[1] for each in chain if (found := _NODE.search(str(each)))]
     elsewhere = bool(nodes) and ray.is_initialized() and nodes[0] != ray.util.get_node_ip_address()
-    named = next((str(each.filename) for each in told if isinstance(each, OSError) and each.filename), None)
+    named = next((found[1] for each in told if (found := _FILE.search(str(each)))), None)
     places = list(_places(root))
     if any(isinstance(each, OutOfDiskError) for each in told):
         places = [place for place in places if place[1] == "RAY_TMPDIR"] or places[-1:]
