@@ -52,7 +52,8 @@ def test_the_signal_before_the_limit_reaches_the_driver_which_then_is_queued_aga
     bin_ = tmp_path / "bin"
     bin_.mkdir()
     for name, script in {
-        "srun": f'[ "$2" = stop ] || {{ echo >{tmp_path}/step; sleep {2 * late}; }}; exec "$@"',
+        "srun": f'[ "$1" = --overlap ] && {{ shift; echo "$@" >>{tmp_path}/stopped; }}; '
+        f'[ "$2" = stop ] || {{ echo >{tmp_path}/step; sleep {2 * late}; }}; exec "$@"',
         "ray": '[ "$1" = stop ] && exit; while [ "$1" != -- ]; do shift; done; shift; exec "$@"',
         "scontrol": f'if [ "$1" = requeue ]; then echo "$2" >{tmp_path}/requeued; else echo localhost; fi',
         "python": f"trap 'echo told >{tmp_path}/told; exit 130' TERM; echo \"$RAY_ADDRESS $@\" >{tmp_path}/began; "
@@ -85,6 +86,7 @@ def test_the_signal_before_the_limit_reaches_the_driver_which_then_is_queued_aga
         return
     assert (tmp_path / "began").read_text() == "127.0.0.1:6379 workflows/biomedclip.py CONFIG root=/mnt/x\n"
     assert (tmp_path / "told").exists()
+    assert (tmp_path / "stopped").read_text() == "ray stop --force\n"  # on all nodes, once the driver had ended
     assert ended.returncode == 130
 
 
