@@ -46,7 +46,7 @@ Pixels = npt.NDArray[np.uint8]
 MAX_RATIO = 4 / 3
 """Largest ratio of a crop's sides (that of torchvision's RandomResizedCrop)."""
 
-READ_CPUS = 0.25
+WINDOW_CPUS = 0.25
 """Logical CPUs of a task that reads a window and cuts it into blocks: it waits for storage."""
 
 _READ_THREADS = 16
@@ -88,7 +88,7 @@ def batches(
     """
     spec: Feed = ray.get(feed)
     spans = [{"start": a, "stop": b} for a, b in spec.order.spans(start, stop)]
-    read_cpus = min(READ_CPUS, resources.feed_cpus)
+    read_cpus = min(WINDOW_CPUS, resources.feed_cpus)
     only = {} if demand is None else demand.work.only
     context = _context(resources)
     if demand is not None:

@@ -15,7 +15,7 @@ from biomedclip_ray.clip.loss import LOSSES
 from biomedclip_ray.clip.model import model_config
 from biomedclip_ray.config import Config, ConfigError, TrainResources
 from biomedclip_ray.run.capacity import Capacity
-from biomedclip_ray.train.batches import READ_CPUS
+from biomedclip_ray.train.batches import WINDOW_CPUS
 from biomedclip_ray.train.trackers import missing
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def _workers(wanted: TrainResources, gpus: float, nodes: Sequence[Mapping[str, f
 
 
 def _feed(wanted: TrainResources, cpus: float, nodes: Sequence[Mapping[str, float]], comes: int) -> list[str]:
-    feed = wanted.feed_cpus + 2 * min(READ_CPUS, wanted.feed_cpus)  # decode, read and cut
+    feed = wanted.feed_cpus + 2 * min(WINDOW_CPUS, wanted.feed_cpus)  # decode, read and cut
     # Ray Train keeps its workers' share, and what is left goes to Ray Data in whole CPUs: of 0.75 it gets none, and
     # stands still
     left = math.floor(max(0.0, cpus - comes * wanted.cpus_per_worker))

@@ -8,7 +8,7 @@ from biomedclip_ray.config import TrainResources
 from biomedclip_ray.run.capacity import Capacity
 from biomedclip_ray.run.nodes import Demand
 from biomedclip_ray.run.placement import Placement, place
-from biomedclip_ray.train.batches import READ_CPUS
+from biomedclip_ray.train.batches import WINDOW_CPUS
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ def placed(resources: TrainResources, capacity: Capacity) -> Places:
     """
     worker = place(capacity, resources.cpus_per_worker, resources.gpus_per_worker)
     gpus = bool(resources.gpus_per_worker)
-    read = min(READ_CPUS, resources.feed_cpus)
+    read = min(WINDOW_CPUS, resources.feed_cpus)
     left = _left(worker, resources)
     beside = gpus and left >= resources.feed_cpus + 2 * read
     work = place(capacity, resources.feed_cpus, beside="gpus" if beside else "cpus")
