@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from biomedclip_ray.images.errors import ImageError
-from biomedclip_ray.images.image import decode, prepare
+from biomedclip_ray.images.image import Recipe, decode, prepare
 from biomedclip_ray.images.phash import perceptual_hash
 from biomedclip_ray.schema import Reason
 
@@ -68,8 +68,7 @@ def pillow(data: bytes, short_side: int) -> Baseline:
 
 
 def ours(data: bytes, short_side: int) -> bytes:
-    limits = {"min_side": MIN_SIDE, "max_pixels": MAX_PIXELS, "max_aspect": MAX_ASPECT}
-    return prepare(data, short_side=short_side, quality=QUALITY, **limits).jpeg  # type: ignore[arg-type]
+    return prepare(data, Recipe(short_side, QUALITY, MIN_SIDE, MAX_PIXELS, MAX_ASPECT)).jpeg
 
 
 def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:

@@ -24,7 +24,7 @@ from biomedclip_ray.figures.captions import training_text
 from biomedclip_ray.figures.clip_kinds import bundle_id, name_kinds
 from biomedclip_ray.figures.kinds import figure_kind
 from biomedclip_ray.images.errors import ImageError
-from biomedclip_ray.images.image import decode, prepare
+from biomedclip_ray.images.image import Recipe, decode, prepare
 from biomedclip_ray.jats import article as jats
 from biomedclip_ray.sample import plots
 
@@ -94,9 +94,7 @@ def pathways(bucket: Path) -> None:
                 if file is None:
                     continue
                 try:
-                    picture = prepare(
-                        file.read_bytes(), short_side=384, quality=90, min_side=32, max_pixels=10**8, max_aspect=12
-                    )
+                    picture = prepare(file.read_bytes(), Recipe(384, 90, 32, 10**8, 12))
                 except ImageError:
                     continue
                 kind, _ = figure_kind(decode(picture.jpeg), training_text(figure.caption, figure.label))

@@ -28,7 +28,7 @@ from lxml import etree
 
 from biomedclip_ray.config import ConfigError, Ingest, SourceSelect
 from biomedclip_ray.images.errors import ImageError
-from biomedclip_ray.images.image import decode, prepare
+from biomedclip_ray.images.image import Recipe, decode, prepare
 from biomedclip_ray.pmc.catalog import parse_metadata, rejection
 from biomedclip_ray.pmc.ingest import read_article
 from biomedclip_ray.run.record import Inventory
@@ -214,14 +214,7 @@ def _inventory_is_read_or_refused(rng: random.Random, folder: Path) -> bool:
 
 def _picture_is_kept_or_refused(rng: random.Random, folder: Path) -> bool:
     try:
-        picture = prepare(
-            _damaged(rng, sound(rng.choice(SEEDS))),
-            short_side=40,
-            quality=90,
-            min_side=8,
-            max_pixels=4_000_000,
-            max_aspect=12,
-        )
+        picture = prepare(_damaged(rng, sound(rng.choice(SEEDS))), Recipe(40, 90, 8, 4_000_000, 12))
     except ImageError as error:
         assert error.reason.sentence
         return False

@@ -18,7 +18,7 @@ import secrets
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from biomedclip_ray.figures.captions import language, text_sha256, training_text
 from biomedclip_ray.figures.clip_kinds import bundle_id, name_kinds
 from biomedclip_ray.figures.kinds import figure_kind
 from biomedclip_ray.images.errors import ImageError
-from biomedclip_ray.images.image import Prepared, decode, file_sha256, prepare_each, prepare_file
+from biomedclip_ray.images.image import Prepared, Recipe, decode, file_sha256, prepare_each, prepare_file
 from biomedclip_ray.images.reading import Reading
 from biomedclip_ray.jats.licenses import license_code
 from biomedclip_ray.run.capacity import Capacity
@@ -60,7 +60,7 @@ _NOT_ITS_ROWS = ("uri", "alone", "patient_key", "transient_limit", "resources")
 def _content(config: Config, files: OwnFiles) -> dict[str, Any]:
     """Raises ConfigError where preprocess.kinds.bundle cannot be read."""
     content = config.own.content(exclude=_NOT_ITS_ROWS)
-    content |= {"files": files.checksum, "pictures": _checks(config.preprocess)}
+    content |= {"files": files.checksum, "pictures": asdict(Recipe.of(config.preprocess))}
     if config.own.patient_key is not None:
         content["patient_key"] = hashlib.sha256(_patient_key(config)).hexdigest()[:16]
     return {"own": content | {"kinds": bundle_id(config.preprocess.kinds)}}
@@ -105,11 +105,6 @@ def _put_beside(attempt: Attempt, run_parts: RunParts, config: Config, pairs: Pr
 
 side_by_side = Stage("preprocess", VERSION, _beside_content, _put_beside)
 """Reads PMC's pairs and one's own: both as one product, nothing copied."""
-
-
-def _checks(config: Preprocess) -> dict[str, Any]:
-    """What is asked of every image, wherever it is from."""
-    return config.model_dump(include={"short_side", "quality", "min_side", "max_pixels", "max_aspect"})
 
 
 def _patient_key(config: Config) -> bytes:
@@ -230,7 +225,7 @@ def _pairs(
     elif isinstance(image, LargeFile):
         with image.on_disk() as path:
             record = replace(record, id=record.id or file_sha256(path)[:16])
-            for prepared in prepare_file(path, _reading(own), **_checks(config)):
+            for prepared in prepare_file(path, _reading(own), Recipe.of(config)):
                 yield (
                     prepared
                     if isinstance(prepared, ImageError)
@@ -239,7 +234,7 @@ def _pairs(
     else:
         # frames and tiles of one file are one figure, and never stand in two splits
         record = replace(record, id=record.id or hashlib.sha256(image).hexdigest()[:16])
-        for prepared in prepare_each(image, _reading(own), **_checks(config)):
+        for prepared in prepare_each(image, _reading(own), Recipe.of(config)):
             yield prepared if isinstance(prepared, ImageError) else _pair(record, prepared, text, split, part, own, key)
 
 

@@ -10,8 +10,8 @@ from biomedclip_ray.figures.captions import in_one_language, language, text_sha2
 from biomedclip_ray.figures.kinds import figure_kind
 from biomedclip_ray.figures.panels import Panel, split_panels
 from biomedclip_ray.figures.subcaptions import subcaptions
-from biomedclip_ray.images.errors import ImageError, Limits
-from biomedclip_ray.images.image import Prepared, decode, prepare_crop, read
+from biomedclip_ray.images.errors import ImageError
+from biomedclip_ray.images.image import Prepared, Recipe, decode, prepare_crop, read
 
 Row = dict[str, Any]
 
@@ -94,9 +94,9 @@ def panel_pairs(whole: Row, figure: Row, data: bytes, config: Preprocess) -> Ite
     texts = subcaptions(in_one_language(figure["plain_caption"]))
     if not texts:
         return
-    limits = Limits(config.min_side, config.max_pixels, config.max_aspect)
+    recipe = Recipe.of(config)
     try:
-        full = read(data, limits)
+        full = read(data, recipe.limits)
     except ImageError as error:
         yield whole["pair_id"], error
         return
@@ -106,7 +106,7 @@ def panel_pairs(whole: Row, figure: Row, data: bytes, config: Preprocess) -> Ite
     for number, panel in enumerate(panels, start=1):
         panel_id = f"{whole['pair_id'].removesuffix('#0')}#{number}"
         try:
-            prepared = prepare_crop(full, panel.box, limits, config.short_side, config.quality)
+            prepared = prepare_crop(full, panel.box, recipe)
         except ImageError as error:
             yield panel_id, error
         else:

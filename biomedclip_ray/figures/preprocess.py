@@ -19,7 +19,7 @@ from biomedclip_ray.figures.clip_kinds import bundle_id, name_kinds
 from biomedclip_ray.figures.pairs import may_be_cut, panel_pairs, renewed, whole_pair
 from biomedclip_ray.figures.select import Classifier, classifier_sha256, left_out, load_classifier
 from biomedclip_ray.images.errors import ImageError
-from biomedclip_ray.images.image import Prepared, prepare
+from biomedclip_ray.images.image import Prepared, Recipe, prepare
 from biomedclip_ray.jats.media import media_name, stem
 from biomedclip_ray.run.capacity import Capacity
 from biomedclip_ray.run.stage import Made, RunParts, Stage
@@ -259,14 +259,7 @@ def _first_that_decodes(
             errors.append(data)
             continue
         try:
-            prepared = prepare(
-                data,
-                short_side=config.short_side,
-                quality=config.quality,
-                min_side=config.min_side,
-                max_pixels=config.max_pixels,
-                max_aspect=config.max_aspect,
-            )
+            prepared = prepare(data, Recipe.of(config))
         except ImageError as error:
             errors.append(error)
             continue

@@ -19,6 +19,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from biomedclip_ray.config import Preprocess
 from biomedclip_ray.images import codecs, jpeg, pillow, tiff
 from biomedclip_ray.images.depth import Decoded
 from biomedclip_ray.images.errors import ImageError, Limits
@@ -88,61 +89,56 @@ class Prepared:
         }
 
 
-def prepare(
-    data: bytes, *, short_side: int, quality: int, min_side: int, max_pixels: int, max_aspect: float
-) -> Prepared:
-    """Decode, check, shrink and encode one file.
+@dataclass(frozen=True)
+class Recipe:
+    """Which images are taken, and how they are stored.
 
-    Args:
-        data: a file of any format in `formats.FORMATS`.
+    Attributes:
         short_side: pixels of the stored image's short side; a smaller image keeps its size.
         quality: JPEG quality, 1 to 100.
         min_side: pixels; shorter sides are refused.
         max_pixels: width x height that the header may claim.
         max_aspect: long side / short side that the header may claim.
+    """
+
+    short_side: int
+    quality: int
+    min_side: int
+    max_pixels: int
+    max_aspect: float
+
+    @classmethod
+    def of(cls, config: Preprocess) -> Recipe:
+        return cls(config.short_side, config.quality, config.min_side, config.max_pixels, config.max_aspect)
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(max(self.min_side, 1), self.max_pixels, self.max_aspect)
+
+
+def prepare(data: bytes, recipe: Recipe) -> Prepared:
+    """Decode, check, shrink and encode one file of any format in `formats.FORMATS`.
 
     Raises:
         ImageError: with the ledger's reason. Nothing else is raised for bad bytes.
     """
-    limits = Limits(max(min_side, 1), max_pixels, max_aspect)
-    return _stored(read(data, limits, short_side), quality, hashlib.sha256(data).hexdigest())
+    return _stored(read(data, recipe.limits, recipe.short_side), recipe.quality, hashlib.sha256(data).hexdigest())
 
 
-def prepare_each(
-    data: bytes,
-    reading: Reading,
-    *,
-    short_side: int,
-    quality: int,
-    min_side: int,
-    max_pixels: int,
-    max_aspect: float,
-) -> Iterator[Prepared | ImageError]:
+def prepare_each(data: bytes, reading: Reading, recipe: Recipe) -> Iterator[Prepared | ImageError]:
     """`prepare` for every image that a file is asked for; of several each has a sha256 of its own."""
-    limits = Limits(max(min_side, 1), max_pixels, max_aspect)
     digest = hashlib.sha256(data).hexdigest()
-    yield from _prepared(each(data, limits, short_side, reading), digest, quality)
+    yield from _prepared(each(data, recipe.limits, recipe.short_side, reading), digest, recipe.quality)
 
 
-def prepare_file(
-    path: Path,
-    reading: Reading,
-    *,
-    short_side: int,
-    quality: int,
-    min_side: int,
-    max_pixels: int,
-    max_aspect: float,
-) -> Iterator[Prepared | ImageError]:
+def prepare_file(path: Path, reading: Reading, recipe: Recipe) -> Iterator[Prepared | ImageError]:
     """`prepare_each` of a large file: a whole slide, which may have gigabytes, is not read whole."""
-    limits = Limits(max(min_side, 1), max_pixels, max_aspect)
     if not tiff.is_slide(path):
-        data = path.read_bytes()
-        yield from _prepared(each(data, limits, short_side, reading), hashlib.sha256(data).hexdigest(), quality)
+        yield from prepare_each(path.read_bytes(), reading, recipe)
         return
-    images = slides.each_of(path, limits, reading)
-    shown = ((name, _shrunken(decoded, SLIDE, short_side)) for name, decoded in images)
-    yield from _prepared(shown, file_sha256(path), quality)
+    images = slides.each_of(path, recipe.limits, reading)
+    shown = ((name, _shrunken(decoded, SLIDE, recipe.short_side)) for name, decoded in images)
+    yield from _prepared(shown, file_sha256(path), recipe.quality)
 
 
 def file_sha256(path: Path) -> str:
@@ -171,13 +167,7 @@ def _stored(image: Read, quality: int, sha256: str) -> Prepared:
     return Prepared(encoded, width, height, *facts)
 
 
-def prepare_crop(
-    whole: Read,
-    box: tuple[float, float, float, float],
-    limits: Limits,
-    short_side: int,
-    quality: int,
-) -> Prepared:
+def prepare_crop(whole: Read, box: tuple[float, float, float, float], recipe: Recipe) -> Prepared:
     """Check, shrink and encode a part of an image: `prepare` for a panel.
 
     Args:
@@ -185,7 +175,7 @@ def prepare_crop(
         box: (x0, y0, x1, y1) in fractions of the image's sides.
 
     Returns:
-        a Image whose originals' size is the part's, and whose sha256 is that of its own JPEG: the file holds several.
+        an image whose original's size is the part's, and whose sha256 is that of its own JPEG: the file holds several.
 
     Raises:
         ImageError: the part is too small, too narrow or blank.
@@ -193,9 +183,9 @@ def prepare_crop(
     rows, columns = whole.pixels.shape[:2]
     part = whole.pixels[round(box[1] * rows) : round(box[3] * rows), round(box[0] * columns) : round(box[2] * columns)]
     height, width = part.shape[:2]
-    limits.check(width, height)
-    pixels = shrink(np.ascontiguousarray(part), *stored_size(width, height, short_side))
-    encoded = _checked_jpeg(pixels, quality)
+    recipe.limits.check(width, height)
+    pixels = shrink(np.ascontiguousarray(part), *stored_size(width, height, recipe.short_side))
+    encoded = _checked_jpeg(pixels, recipe.quality)
     digest = hashlib.sha256(encoded).hexdigest()
     phash = perceptual_hash(pixels)
     return Prepared(encoded, pixels.shape[1], pixels.shape[0], width, height, whole.format, digest, phash, whole.note)

@@ -19,7 +19,7 @@ from biomedclip_ray.clip.model import Built, build_model
 from biomedclip_ray.clip.precision import has_bfloat16
 from biomedclip_ray.clip.tokenizer import Tokenizer, load_tokenizer
 from biomedclip_ray.config import Model
-from biomedclip_ray.images.image import prepare
+from biomedclip_ray.images.image import Recipe, prepare
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_a_query_is_seen_as_the_pairs_were_made(encoder: Encoder) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     for data in (_saved(drawing, "PNG"), _saved(deep, "PNG"), _saved(lying, "JPEG", exif=exif, quality=95)):
-        stored = prepare(data, short_side=384, quality=95, min_side=8, max_pixels=10**8, max_aspect=20).jpeg
+        stored = prepare(data, Recipe(384, 95, 8, 10**8, 20)).jpeg
         raw, seen = (encoder.pixels([each])[0].float() for each in (data, stored))
         assert float((raw - seen).abs().mean()) < 4
         assert float((encoder.pixels([Image.open(io.BytesIO(data))])[0].float() - seen).abs().mean()) < 4
@@ -134,7 +134,7 @@ FORMS = _every_form()
 @pytest.mark.parametrize("form", FORMS)
 def test_each_format_depth_and_mode_is_seen_online_as_the_bulk_job_sees_it(encoder: Encoder, form: str) -> None:
     data = FORMS[form]
-    stored = prepare(data, short_side=384, quality=95, min_side=8, max_pixels=10**8, max_aspect=20).jpeg
+    stored = prepare(data, Recipe(384, 95, 8, 10**8, 20)).jpeg
     online, bulk = (encoder.pixels([each])[0].float() for each in (data, stored))
     assert float((online - bulk).abs().mean()) < 3  # JPEG's own loss
     assert float(encoder.encode_images([data])[0] @ encoder.encode_images([stored])[0]) > 0.99

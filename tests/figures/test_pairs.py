@@ -11,7 +11,7 @@ from PIL import Image
 
 from biomedclip_ray.config import Preprocess
 from biomedclip_ray.figures.pairs import may_be_cut, panel_pairs, whole_pair
-from biomedclip_ray.images.image import prepare
+from biomedclip_ray.images.image import Recipe, prepare
 from biomedclip_ray.sample.plots import compound
 from biomedclip_ray.schema import Reason
 
@@ -42,9 +42,9 @@ def _pairs(mentions: int) -> list[dict[str, Any]]:
     picture, _, _ = compound(np.random.default_rng(4), ["radiograph", "gel"])
     picture.save(sink, "PNG")
     config = Preprocess(mentions=mentions, panels=True)
-    limits = config.model_dump(include={"short_side", "quality", "min_side", "max_pixels", "max_aspect"})
     media = {"key": "x/f2.png", "md5": None}
-    whole = whole_pair("x/F2#0", ARTICLE, _figure(), prepare(sink.getvalue(), **limits), media, config.mentions)
+    prepared = prepare(sink.getvalue(), Recipe.of(config))
+    whole = whole_pair("x/F2#0", ARTICLE, _figure(), prepared, media, config.mentions)
     panels = list(panel_pairs(whole, _figure(), sink.getvalue(), config))
     assert all(isinstance(panel, dict) for panel in panels)
     return [whole, *panels]  # type: ignore[list-item]
@@ -103,8 +103,7 @@ def test_the_smallest_pictures_that_may_be_asked_for_are_pairs() -> None:
         sink = io.BytesIO()
         Image.fromarray(rng.integers(0, 255, (height, width, 3), dtype=np.uint8)).save(sink, "PNG")
         config = Preprocess(min_side=8, short_side=8, panels=True)
-        limits = config.model_dump(include={"short_side", "quality", "min_side", "max_pixels", "max_aspect"})
         media = {"key": "x/f2.png", "md5": None}
-        whole = whole_pair("x/F2#0", ARTICLE, _figure(), prepare(sink.getvalue(), **limits), media)
+        whole = whole_pair("x/F2#0", ARTICLE, _figure(), prepare(sink.getvalue(), Recipe.of(config)), media)
         assert min(whole["width"], whole["height"]) == 8
         assert not [p for p in panel_pairs(whole, _figure(), sink.getvalue(), config) if isinstance(p, dict)]

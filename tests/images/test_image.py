@@ -6,6 +6,7 @@ import pickle
 import re
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,15 @@ import pytest
 import simplejpeg
 from PIL import Image, PngImagePlugin
 
-from biomedclip_ray.images.errors import ImageError, Limits
-from biomedclip_ray.images.image import Prepared, decode, prepare, prepare_crop, read
+from biomedclip_ray.images.errors import ImageError
+from biomedclip_ray.images.image import Prepared, Recipe, decode, prepare, prepare_crop, read
 from biomedclip_ray.images.phash import perceptual_hash
 from biomedclip_ray.schema import Reason
 
 
 def prepared(data: bytes, **changes: float) -> Prepared:
-    limits = {"short_side": 384, "quality": 95, "min_side": 32, "max_pixels": 178_956_970, "max_aspect": 12.0}
-    return prepare(data, **{**limits, **changes})  # type: ignore[arg-type]
+    usual = Recipe(short_side=384, quality=95, min_side=32, max_pixels=178_956_970, max_aspect=12.0)
+    return prepare(data, replace(usual, **changes))  # type: ignore[arg-type]
 
 
 def refused(data: bytes, **changes: float) -> ImageError:
@@ -413,16 +414,16 @@ def test_near_equal_pictures_have_near_hashes_and_others_have_not() -> None:
 
 def test_a_crop_is_stored_as_a_picture_of_its_own() -> None:
     data = saved(scene(1200, 800), "JPEG", quality=95)
-    limits = Limits(32, 10_000_000, 12.0)
-    whole = read(data, limits)
+    recipe = Recipe(384, 95, 32, 10_000_000, 12.0)
+    whole = read(data, recipe.limits)
     assert (whole.pixels.shape, whole.width, whole.height) == ((800, 1200, 3), 1200, 800)
-    left, right = (prepare_crop(whole, box, limits, 384, 95) for box in ((0, 0, 0.25, 1), (0.5, 0.5, 1, 1)))
+    left, right = (prepare_crop(whole, box, recipe) for box in ((0, 0, 0.25, 1), (0.5, 0.5, 1, 1)))
     assert (left.width, left.height, left.original_width, left.original_height) == (300, 800, 300, 800)
     assert (right.width, right.height, right.original_width) == (576, 384, 600)
     assert difference(right, scene(1200, 800).crop((600, 400, 1200, 800)).resize((576, 384))) < 2
     assert len({left.sha256, right.sha256, prepared(data).sha256}) == 3
     with pytest.raises(ImageError) as caught:
-        prepare_crop(whole, (0, 0, 0.02, 1), limits, 384, 95)
+        prepare_crop(whole, (0, 0, 0.02, 1), recipe)
     assert caught.value.reason is Reason.TOO_SMALL
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from biomedclip_ray.images.errors import ImageError
-from biomedclip_ray.images.image import decode, prepare
+from biomedclip_ray.images.image import Recipe, decode, prepare
 
 SEEDS = ("JPEG", "JPEG CMYK", "JPEG EXIF", "PNG", "PNG 16", "GIF", "TIFF", "TIFF LZW", "TIFF 16", "WEBP", "BMP")
 SEEDS += ("JPEG2000", "JPEG-XL", "OME", "DICOM", "DICOM RLE", "DICOM J2K", "NIfTI")
@@ -87,14 +87,14 @@ def damaged(draw: st.DrawFn) -> bytes:
 )
 @given(damaged())
 def test_damaged_bytes_give_a_picture_or_a_reason(data: bytes) -> None:
-    limits = {"short_side": 40, "quality": 90, "min_side": 8, "max_pixels": 4_000_000, "max_aspect": 12.0}
+    recipe = Recipe(short_side=40, quality=90, min_side=8, max_pixels=4_000_000, max_aspect=12.0)
     try:
-        picture = prepare(data, **limits)  # type: ignore[arg-type]
+        picture = prepare(data, recipe)
     except ImageError as error:
         assert error.reason.sentence
     else:
         assert decode(picture.jpeg).shape == (picture.height, picture.width, 3)
-        assert picture.original_width * picture.original_height <= limits["max_pixels"]
+        assert picture.original_width * picture.original_height <= recipe.max_pixels
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -106,4 +106,4 @@ def test_damaged_bytes_give_a_picture_or_a_reason(data: bytes) -> None:
 )
 def test_noise_behind_a_signature_gives_a_reason(signature: bytes, noise: bytes) -> None:
     with pytest.raises(ImageError):
-        prepare(signature + noise, short_side=40, quality=90, min_side=8, max_pixels=1_000_000, max_aspect=12)
+        prepare(signature + noise, Recipe(40, 90, 8, 1_000_000, 12))

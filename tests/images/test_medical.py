@@ -21,7 +21,7 @@ from pydicom.sequence import Sequence
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, SegmentationStorage, UltrasoundImageStorage
 
 from biomedclip_ray.images.errors import ImageError, Limits
-from biomedclip_ray.images.image import Read, each, prepare_each, read, size
+from biomedclip_ray.images.image import Read, Recipe, each, prepare_each, read, size
 from biomedclip_ray.images.reading import Reading
 from biomedclip_ray.schema import Reason
 
@@ -161,8 +161,7 @@ def test_frames_give_the_middle_one_or_each() -> None:
     assert read(data, ANY).pixels[20, 20, 0] == 100 and read(data, ANY).note == "US, frame 3 of 5"
     several = dict(each(data, ANY, None, Reading(frames="all")))
     assert [several[f"frame-{n + 1}"].pixels[20, 20, 0] for n in range(5)] == [0, 50, 100, 150, 200]
-    options: dict[str, Any] = {"short_side": 32, "quality": 90, "min_side": 8, "max_pixels": 10**6, "max_aspect": 12.0}
-    stored_images = list(prepare_each(data, Reading(frames="all"), **options))
+    stored_images = list(prepare_each(data, Reading(frames="all"), Recipe(32, 90, 8, 10**6, 12.0)))
     assert len({image.sha256 for image in stored_images if not isinstance(image, ImageError)}) == 5
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from biomedclip_ray.config import LICENSES, SourceResources
-from biomedclip_ray.images.image import decode, prepare
+from biomedclip_ray.images.image import Recipe, decode, prepare
 from biomedclip_ray.jats.article import parse_article
 from biomedclip_ray.pmc.catalog import parse_metadata
 from biomedclip_ray.pmc.ingest import article_row
@@ -95,7 +95,7 @@ def _figures(bucket: Bucket) -> dict[str, list[tuple[str, str, list[tuple[str, s
 
 
 def _pixels(data: bytes) -> str:
-    picture = prepare(data, short_side=384, quality=90, min_side=8, max_pixels=10**8, max_aspect=20)
+    picture = prepare(data, Recipe(384, 90, 8, 10**8, 20))
     return hashlib.md5(decode(picture.jpeg).tobytes(), usedforsecurity=False).hexdigest()
 
 
