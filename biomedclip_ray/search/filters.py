@@ -25,7 +25,8 @@ def _text(value: str) -> str:
 
 
 Year = Annotated[int, BeforeValidator(_number)]
-Values = Annotated[tuple[Annotated[str, AfterValidator(_text)], ...], Field(max_length=1000)]
+Text = Annotated[str, AfterValidator(_text)]
+Values = Annotated[tuple[Text, ...], Field(max_length=1000)]
 
 
 class Filters(BaseModel):

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from fastapi import UploadFile
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from biomedclip_ray.search.filters import Filters
+from biomedclip_ray.search.filters import Filters, Text
 from biomedclip_ray.search.outputs import Output
 from biomedclip_ray.serve.input_shapes import Many, Sought
 
@@ -100,8 +100,8 @@ class ClassifyBody(Body):
     """Texts or images, and the labels to choose from."""
 
     input: Many = Field(description="One text, image or part, or a list of them.")
-    labels: list[str] = Field(description="Two or more different labels.")
-    templates: list[str] = Field(
+    labels: list[Text] = Field(description="Two or more different labels.")
+    templates: list[Text] = Field(
         default=["{}"], description="Sentences with {} where the label goes; their vectors are averaged."
     )
 
