@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import numpy as np
 from fastapi import FastAPI, Response
 
 from biomedclip_ray.config import Serve
@@ -79,7 +80,8 @@ def add_search(app: FastAPI, backends: Backends, settings: Serve, room: Room) ->
     async def figure_map(model: str | None = None) -> Response:
         """The figures of a model's index on a plane: all, or 100,000 drawn evenly."""
         points = await backends.named(model).points()
-        places = {"x": points.x.round(4).tolist(), "y": points.y.round(4).tolist(), "kind": points.kind.tolist()}
-        return as_json({**places, "kinds": points.kinds, "ids": points.ids})
+        # in float64, where four places are four: a float32 is written with seventeen
+        x, y = (np.round(each.astype(np.float64), 4).tolist() for each in (points.x, points.y))
+        return as_json({"x": x, "y": y, "kind": points.kind.tolist(), "kinds": points.kinds, "ids": points.ids})
 
     return found_for
