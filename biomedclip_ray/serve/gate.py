@@ -1,4 +1,4 @@
-"""503 within a second where no ingress is left: a middleware of Serve's own proxy.
+"""503 within a second where no ingress is left, and errors in one shape: a middleware of Serve's own proxy.
 
 The proxy holds what nobody is there for until somebody is, however long. So each ingress beats as engines do
 (`pulse.py`), and says where in a header of every answer, which is taken off here; when none of them beats any more,
@@ -21,7 +21,7 @@ import ray
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from biomedclip_ray.serve.errors import Refusal, error_response
+from biomedclip_ray.serve.errors import CODES, Refusal, busy, error_response, unavailable
 from biomedclip_ray.serve.pulse import Address, Beacon, Pulse
 
 VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
@@ -48,19 +48,25 @@ class Gate:
             await self._app(scope, receive, send)
             return
         begun = False
+        refusal: Refusal | None = None
 
         async def heard(message: Message) -> None:
-            nonlocal begun
+            nonlocal begun, refusal
             if message["type"] == "http.response.start":
-                begun = True
-                self._pulse.heard(_taken_off(message))
-            await send(message)
+                beats_at = _taken_off(message)
+                self._pulse.heard(beats_at)
+                refusal = _in_our_shape(message) if beats_at is None else None
+                begun = refusal is None
+            if refusal is None:
+                await send(message)
 
         try:
             await self._pulse.guard(self._app(scope, receive, heard))
-        except Refusal as refusal:
+        except Refusal as lost:
             if begun:  # it is too late for a status: the connection is closed
                 raise
+            refusal = lost
+        if refusal is not None:
             await error_response(refusal)(scope, receive, send)
 
     async def _look(self) -> Address | None:
@@ -106,6 +112,21 @@ def beacon() -> Beacon | None:
     """Of an ingress; None where no gate listens."""
     gated = os.environ.get(VARIABLE) == f"{__name__}:{middlewares.__name__}"
     return Beacon(ray.util.get_node_ip_address()) if gated else None
+
+
+def _in_our_shape(message: MutableMapping[str, Any]) -> Refusal | None:
+    """For an error of the proxy's own, which no ingress made: it is plain text, and of an ingress that went away with
+    the request in hand a 500 with addresses and process ids of this cluster.
+    """
+    status = message["status"]
+    kind = next((value for name, value in message["headers"] if name.lower() == b"content-type"), b"")
+    if status < 400 or not kind.startswith(b"text/plain"):
+        return None
+    if status == 429:
+        return busy("busy; try again shortly")
+    if status in (500, 503):
+        return unavailable("the process that had this request went away and is being replaced; try again shortly")
+    return Refusal(f"Ray Serve answers {status} itself", status=status, code=CODES.get(status, "error"))
 
 
 def _taken_off(message: MutableMapping[str, Any]) -> Address | None:

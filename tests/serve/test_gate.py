@@ -2,9 +2,11 @@
 
 import asyncio
 import signal
+from typing import Any
 
 import httpx
-from starlette.responses import PlainTextResponse
+import pytest
+from starlette.responses import JSONResponse, PlainTextResponse
 
 from biomedclip_ray.serve.gate import HEADER, Gate, Told
 from tests.serve.test_pulse import Process, never
@@ -25,6 +27,39 @@ class Proxy:
         if self.ingress is None:
             await never()
         await self.ingress(scope, receive, send)
+
+
+@pytest.mark.parametrize(
+    ("status", "seen", "code", "retry_after"),
+    [
+        (500, 503, "unavailable", "1"),
+        (503, 503, "unavailable", "1"),
+        (429, 429, "overloaded", "1"),
+        (404, 404, "unknown_route", None),
+    ],
+)
+def test_what_the_proxy_says_itself_has_the_shape_of_all_errors_and_tells_no_inside(status, seen, code, retry_after):
+    async def ask() -> httpx.Response:
+        proxy = PlainTextResponse("The actor died: ip=10.0.0.7 pid=4711", status)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(Gate(proxy)), base_url="http://gate") as client:
+            return await client.get("/v1/models")
+
+    answer = asyncio.run(ask())
+    assert (answer.status_code, answer.headers.get("retry-after")) == (seen, retry_after)
+    error = answer.json()["error"]
+    assert "10.0.0.7" not in answer.text and error["code"] == code
+
+
+def test_an_error_of_an_ingress_is_handed_on_as_it_is():
+    async def ask(ingress: Any) -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(Gate(ingress)), base_url="http://gate") as client:
+            return await client.get("/")
+
+    process = Process()
+    for ingress in (Told(PlainTextResponse("a fault", 500), process), JSONResponse({"error": "a fault"}, 500)):
+        answer = asyncio.run(ask(ingress))
+        assert answer.status_code == 500 and "a fault" in answer.text
+    process.close()
 
 
 def test_with_no_ingress_left_requests_get_503_until_one_is_back():
