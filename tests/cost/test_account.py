@@ -20,6 +20,7 @@ from biomedclip_ray.run.record import Inventory
 from biomedclip_ray.sample import make_bucket
 from biomedclip_ray.sources.inventory import find_inventory
 from biomedclip_ray.sources.open import open_bucket
+from tests.conftest import S3
 
 ROOT = Path(__file__).resolve().parents[2]
 RATES = ROOT / "workflows" / "rates.json"
@@ -62,6 +63,19 @@ def test_of_a_bucket_of_ones_own_a_few_articles_tell_what_it_holds(bucket: str) 
     assert facts["media_bytes"] == pytest.approx(sum(images) / len(images), rel=0.5)
     assert facts["image_scale"] == pytest.approx(facts["media_bytes"] / rates.image_bytes)
     assert (rates.request_ms > 0, measured.request_ms) == (True, 0)  # a folder is asked without a client
+
+
+def test_of_a_bucket_of_ones_own_on_s3_nothing_is_fetched_but_its_inventory(bucket: str, s3_server: S3) -> None:
+    uri = s3_server.upload(Path(bucket.removeprefix("source.uri=")))
+    config = load(ROOT / "workflows/configs/sample.yaml", [f"source.uri={uri}", "root=/nowhere"])
+    inventory = find_inventory(open_bucket(config.source.uri, config.source.resources), "newest")
+    s3_server.hold(lambda key: "inventory-reports" not in key, after=0)  # whoever asks waits until it is released
+    try:
+        facts, rates = known(config, inventory, Rates(**json.loads(RATES.read_text())))
+    finally:
+        s3_server.release()
+    assert facts == {"versions": 14.0, "usable": 1.0, "commercial": 1.0}
+    assert rates.request_ms > 0
 
 
 def test_pubmed_centrals_own_bucket_is_not_looked_into(tmp_path: Path) -> None:
