@@ -2,8 +2,8 @@
 
 Lance reads the vectors of such rows anew for every search, and a search by the index has a floor of 5 ms: at 300,000
 rows a filter that a tenth passes took 14 ms, at a million one that one in a thousand passes 12. From memory 10,000
-rows of width 512 take 0.7 ms, 30,000 2.5 and 100,000 8.5, exactly, and what a filter costs at first is paid once: 5 to
-12 us a row. It is paid at once and not behind the first answer, whose next page would else be of another order.
+rows of width 512 take 0.7 ms and 30,000 2.5, exactly, and what a filter costs at first is paid once: 5 to 12 us a row.
+It is paid at once and not behind the first answer, whose next page would else be of another order.
 
 Where there are more filters than room, one that is asked seldom does not push out one that is asked often: reading
 vectors again for every question costs more than the index does.
@@ -22,9 +22,11 @@ from numpy.typing import NDArray
 from biomedclip_ray.clip.vectors import to_matrix
 from biomedclip_ray.search.table import Found
 
-KEPT_BYTES = 256 * 2**20
-"""Of one filter's vectors at most, else they are not kept: 131,072 rows of width 512, a second when first asked."""
-ALL_BYTES = 1024 * 2**20
+KEPT_BYTES = 64 * 2**20
+"""Of one filter's vectors at most, else they are not kept: 32,768 rows of width 512, 0.3 s when first asked, and 1.4
+where the table's files are not in memory either.
+"""
+ALL_BYTES = 512 * 2**20
 """Of all filters together."""
 _HALVED = 10_000  # questions after which the count of each filter is halved
 
