@@ -31,7 +31,7 @@ from biomedclip_ray.store.attempt import Attempt
 from biomedclip_ray.store.place import Place
 from biomedclip_ray.store.product import Product
 
-VERSION = 8
+VERSION = 9
 
 
 def _content(config: Config, bundle: Product, pairs: Product, corpus: Product) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import base64
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,6 @@ from biomedclip_ray.evaluate.readers import Fetch, Images
 from biomedclip_ray.evaluate.sets import LabelledSet
 from biomedclip_ray.evaluate.tasks import TooLittle, logits_of
 from biomedclip_ray.evaluate.vqa import Questions
-from biomedclip_ray.images.errors import UNREADABLE
 from biomedclip_ray.images.image import as_pillow
 from biomedclip_ray.store.product import StageError
 
@@ -184,41 +183,31 @@ def thumbnail(data: bytes) -> str:
 
 
 def robustness(vectors: Kept, labelled: LabelledSet) -> dict[str, Any]:
-    """Zero-shot accuracy of the first CORRUPTED test images made worse in each way; the clean one is that of the same
-    images.
+    """Zero-shot accuracy of CORRUPTED test images made worse in each way; the clean one is that of the same images,
+    which are spread over the whole set: many a set is sorted by class.
     """
     table = labelled.tables["test"]
-    n = min(CORRUPTED, len(table.ids))
-    logits = ZeroShot().logits(vectors, whole_rows(vectors.images("test")[:n]), labelled, labelled.templates)
-    kept = np.flatnonzero(np.isfinite(vectors.images("test")[:n]).all(axis=1))
-    labels = table.labels[kept]
-    clean = float(choices(logits)[np.arange(len(kept)), labels].mean())
+    every = len(table.ids)
+    rows = np.arange(min(CORRUPTED, every)) * every // min(CORRUPTED, every)
+    rows = rows[np.isfinite(vectors.images("test")[rows]).all(axis=1)]
+    data = [table.images.fetch(row, row + 1)[0] for row in rows.tolist()]
+    labels = table.labels[rows]
+    logits = ZeroShot().logits(vectors, vectors.images("test")[rows], labelled, labelled.templates)
+    clean = float(choices(logits)[np.arange(len(rows)), labels].mean())
     found: dict[str, list[float]] = {}
     for kind in KINDS:
         found[kind] = []
         for strength in STRENGTHS:
-            images = Images(n, _worse(table.images, kind, strength))
-            worse = vectors.of(images)[kept]
+            worse = vectors.of(Images(len(data), _worse(data, kind, strength)))
             there = np.flatnonzero(np.isfinite(worse).all(axis=1))
             scores = ZeroShot().logits(vectors, worse[there], labelled, labelled.templates)
             found[kind].append(float(choices(scores)[np.arange(len(there)), labels[there]].mean()))
-    return summary(found, clean, 1 / len(labelled.classes), len(kept))
+    return summary(found, clean, float((labels == _common(labelled)).mean()), len(rows))
 
 
-def whole_rows(vectors: NDArray[Any]) -> NDArray[Any]:
-    """The rows that are finite."""
-    return vectors[np.isfinite(vectors).all(axis=1)]
-
-
-def _worse(images: Images, kind: str, strength: int) -> Fetch:
+def _worse(images: Sequence[bytes | None], kind: str, strength: int) -> Fetch:
     def fetch(start: int, stop: int) -> list[bytes | None]:
-        out: list[bytes | None] = []
-        for data in images.fetch(start, stop):
-            try:
-                out.append(corrupt(data, kind, strength) if data else None)
-            except UNREADABLE:  # no image: the clean one is left out with this reason
-                out.append(None)
-        return out
+        return [corrupt(data, kind, strength) if data else None for data in images[start:stop]]
 
     return fetch
 

@@ -124,10 +124,11 @@ def _robustness(sets: Mapping[str, Any]) -> Iterator[Table]:
         for strength in range(1, 1 + len(next(iter(worse["kinds"].values()))["accuracy"])):
             table.add_column(f"strength {strength}", justify="right")
         for kind, measured in worse["kinds"].items():
-            table.add_row(kind, *map(as_share, measured["accuracy"]))
+            both = zip(measured["accuracy"], measured["relative_drop"], strict=True)
+            table.add_row(kind, *(as_share(one) + ("" if lost is None else f" ({-lost:+.0%})") for one, lost in both))
         lost = worse["mean_relative_drop"]
         if lost is not None:
-            table.caption = f"Of what is above chance {as_share(lost)} is lost on average."
+            table.caption = f"In brackets the change of what is above chance; {as_share(lost)} is lost on average."
         yield table
 
 

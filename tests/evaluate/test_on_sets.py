@@ -13,7 +13,9 @@ import pytest
 
 from biomedclip_ray.clip.encoder import Encoder
 from biomedclip_ray.config import Evaluate
+from biomedclip_ray.evaluate import on_sets
 from biomedclip_ray.evaluate.bundles import Asked
+from biomedclip_ray.evaluate.features import Kept
 from biomedclip_ray.evaluate.leakage import Copies
 from biomedclip_ray.evaluate.sets import load_set
 from biomedclip_ray.store.place import Place
@@ -66,3 +68,24 @@ def test_captions_find_their_image_and_images_any_of_their_captions(captioned, b
     assert without["n"] == kept.sum() + (~seen).sum()
     assert without["text_to_image recall@10"] == pytest.approx((rank[kept] < 10).mean())
     assert without["image_to_text recall@10"] == pytest.approx((back[~seen] < 10).mean())
+
+
+def test_images_made_worse_are_of_the_whole_set_and_chance_is_its_commonest_class(
+    bundles, tmp_path, about, monkeypatch
+):
+    """A set that is sorted by class, three of four images of the last; what the clean ones give is asked again here."""
+    monkeypatch.setattr(on_sets, "CORRUPTED", 12)
+    folder = tmp_path / "sorted"
+    folder.mkdir()
+    (folder / "dataset.json").write_text(json.dumps(about))
+    labels = [0] * 3 + [1] * 3 + [2] * 18
+    table = {"image": [png(pixels(c, i)) for i, c in enumerate(labels)], "label": [about["classes"][c] for c in labels]}
+    pq.write_table(pa.table(table), folder / "test.parquet")
+    encoder, labelled = Encoder.load(bundles[0]), load_set(str(folder))
+    vectors = Kept(encoder, str(tmp_path / "f"), labelled)
+    found = on_sets.robustness(vectors, labelled)
+    rows = np.arange(0, 24, 2)
+    assert (found["n"], found["chance"]) == (12, pytest.approx(np.mean(np.array(labels)[rows] == 2)))
+    logits = on_sets.ZeroShot().logits(vectors, vectors.images("test")[rows], labelled, labelled.templates)
+    assert found["clean"] == pytest.approx((logits.argmax(axis=1) == np.array(labels)[rows]).mean())
+    assert {len(one["accuracy"]) for one in found["kinds"].values()} == {5}
