@@ -24,10 +24,11 @@ from biomedclip_ray.run import private
 from biomedclip_ray.run.capacity import GROUP_LABEL, Capacity, NodeKind
 from biomedclip_ray.run.notice import waits
 from biomedclip_ray.run.placement import Placement
+from biomedclip_ray.run.room import check_scratch
 from biomedclip_ray.run.telemetry import tell
 from biomedclip_ray.store.product import StageError
 
-LOOK_S, ASK_S, TELL_S = 1.0, 10.0, 60.0
+LOOK_S, ASK_S, TELL_S, FULL_S = 1.0, 10.0, 60.0, 30.0
 RENEW_S = 60.0  # far below the time after which a request is forgotten
 PATIENCE_S = 10.0
 """Seconds without any movement before somebody is told: a node takes longer to come."""
@@ -105,6 +106,8 @@ class _Watch(ExecutionCallback):
 
     def _stands_still(self, operators: list[Any], now: float, stalled_s: float) -> None:
         demand, still = self.demand, now - self.since
+        if still >= FULL_S:
+            check_scratch()
         if demand.capacity.grows and not room_up(demand.work):
             if still >= demand.wait_s:
                 raise ShortageError(_gave_up(demand.stage, demand.work, 1, demand.wait_s))

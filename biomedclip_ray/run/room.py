@@ -7,6 +7,7 @@ the disks themselves are looked at.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
@@ -70,13 +71,26 @@ def no_room(error: BaseException, root: str) -> str | None:
     return f"no room is left in {where}: {fixes}; what is done is kept, and the same command goes on from there ({why})"
 
 
+def check_scratch() -> None:
+    """Raises OSError where this machine has no room for temporary files: Ray then begins tasks that cannot write their
+    logs again and again, without end and without an error.
+    """
+    for path, _, _ in _scratch():
+        if _free(path) < _FULL_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
 def _places(root: str) -> Iterator[tuple[Path, str, str]]:
     """(folder, key, fix) of what a run writes to on this machine, the root first."""
     local = Place(root).local
     if local is not None:
         yield local, "root", "make room there (--list shows the products, --prune removes those that nothing refers to)"
+    yield from _scratch()
+
+
+def _scratch() -> Iterator[tuple[Path, str, str]]:
     scratch = Path(tempfile.gettempdir())
-    spilled = Path(os.environ.get("RAY_TMPDIR") or scratch)
+    spilled = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")  # as Ray looks for it
     if ray.is_initialized():  # what Ray spills goes there too
         spilled = private.logs_folder().parent
     if spilled != scratch:

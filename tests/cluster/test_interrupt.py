@@ -134,10 +134,8 @@ def test_a_root_that_fills_up_is_named_with_the_way_on_and_with_room_the_same_co
 
 
 @pytest.mark.slow
-def test_a_full_folder_for_temporary_files_ends_a_run_by_name_or_not_at_all(
-    source: str, undisturbed: dict[str, pa.Table], s3_server: S3, tmp_path: Path
-) -> None:
-    """Ray's logs and sockets lie there too: what has begun goes on without the logs."""
+def test_a_full_folder_for_temporary_files_ends_a_run_by_name(source: str, s3_server: S3, tmp_path: Path) -> None:
+    """Ray begins tasks that cannot write their logs again and again; a run that is begun there is refused."""
     workflow = Workflow(tmp_path, source)
     with tempfile.TemporaryDirectory(prefix="rt", dir="/tmp") as temporary, _small_disk(Path(temporary)):
         workflow.env |= {"TMPDIR": temporary, "RAY_TMPDIR": temporary}
@@ -148,14 +146,14 @@ def test_a_full_folder_for_temporary_files_ends_a_run_by_name_or_not_at_all(
             filler = _fill(Path(temporary))
             s3_server.release()
             code = driver.wait()
-            assert code in (0, 3), driver.output
-            print(code, driver.output)
-            refused = workflow.start()
-            assert refused.wait() == (2 if code else 0), refused.output
+            assert code in (0, 3), driver.output  # workers that are there already may be all that is needed
+            if code == 3:
+                assert f": no room is left in {temporary}" in driver.output, driver.output
+            again = workflow.start("--until curate")
+            assert again.wait() == 2
+            assert f"TMPDIR={temporary}: only 0.0 MB are free" in again.output, again.output
             filler.unlink()
-            workflow.run()
-            found = tables(workflow.root)
-            assert [name for name in undisturbed if not found[name].equals(undisturbed[name])] == []
+            workflow.run("--until ingest")
         finally:
             s3_server.release()
             workflow.close()
