@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import itertools
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pydicom
 import pytest
+import tifffile
 
 from biomedclip_ray.config import Config, ConfigError, parse
 from biomedclip_ray.corpus.own import own_pairs
+from biomedclip_ray.images.image import decode
 from biomedclip_ray.run.parts import in_process
 from biomedclip_ray.sources.own_files import find_files
 from biomedclip_ray.store.product import Product
@@ -82,6 +88,73 @@ def test_dicom_goes_in_by_patient_and_no_word_of_a_patient_comes_out(tmp_path: P
             )
             assert not [word for word in said if word in text], file
     assert (tmp_path / "root" / "own_patient.key").stat().st_size == 32
+
+
+def _listed(folder: Path, files: dict[str, bytes]) -> Path:
+    """A folder with these files and a list that gives each a text."""
+    folder.mkdir()
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    lines = ["image,caption", *(f"{name},File number {n}" for n, name in enumerate(files))]
+    (folder / "pairs.csv").write_text("\n".join(lines))
+    return folder
+
+
+def test_nibabels_own_files_go_in_and_every_other_names_its_cause(tmp_path: Path) -> None:
+    files = {}
+    for path in sorted(Path(nibabel.__file__).parent.rglob("data/*")):
+        if path.is_file() and path.suffix not in (".py", ".pyc", ".rst", ".m", ".txt"):
+            ending = "".join(s for s in path.suffixes[-2:] if s in (".nii", ".gz")) or ".dcm"
+            files[f"{len(files):03d}{ending}"] = path.read_bytes()
+    pairs = _take(_config(tmp_path / "root", _listed(tmp_path / "in", files)))
+    [count] = pairs.manifest["counts"]
+    assert count["in"] == len(files) == count["kept"] + sum(count["dropped"].values())
+    assert _rows(pairs)["original_format"].value_counts().to_dict() == {"NIfTI": 7, "DICOM": 5}
+    assert count["dropped"].pop("blank") == 4  # DICOM without a value
+    assert set(count["dropped"]) == {"no_image", "not_supported", "unknown_format"}
+    assert all(pairs.ledger().to_pandas()["detail"].str.len() > 10)
+
+
+def test_what_tifffile_writes_goes_in_as_it_reads_it(tmp_path: Path) -> None:
+    """Each layout of 8 and 16 bits: what is stored is tifffile's image, mapped to 8 bits, but for JPEG's rounding."""
+    y, x = np.mgrid[0:70, 0:90]
+    ramp = np.stack([x / 89, y / 69, (x + y) / 158], 2)
+    files: dict[str, bytes] = {}
+    expected: list[np.ndarray] = []
+    forms = itertools.product(
+        ((np.uint8, 255), (np.uint16, 65535)),
+        "<>",
+        ("minisblack", "rgb"),
+        ("contig", "separate"),
+        (None, "lzw", "zstd"),
+    )
+    for (kind, top), order, colours, planes, packed in forms:
+        if colours == "minisblack" and planes == "separate":
+            continue
+        tile = (32, 48) if order == "<" else None
+        values = np.rint((ramp if colours == "rgb" else ramp[:, :, 0] * (0.99 - 0.01 * len(files))) * top).astype(kind)
+        sink = io.BytesIO()
+        tifffile.imwrite(
+            sink,
+            np.moveaxis(values, 2, 0) if planes == "separate" else values,
+            photometric=colours,
+            planarconfig=planes if colours == "rgb" else None,
+            byteorder=order,
+            compression=packed,
+            tile=tile,
+        )
+        files[f"{len(files):03d}.tif"] = sink.getvalue()
+        read = tifffile.imread(io.BytesIO(sink.getvalue())).astype(float)
+        read = np.moveaxis(read, 0, 2) if planes == "separate" else read
+        window = read if kind == np.uint8 else read / read.max() * 255
+        expected.append(window if colours == "rgb" else np.stack([window] * 3, 2))
+    config = _config(tmp_path / "root", _listed(tmp_path / "in", files), name="made")
+    config = config.model_copy(update={"preprocess": config.preprocess.model_copy(update={"quality": 100})})
+    pairs = _take(config)
+    assert pairs.manifest["counts"] == [{"unit": "picture", "in": 36, "kept": 36, "dropped": {}}]
+    for row in _rows(pairs).to_dict("records"):
+        apart = np.abs(decode(row["image"]) - expected[int(row["media_name"][:3])])
+        assert apart.mean() < 2 and apart.max() < 12, row["media_name"]
 
 
 def test_the_key_decides_a_patients_group(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(root):
-    return tiny.products(root)
+    return tiny.products(root, mentions=3)
 
 
 STEPS = 80
@@ -113,9 +113,10 @@ def test_a_read_that_fails_for_a_moment_is_tried_again_and_no_block_changes(two,
 
 @pytest.fixture(scope="module")
 def killed(root, two):
-    """Two workers on two cores; rank 1 is killed hard in the middle, with the feed's prefetch full."""
+    """Two workers on two cores; rank 1 is killed hard in the middle, with the feed's prefetch full. Texts vary."""
     resources = {"workers": 2, "max_failures": 1, "prefetch_batches": 8}
-    config = tiny.config(root, epochs=(STEPS - 0.5) * 32 / 72, log_pairs=True, checkpoint_steps=20, resources=resources)
+    varied = {"texts": {"caption": 1, "mentions": 2}, "log_pairs": True, "checkpoint_steps": 20}
+    config = tiny.config(root, epochs=(STEPS - 0.5) * 32 / 72, resources=resources, **varied)
     product = train.plan(config, *two)
     killer = kill_after(product.place, 20, rank=1)
     train.run(config, *two)

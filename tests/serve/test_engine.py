@@ -409,6 +409,7 @@ def test_what_was_erased_is_no_longer_found_by_a_server_that_runs(tmp_path):
     engine = Engine(bundle.place.at("bundle").uri, index.place.at("index.lance").uri, SETTINGS, "f1")
     with running(create_app({"biomedclip": engine}, SETTINGS)) as url, httpx.Client(base_url=url, timeout=60) as client:
         found = client.post("/v1/search", json={"query": "cells", "k": 60}).json()["data"]
+        assert client.get("/v1/map").status_code == 200
         assert "PMC3.1/F1#0" in {hit["pair_id"] for hit in found}
         assert erase(Config(root=str(tmp_path)), "PMC3.1").again == [f"embed/{index.fingerprint}"]
         time.sleep(WITHDRAWN_S)
@@ -416,4 +417,5 @@ def test_what_was_erased_is_no_longer_found_by_a_server_that_runs(tmp_path):
             answer = client.post("/v1/search", json=body)
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "index_withdrawn")
             assert answer.headers["retry-after"] == "1"
+        assert client.get("/v1/map").status_code == 503
         assert client.post("/v1/embeddings", json={"input": "cells"}).status_code == 200
