@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from biomedclip_ray.figures.arrows import joined_by_arrows
 from biomedclip_ray.figures.cuts import (
     Cut,
     Layers,
@@ -89,7 +90,8 @@ def split_panels(image: Pixels, labels: tuple[str, ...] = ()) -> list[Panel]:
     if (bare := without_bands(layers)) is not None:
         options += [_placed(layers, bare, pieces, labels, whole) for pieces in ways_to_cut(bare, whole, letters)]
     best = max(options, key=lambda boxes: (len(boxes), _plausibility(boxes, letters, labels)))
-    if hang_together(layers.ink, (bare or layers).ink, [box for _, box in best]):
+    boxes = [box for _, box in best]
+    if hang_together(layers.ink, (bare or layers).ink, boxes) or joined_by_arrows(layers.ink, boxes):
         return single
     return as_panels(best, whole)
 

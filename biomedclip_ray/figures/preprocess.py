@@ -32,7 +32,7 @@ from biomedclip_ray.store.delta import Previous, finished_before
 from biomedclip_ray.store.ledger import Ledger, PartResult
 from biomedclip_ray.store.product import Product
 
-VERSION = 14
+VERSION = 15
 UNIT, PANEL = "picture", "panel"
 _BY_ITS_TEXT = (Reason.TEXT_FILTER.value, Reason.TEXT_CLASSIFIER.value)
 _THUMBNAIL_SIDE = 200

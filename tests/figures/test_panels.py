@@ -139,6 +139,46 @@ def test_letters_at_steps_that_arrows_join_are_no_panels(form: str, arrows: int)
     assert split_panels(steps(form, arrows), labels) == [Panel((0.0, 0.0, 1.0, 1.0), None)]
 
 
+def slanting(arrows: bool, width: int, bent: bool, filled: bool) -> np.ndarray:
+    """Four shapes in a zigzag, arrows with heads from one to the next."""
+    places = np.array([(20, 40), (300, 240), (580, 40), (860, 240)], float)
+    image = Image.new("RGB", (1080, 430), "white")
+    draw = ImageDraw.Draw(image)
+    for k, (x, y) in enumerate(places.tolist()):
+        draw.rounded_rectangle((x, y, x + 170, y + 140), 20, outline="black", width=2, fill=(200, 225 - 15 * k, 250))
+        draw.text((x + 8, y + 4), "ABCD"[k], fill="black", font=ImageFont.load_default(30), stroke_width=1)
+        draw.ellipse((x + 60, y + 50, x + 120, y + 110), fill=(120 + 25 * k, 90, 60))
+    for k in range(3 if arrows else 0):
+        along = places[k + 1] - places[k]
+        along /= np.hypot(*along)
+        edge = min(85 / abs(along[0]), 70 / abs(along[1])) + 8
+        begin, end = places[k] + (85, 70) + along * edge, places[k + 1] + (85, 70) - along * edge
+        at = np.linspace(0, 1, 40)[:, None]
+        across = np.array([along[1], -along[0]])
+        middle = (
+            begin + (end - begin) * at + across * np.sin(np.pi * at) * (0.28 if bent else 0) * np.hypot(*(end - begin))
+        )
+        last = middle[-1] - middle[-5]
+        last /= np.hypot(*last)
+        side, neck = np.array([-last[1], last[0]]), end - last * 1.6 * width
+        shaft = middle[np.hypot(*(middle - end).T) > 1.6 * width]
+        head = [tuple(neck + side * 1.3 * width), tuple(end), tuple(neck - side * 1.3 * width)]
+        ends = [tuple(shaft[n] + side * width * half) for n, half in ((-1, -0.5), (0, -0.5), (0, 0.5), (-1, 0.5))]
+        if filled:
+            draw.line([*map(tuple, shaft), tuple(neck)], fill="black", width=width, joint="curve")
+            draw.polygon(head, fill="black")
+        else:
+            draw.polygon([*ends, *head], fill="white", outline="black")
+    return np.asarray(image)
+
+
+@pytest.mark.parametrize("width", [14, 26])
+@pytest.mark.parametrize(("bent", "filled"), [(False, True), (True, True), (False, False)])
+def test_thick_slanting_and_bent_arrows_join_steps(width: int, bent: bool, filled: bool) -> None:
+    assert len(split_panels(slanting(True, width, bent, filled), tuple("ABCD"))) == 1
+    assert len(split_panels(slanting(False, width, bent, filled), tuple("ABCD"))) == 4
+
+
 @pytest.mark.parametrize(
     ("form", "arrows", "least"), [("row", 0, 0.9), ("row", 1, 0.55), ("column", 0, 0.9), ("ring", 1, 0.55)]
 )
