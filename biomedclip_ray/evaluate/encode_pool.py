@@ -8,7 +8,7 @@ a GPU would have stood still. Nothing that only measures is imported here, for e
 from __future__ import annotations
 
 import math
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -49,8 +49,7 @@ def held_out(corpus: pa.Table, pairs: pa.Table, split: str) -> tuple[np.ndarray,
         Ascending row numbers (int64): kept, in `split`, a panel or the first whole image of its figure.
     """
     ledger, rows, seen = Ledger("evaluate"), [], set()
-    kept = pc.and_(corpus["kept"], pc.equal(corpus["split"], split)).to_numpy()
-    candidates = np.flatnonzero(kept)
+    candidates = np.flatnonzero(_is_held_out(corpus, split).to_numpy())
     ids, figures, panels = (pairs[name].to_pylist() for name in ("pair_id", "figure_id", "panel"))
     for row in candidates:
         if panels[row] == 0 and figures[row] in seen:
@@ -77,9 +76,8 @@ class HeldOut:
         """The held-out figures of a part, and the ledger of the others."""
         first = part * PARTS_TOGETHER
         parts = range(first, min(first + PARTS_TOGETHER, pairs.parts))
-        with ThreadPoolExecutor(2 * PARTS_TOGETHER) as threads:
-            judged = [threads.submit(corpus.read, one, ["pair_id", "split", "group", "kept"]) for one in parts]
-            found = list(threads.map(lambda one, its: _read(one, pairs, corpus, its, section.split), parts, judged))
+        with ThreadPoolExecutor(PARTS_TOGETHER) as threads:
+            found = list(threads.map(lambda one: _read(one, pairs, corpus, section.split), parts))
         ledger = Ledger("evaluate")
         for _, one in found:
             ledger.rows += one.rows
@@ -112,19 +110,23 @@ class HeldOut:
         return PartResult(conform(pa.table(columns), schema), ledger)
 
 
-def _read(part: int, pairs: Product, corpus: Product, judged: Future[pa.Table], split: str) -> Read:
-    """Of one part of the pairs, judged by rows that are on their way; of the images only the row groups that hold a
-    held-out figure.
-    """
+def _read(part: int, pairs: Product, corpus: Product, split: str) -> Read:
+    """Of one part of the pairs: nothing where no row is held out, else the row groups that hold one."""
+    judged = corpus.read(part, ["pair_id", "split", "group", "kept"])
+    if not pc.any(_is_held_out(judged, split)).as_py():
+        return None, Ledger("evaluate")
     file = pairs.file(part)
-    facts = file.to_table(columns=[*_FACTS, "figure_id", "text_sha256", "year"])
-    check_aligned(corpus, pairs, part, judged.result(), facts)
-    rows, ledger = held_out(judged.result(), facts, split)
-    if not len(rows):
-        return None, ledger
-    content = pa.concat_tables(table for _, table in some_rows(file, rows, ["text", "image"]))
-    found = facts.take(rows).append_column("group", judged.result()["group"].take(rows))
-    return found.append_column("text", content["text"]).append_column("image", content["image"]), ledger
+    named = file.to_table(columns=["pair_id", "figure_id", "panel"])
+    check_aligned(corpus, pairs, part, judged, named)
+    rows, ledger = held_out(judged, named, split)
+    found = pa.concat_tables(
+        table for _, table in some_rows(file, rows, [*_FACTS, "text_sha256", "year", "text", "image"])
+    )
+    return found.append_column("group", judged["group"].take(rows)), ledger
+
+
+def _is_held_out(judged: pa.Table, split: str) -> pa.ChunkedArray:
+    return pc.and_(judged["kept"], pc.equal(judged["split"], split))
 
 
 _FACTS = ("pair_id", "article_id", "panel", "figure_kind", "license")
