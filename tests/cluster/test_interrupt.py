@@ -114,17 +114,18 @@ def test_a_root_that_fills_up_is_named_with_the_way_on_and_with_room_the_same_co
             s3_server.hold(is_xml, after=12)
             driver = workflow.start()
             driver.until(lambda: len(workflow.done("ingest")) >= 2, "a part of ingest is done")
-            done = len(workflow.done("ingest"))
             filler = _fill(workflow.root)
             s3_server.release()
             assert driver.wait() == 3, driver.output
             last = driver.output.splitlines()[-1]
             assert last.startswith(f"unfinished: ingest: no room is left in {workflow.root}: make room there"), last
             assert "No space left on device" in last
-            assert len(workflow.done("ingest")) == done
             assert list(workflow.root.rglob("*.tmp")) == []
+            kept = {path: path.read_bytes() for path in workflow.done("ingest")}
             filler.unlink()
             workflow.run()
+            assert len(kept) < len(workflow.done("ingest"))
+            assert [path for path, data in kept.items() if path.read_bytes() != data] == []
             found = tables(workflow.root)
             assert set(found) == set(undisturbed)
             assert [name for name in found if not found[name].equals(undisturbed[name])] == []
