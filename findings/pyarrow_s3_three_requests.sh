@@ -2,7 +2,7 @@
 # Guess: writing a hundred bytes to S3 with pyarrow's filesystem is one PUT.
 # Seen (pyarrow 26.0.1): open_output_stream begins an upload in parts, sends one part and completes it: three requests in turn, whatever
 # the size. Behind a store that answers in 30 ms a small file takes 90; a million of them are three million paid requests.
-# S3FileSystem(allow_delayed_open=True) makes it one; a URI given to FileSystem.from_uri does not turn that on.
+# S3FileSystem(allow_delayed_open=True), or ?allow_delayed_open=true in a URI, makes it one; neither is so unless it is said.
 # Matters for: whoever writes manifests, marks or small Parquet files to object storage through pyarrow, Ray Data or Dataset.
 # Exit 0: it is still so. Exit 1: it has changed.
 set -euo pipefail

@@ -63,6 +63,7 @@ class S3:
         self.delay_s = 0.0
         self.gets: list[str] = []
         self.heads: list[str] = []
+        self.writes: list[str] = []
         self.signed: list[bool] = []
         self._lock = threading.Lock()
         self._gate = threading.Event()
@@ -112,6 +113,8 @@ class S3:
         key = environ["PATH_INFO"].strip("/").partition("/")[2]
         if environ["REQUEST_METHOD"] == "HEAD" and key:
             self.heads.append(key)
+        if environ["REQUEST_METHOD"] in ("PUT", "POST") and key:
+            self.writes.append(key)
         if environ["REQUEST_METHOD"] == "GET":
             self.signed.append("HTTP_AUTHORIZATION" in environ)
             if key:

@@ -203,10 +203,13 @@ def test_a_finished_part_is_read_without_asking_for_its_size(s3: S3, tmp_path: P
     assert len(s3.gets) == 4  # a footer and the columns, of each file
 
 
-def test_a_file_is_read_in_one_request_however_large_it_is(s3: S3, tmp_path: Path) -> None:
+def test_a_file_is_written_and_read_in_one_request_however_large_it_is(s3: S3, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     place, data = Place(f"{s3.upload(tmp_path / 'empty')}/root"), os.urandom(3_000_000)
+    s3.writes.clear()
     place.write("weights", data)
+    place.write("more", 4 * data)
+    assert s3.writes == ["root/weights", "root/more"]
     s3.gets.clear()
     assert place.read("weights") == data
     assert s3.gets == ["root/weights"]
