@@ -33,7 +33,6 @@ from biomedclip_ray.corpus.groups import (
     Verdict,
     decide,
     drawn_by,
-    kept_by_split,
     leaks,
     numbered,
     shared_texts,
@@ -59,7 +58,7 @@ from biomedclip_ray.store.product import Product
 
 log = logging.getLogger(__name__)
 
-VERSION = 9
+VERSION = 8
 UNIT = "pair"
 _COLUMNS = (
     "pair_id pmcid doi preprint source_split figure_id panel text sha256 text_sha256 phash license figure_kind".split()
@@ -74,8 +73,8 @@ def _content(config: Config, pairs: Product) -> dict[str, Any]:
 
 
 def _work(attempt: Attempt, run_parts: RunParts, config: Config, pairs: Product) -> Made:
-    """The manifest's `splits` says how many pairs each keeps, `near` how many near pairs were looked at and confirmed,
-    `leakage` what spans splits among the kept, `shared_texts` how many texts do so under different images.
+    """The manifest's `near` says how many near pairs were looked at and confirmed, `leakage` what spans splits among
+    the kept, `shared_texts` how many texts do so under different images.
 
     Raises:
         RuntimeError: something spans splits, which no data can bring about.
@@ -215,12 +214,7 @@ def _decide(
         raise RuntimeError(f"curate: kept in more than one split: {leakage}")
     bounds = np.cumsum([0, *itertools.chain(*sizes)])
     slices = iter([verdict.slice(first, last) for first, last in itertools.pairwise(bounds)])
-    told = {
-        "splits": kept_by_split(verdict),
-        "near": search,
-        "leakage": leakage,
-        "shared_texts": shared_texts(facts, verdict),
-    }
+    told = {"near": search, "leakage": leakage, "shared_texts": shared_texts(facts, verdict)}
     return told, *([next(slices) for _ in chunk] for chunk in sizes)
 
 

@@ -157,12 +157,6 @@ def shared_texts(facts: PairFacts, verdict: Verdict) -> int:
     return _in_several_splits(facts.text[kept], verdict.split[kept])
 
 
-def kept_by_split(verdict: Verdict) -> dict[str, int]:
-    """Pairs kept in each split."""
-    counts = np.bincount(verdict.split[verdict.reason < 0], minlength=len(SPLITS))
-    return dict(zip(SPLITS, counts.tolist(), strict=True))
-
-
 def _in_several_splits(values: NDArray[np.generic], split: NDArray[np.int8]) -> int:
     order = np.lexsort((split, values))
     values, split = values[order], split[order]

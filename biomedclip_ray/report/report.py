@@ -28,6 +28,7 @@ from PIL import Image
 
 from biomedclip_ray.clip.loss import LOSSES
 from biomedclip_ray.clip.vectors import to_matrix
+from biomedclip_ray.corpus.groups import SPLITS
 from biomedclip_ray.evaluate.tables import READINGS, slice_lines
 from biomedclip_ray.report import svg
 from biomedclip_ray.report.nodes import nodes_section
@@ -155,7 +156,11 @@ def _corpus(product: Product | None) -> dict[str, Any] | None:
     """Kept pairs and groups of each split, and what the search for duplicates and leaks found."""
     if product is None:
         return None
-    return {name: product.manifest[name] for name in ("splits", "near", "leakage", "shared_texts")}
+    pairs: Counter[str] = Counter()
+    for table in product.scan(["split", "kept"]):  # counted anew: an erasure may have taken some
+        pairs.update(table.filter(table["kept"])["split"].to_pylist())
+    splits = {split: pairs[split] for split in SPLITS}
+    return {"splits": splits, **{name: product.manifest[name] for name in ("near", "leakage", "shared_texts")}}
 
 
 def _training(product: Product | None) -> dict[str, Any] | None:

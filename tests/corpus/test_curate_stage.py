@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +108,6 @@ def test_a_recompressed_copy_in_another_part_is_one_group_and_leaves_the_lower_s
         "confirmed": 1,
         "crowded": 0,
     }
-    assert Counter(product.manifest["splits"]) == Counter(row["split"] for row in rows.values() if row["kept"])
     assert product.manifest["leakage"] == {"articles": 0, "groups": 0, "pictures": 0, "near_pairs": 0}
     assert product.manifest["shared_texts"] == 0
 
