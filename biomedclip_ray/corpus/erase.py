@@ -63,12 +63,13 @@ def erase(config: Config, name: str) -> Withdrawal:
         gone, trained = _erase_from(product, ids)
         if trained:
             seen_by.add(product.fingerprint)
+        amended = False
         if (gone and _sums_up(product)) or _deleted(product, ids):
             _open_again(product)
             done.again.append(one)
-        elif gone and product.finished:
+        elif amended := product.finished and (bool(gone) or _is_stale(product)):
             Attempt(product, "resumed", product.parts).amend()
-        if gone:
+        if gone or amended:
             done.rows[one] = gone
     if done.rows:
         for one in names:
@@ -148,6 +149,13 @@ def _deleted(product: Product, ids: frozenset[str]) -> bool:
         return False
     deleted = product.manifest.get("index", {}).get("deleted", [])
     return bool(pc.any(_matches(pa.chunked_array([deleted], pa.string()), ids)).as_py())
+
+
+def _is_stale(product: Product) -> bool:
+    """Whether an erasure that was killed has left files of other sizes than the manifest says."""
+    sizes = product.place.list()
+    files = product.manifest["files"]
+    return any("at" not in file and sizes.get(file["name"]) != file["bytes"] for file in files)
 
 
 def _open_again(product: Product) -> None:

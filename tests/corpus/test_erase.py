@@ -216,3 +216,23 @@ def test_a_pair_leaves_the_evaluation_too_and_that_is_made_anew(tmp_path: Path) 
     assert Attempt(pool, "resumed").read(0)["image_vector"].to_pylist() == [[0.25], [0.75]]
     assert not pool.finished and "PMC1." not in _all_rows(tmp_path / "root")
     assert Attempt(pool, "resumed").counts(0) == {"held-out pair": [2, 2]}
+
+
+def test_an_erasure_that_was_killed_is_finished_by_the_same_command(
+    made: tuple[Config, dict[str, Product]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows are out, and no manifest says so yet: files have other sizes than it tells, and readers trust it."""
+    config, products = made
+
+    def killed(self: Attempt) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Attempt, "amend", killed)
+        erase(config, "P-10")
+    erase(config, "P-10")
+    for product in products.values():
+        if product.finished:
+            there = Product.load(product.root, product.stage, product.fingerprint)
+            rows = sum(table.num_rows for table in there.scan())
+            assert rows == sum(file["rows"] for file in there.manifest["files"] if file["name"].startswith("data/"))
