@@ -15,7 +15,7 @@ from lxml import etree
 from biomedclip_ray.schema import Reason
 
 # Comments and processing instructions are no text, and dropping them joins the text around them. (collect_ids=False
-# would make libxml2 look for the DTD although load_dtd is off.)
+# would make libxml2 look for the DTD although load_dtd is off: findings/lxml_collect_ids_loads_dtd.sh.)
 _PARSER = etree.XMLParser(
     resolve_entities=False,
     no_network=True,
