@@ -54,22 +54,24 @@ _CITED = r"(?:\bet al\b|\[\s*\d|\bref(?:s|erences?)?\b|\b(?:19|20)\d\d\b)"
 _NAMES = r"(?-i:(?:the [a-z]+ of )?[A-Z][\w'’-]+(?:,? (?:and|&) [A-Z][\w'’-]+|(?:, [A-Z][\w'’-]+)*)?)"
 _OF_OTHERS = r"(?! ?(?:own|(?:an? |the |study )?authors?)\b)"
 _IMAGE = r"(?:figure|image|photo|photograph|picture|illustration|drawing|map)s?"
+# All that begins with a word stands behind one \b, so that most places in a caption are passed by at once.
 _ADAPTED = re.compile(
-    r"\b(?:adapted|reproduced|reprinted|republished|redrawn|reused)\b[^.;]{0,40}?\b(?:from|by|after|with|under|courtesy)\b"
-    rf"|\bmodified (?:and \w+ )?(?:from|after|with permission)\b[^.;]{{0,80}}?(?:{_CITED}|\bpermission|\bcopyright)"
-    rf"|\b(?:taken|obtained|borrowed|extracted) from (?:ref(?:s|erence)?\b|\[\s*\d|{_NAMES} ?(?:et "
+    r"\b(?:"
+    r"(?:adapted|reproduced|reprinted|republished|redrawn|reused)\b[^.;]{0,40}?\b(?:from|by|after|with|under|courtesy)\b"
+    rf"|modified (?:and \w+ )?(?:from|after|with permission)\b[^.;]{{0,80}}?(?:{_CITED}|\bpermission|\bcopyright)"
+    rf"|(?:taken|obtained|borrowed|extracted) from (?:ref(?:s|erence)?\b|\[\s*\d|{_NAMES} ?(?:et "
     rf"al\b|\[\s*\d|\(\d{{4}}))"
-    rf"|\b{_IMAGE} (?:was |were )?(?:taken |obtained |extracted |downloaded )?from "
+    rf"|{_IMAGE} (?:was |were )?(?:taken |obtained |extracted |downloaded )?from "
     rf"(?:ref(?:s|erence)?\b|\[\s*\d|wiki|https?:|www\.|the (?:internet|public domain)|{_NAMES} ?(?:et al\b|\[\s*\d))"
-    rf"|\b{_IMAGE} (?:credits?\b(?!:? (?:an? |the )?author)|(?:was |were )?(?:kindly )?provided by\b)"
-    r"|(?<![\w®])(?:©|\(c\)|copyright) ?(?!(?:\d{4},? )?(?:by )?(?:the )?authors?\b)(?:\d{4}\b|(?-i:[A-Z]))"
-    r"|\bpermission (?:was |has been )?(?:obtained|granted|given) (?:from|by) (?:the )?"
+    rf"|{_IMAGE} (?:credits?\b(?!:? (?:an? |the )?author)|(?:was |were )?(?:kindly )?provided by\b)"
+    r"|permission (?:was |has been )?(?:obtained|granted|given) (?:from|by) (?:the )?"
     r"(?:publisher|journal|copyright|editor)"
-    rf"|\bsources?: {_OF_OTHERS}[^;]{{0,100}}?(?:{_CITED}|https?:|\bwww\.|\bwiki)|\bsources? \[\d"
-    rf"|\b{_IMAGE} sources?:{_OF_OTHERS}"
+    rf"|sources?: {_OF_OTHERS}[^;]{{0,100}}?(?:{_CITED}|https?:|\bwww\.|\bwiki)|sources? \[\d"
+    rf"|{_IMAGE} sources?:{_OF_OTHERS}"
+    r"|(?:with|by) (?:\w+ ){0,2}permission\b|courtesy\b)"
+    r"|(?<![\w®])(?:©|\(c\)|copyright) ?(?!(?:\d{4},? )?(?:by )?(?:the )?authors?\b)(?:\d{4}\b|(?-i:[A-Z]))"
     rf"|\(after {_NAMES} ?(?:et al\b|\[\s*\d)"
-    rf"|(?:^|[.;(] ?)credits?:{_OF_OTHERS}"
-    r"|\b(?:with|by) (?:\w+ ){0,2}permission\b|\bcourtesy\b",
+    rf"|(?:^|[.;(] ?)credits?:{_OF_OTHERS}",
     re.IGNORECASE,
 )
 _PANELS = re.compile(r"\(a\b(?![a-z'’])|\bb\)")
@@ -235,8 +237,7 @@ def _translated(fig: etree._Element) -> list[etree._Element]:
 def _taken_over(text: str) -> bool:
     low = text.lower()
     if "(c)" in low and _PANELS.search(low):  # "(c)" is a panel's label then, and no copyright sign
-        text = _PANEL_C.sub(" ", text)
-        low = text.lower()
+        text, low = _PANEL_C.sub(" ", text), low.replace("(c)", " ")
     return any(word in low for word in _ADAPTED_WORDS) and _ADAPTED.search(text) is not None
 
 
