@@ -36,7 +36,7 @@ import pyarrow as pa
 import ray
 
 from biomedclip_ray.config import PartResources
-from biomedclip_ray.cost.estimate import Rates, World
+from biomedclip_ray.cost.inputs import Rates, World
 from biomedclip_ray.run.parts import on_ray
 from biomedclip_ray.store.attempt import attempt
 from biomedclip_ray.store.ledger import Ledger, PartResult

@@ -26,7 +26,7 @@ from rich.console import Console
 
 from biomedclip_ray.config import Config, ConfigError, IngestSelect, PreprocessSelect, load
 from biomedclip_ray.config.operate import ROLES
-from biomedclip_ray.cost.estimate import Cluster, Rates, World, assume
+from biomedclip_ray.cost.inputs import Cluster, Rates, World, assume
 from biomedclip_ray.cost.offers import machines
 from biomedclip_ray.cost.tables import cases, show
 from biomedclip_ray.run.capacity import of_file

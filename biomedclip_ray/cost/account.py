@@ -10,7 +10,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from biomedclip_ray.config import Config, ConfigError
-from biomedclip_ray.cost.estimate import Cluster, Rates, World, money
+from biomedclip_ray.cost.estimate import money
+from biomedclip_ray.cost.inputs import Cluster, Rates, World
 from biomedclip_ray.cost.offers import machines
 from biomedclip_ray.cost.source import known
 from biomedclip_ray.cost.tables import cases

@@ -12,7 +12,8 @@ from typing import Any
 
 from biomedclip_ray.clip.model import model_config
 from biomedclip_ray.config import Config
-from biomedclip_ray.cost.estimate import Cluster, Plan, Rates, StageCost, World, estimate, fixed_hours
+from biomedclip_ray.cost.estimate import Plan, StageCost, estimate, fixed_hours
+from biomedclip_ray.cost.inputs import Cluster, Rates, World
 
 _WIDTHS = {"tiny": (192, 12), "small": (384, 12), "base": (768, 12), "large": (1024, 24), "huge": (1280, 32)}
 _FORWARD, _TRAINING, _TWICE = 1, 3, 4

@@ -20,7 +20,7 @@ from typing import Any
 
 from biomedclip_ray.config import Config, PartResources, SourceResources
 from biomedclip_ray.corpus.curate import curate
-from biomedclip_ray.cost.estimate import Rates
+from biomedclip_ray.cost.inputs import Rates
 from biomedclip_ray.figures.preprocess import PANEL, preprocess
 from biomedclip_ray.pmc.catalog import catalog
 from biomedclip_ray.pmc.ingest import ingest

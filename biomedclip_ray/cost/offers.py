@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from biomedclip_ray.config import Config, ConfigError
-from biomedclip_ray.cost.estimate import Cluster, Rates, World, money
+from biomedclip_ray.cost.estimate import money
+from biomedclip_ray.cost.inputs import Cluster, Rates, World
 from biomedclip_ray.cost.later import Whole, whole
 from biomedclip_ray.run.capacity import Capacity, NodeKind
 

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from biomedclip_ray.config import Config
-from biomedclip_ray.cost.estimate import Rates
+from biomedclip_ray.cost.inputs import Rates
 from biomedclip_ray.images.formats import ARTICLE_EXTENSIONS, has_extension
 from biomedclip_ray.jats.media import stem
 from biomedclip_ray.pmc.catalog import UNIT, catalog, parse_metadata

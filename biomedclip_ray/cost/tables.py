@@ -10,7 +10,8 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 from biomedclip_ray.config import Config
-from biomedclip_ray.cost.estimate import Cluster, Rates, World, assumptions, bounded, money
+from biomedclip_ray.cost.estimate import money
+from biomedclip_ray.cost.inputs import Cluster, Rates, World, assumptions, bounded
 from biomedclip_ray.cost.later import Whole, whole
 from biomedclip_ray.cost.offers import (
     cheapest,

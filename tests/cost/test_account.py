@@ -11,7 +11,7 @@ import pytest
 
 from biomedclip_ray.config import STAGES, load
 from biomedclip_ray.cost.account import account_table, foresee, lines
-from biomedclip_ray.cost.estimate import Rates
+from biomedclip_ray.cost.inputs import Rates
 from biomedclip_ray.cost.source import known
 from biomedclip_ray.pmc.catalog import catalog
 from biomedclip_ray.run.capacity import Capacity, NodeKind, of_file

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from biomedclip_ray.config import Config, ConfigError, parse
-from biomedclip_ray.cost.estimate import Cluster, Rates, World, assume, assumptions, estimate
+from biomedclip_ray.cost.estimate import estimate
+from biomedclip_ray.cost.inputs import Cluster, Rates, World, assume, assumptions
 from biomedclip_ray.cost.measure import measure
 from biomedclip_ray.sample import make_bucket
 from biomedclip_ray.sources.bucket import SourceError

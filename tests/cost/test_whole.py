@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from biomedclip_ray.config import STAGES, Config, load, parse
-from biomedclip_ray.cost.estimate import Cluster, Rates, World, bounded, money
+from biomedclip_ray.cost.estimate import money
+from biomedclip_ray.cost.inputs import Cluster, Rates, World, bounded
 from biomedclip_ray.cost.later import towers, whole
 from biomedclip_ray.cost.offers import cheapest, delta, machines, preprints, serving, spent, spot_losses, waste_from
 from biomedclip_ray.cost.tables import cases
