@@ -22,6 +22,8 @@ from biomedclip_ray.store.ahead import each
 from biomedclip_ray.store.product import Product
 from biomedclip_ray.train.order import Rows, mix
 
+SPLIT = "train"
+"""What is trained on."""
 CHUNK = 32
 """Parts that one task reads."""
 _THREADS = 16

@@ -8,18 +8,12 @@ killed driver the same, when the command is given again.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
-from ray.exceptions import RayTaskError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, ValidationConfig
 
 from biomedclip_ray.clip.loss import LOSSES
@@ -27,7 +21,6 @@ from biomedclip_ray.config import Config, ConfigError
 from biomedclip_ray.run.capacity import Capacity, known
 from biomedclip_ray.run.interrupt import in_thread
 from biomedclip_ray.run.nodes import wait_for_nodes
-from biomedclip_ray.run.placement import place as place_task
 from biomedclip_ray.run.stage import Made, RunParts, Stage
 from biomedclip_ray.store.attempt import Attempt
 from biomedclip_ray.store.ledger import Count
@@ -35,19 +28,16 @@ from biomedclip_ray.store.place import Place
 from biomedclip_ray.store.product import Product, StageError
 from biomedclip_ray.train import checkpoint, journal, validate
 from biomedclip_ray.train.batches import Feed, InOrder, batches
+from biomedclip_ray.train.bundles import START, final_bundle, first_bundle, local_copy, provenance
 from biomedclip_ray.train.check import STARTED, build, check
 from biomedclip_ray.train.metrics import Watch, read
 from biomedclip_ray.train.nodes import placed
 from biomedclip_ray.train.order import Order, shuffle_quality, total_steps
-from biomedclip_ray.train.rows import SplitRows, find_rows, texts
+from biomedclip_ray.train.rows import SPLIT, SplitRows, find_rows
 
 log = logging.getLogger(__name__)
 
 VERSION = 2
-SPLIT = "train"
-START = "start"
-BUNDLE = "bundle"
-_TASK_CPUS = 0.5
 _FEW_WORKERS = 16
 
 
@@ -79,14 +69,14 @@ def _work(attempt: Attempt, run_parts: RunParts, config: Config, pairs: Product,
     """
     place = attempt.place
     if config.train.epochs == 0:
-        start = _start(config, pairs, corpus, place)
+        start = first_bundle(config, pairs, corpus, place)
         log.info("train: no epochs asked for, %s is taken as it is", start["starts"]["image"])
-        exported = _bundle(config, place, _provenance(config, start, 0, 0, None))
+        exported = final_bundle(config, place, provenance(config, start, 0, 0, None))
         facts = {**start, **exported, "steps": 0, "pairs": 0, "attempts": 0}
         return Made(facts, counts=(Count("pair", 0, 0),))
     rows = find_rows(pairs, corpus, SPLIT, config.train.kind_weights, run_parts.tasks)
     steps = total_steps(len(rows), config.train.epochs, config.train.batch)
-    start = _start(config, pairs, corpus, place)
+    start = first_bundle(config, pairs, corpus, place)
     log.info(
         "train: %d pairs, %d steps of %d, towers from %s; the chance loss is %.3f",
         *(rows.pairs, steps, config.train.batch, start["starts"], _chance(config)),
@@ -103,7 +93,7 @@ def _work(attempt: Attempt, run_parts: RunParts, config: Config, pairs: Product,
         attempt.peak_rss = _fit_towers(config, pairs, place, rows, order, start, steps)["peak_rss"]
     if config.train.validation_pairs:
         catch_up(config, place)
-    exported = _bundle(config, place, _provenance(config, start, steps, rows.pairs, corpus))
+    exported = final_bundle(config, place, provenance(config, start, steps, rows.pairs, corpus))
     validation = validate.figures(place)
     if config.train.validation_pairs and not validation:
         log.warning("train: no checkpoint could be measured (Ray's log says why); the last one became the bundle")
@@ -183,7 +173,7 @@ def _fit_towers(
     from biomedclip_ray.train.loop import Job, train_loop
 
     recipe, resources = config.train, config.train.resources
-    with _local_copy(place.at(START)) as folder:
+    with local_copy(place.at(START)) as folder:
         tokenizer = load_tokenizer(folder, start["context_length"])
     capacity = known()
     places = placed(resources, capacity)
@@ -240,7 +230,7 @@ def _fit_towers(
         else None,
     )
     with Watch(place, steps, checkpoint.steps_done(place)):
-        # in a thread: in the main one Ray Train puts its own handler of Ctrl-C in place of ours, for good
+        # in a thread: in the main one Ray Train keeps Ctrl-C for good (findings/ray_train_keeps_sigint.sh)
         result: dict[str, Any] = in_thread(trainer.fit).return_value
     if result["diverged"] is not None:
         what, fix = result["diverged"]
@@ -266,108 +256,3 @@ def catch_up(config: Config, place: Place) -> None:
                 _validation(config, place)(kept)
             except RuntimeError as error:
                 log.warning("train: %s", str(error).partition("\n")[0])
-
-
-def _start(config: Config, pairs: Product, corpus: Product, place: Place) -> dict[str, Any]:
-    """Build what training starts from, once: the bundle start/ and its facts, which are written last."""
-    if not place.exists(STARTED):
-        try:
-            ray.get(_build.options(**place_task(known(), _TASK_CPUS).options).remote(config, pairs, corpus, place.uri))
-        except RayTaskError as error:
-            raise error.cause if isinstance(error.cause, ConfigError) else error from None
-    facts: dict[str, Any] = json.loads(place.read(STARTED))
-    return facts
-
-
-@ray.remote
-def _build(config: Config, pairs: Product, corpus: Product, uri: str) -> None:
-    from biomedclip_ray.clip.bundle import save_bundle
-
-    place = Place(uri)
-    built, tokenizer = build(config, texts(pairs, corpus, SPLIT))
-    wanted = config.train.validation_pairs
-    if wanted and config.train.epochs and not validate.copy_pairs(pairs, corpus, wanted, place):
-        raise ConfigError(
-            f"train.validation_pairs={wanted}, but no kept pair is in the validation split: raise "
-            "curate.splits.validation, or "
-            "set train.validation_pairs=0 (the last checkpoint then becomes the bundle)"
-        )
-    with _local_folder(place.at(START)) as folder:
-        save_bundle(folder, built.model, built.model_cfg, built.preprocess_cfg, tokenizer, {"starts": built.starts})
-    size = built.preprocess_cfg["size"]
-    facts = {
-        "starts": built.starts,
-        "params": sum(p.numel() for p in built.model.parameters()),
-        "image_size": size if isinstance(size, int) else int(np.max(size)),
-        "context_length": tokenizer.context_length,
-    }
-    place.write(STARTED, json.dumps(facts).encode())
-
-
-def _bundle(config: Config, place: Place, provenance: dict[str, Any]) -> dict[str, Any]:
-    """On a node that training has left: those of the data stages have gone hours ago."""
-    where = place_task(known(), _TASK_CPUS, beside="gpus" if config.train.resources.gpus_per_worker else "cpus")
-    exported: dict[str, Any] = ray.get(_export.options(**where.options).remote(place.uri, provenance))
-    return exported
-
-
-@ray.remote
-def _export(uri: str, provenance: dict[str, Any]) -> dict[str, Any]:
-    """The best checkpoint by validation, else the newest, as a bundle; returns its id and what chose it.
-
-    Without steps it is the bundle that training would have started from.
-    """
-    from biomedclip_ray.clip.bundle import PROVENANCE, load_bundle, save_bundle
-
-    place = Place(uri)
-    bundle = load_bundle(place.at(START).uri)
-    choice: dict[str, Any] = {"chosen_by": "none", "chosen_step": 0}
-    if provenance["steps"]:
-        scores = {step: validate.score(figures) for step, figures in validate.figures(place).items()}
-        best = checkpoint.best(place, scores)
-        chosen = best or checkpoint.newest(place)
-        if chosen is None:
-            raise FileNotFoundError(f"{uri} has no checkpoint to export")
-        choice = {"chosen_by": validate.SPLIT if best else "last", "chosen_step": checkpoint.step_of(chosen.path)}
-        with chosen.as_directory() as folder:
-            bundle.model.load_state_dict(checkpoint.weights(Path(folder), bundle.model))
-    with _local_folder(place.at(BUNDLE)) as target:
-        info = bundle.info
-        save_bundle(
-            target, bundle.model, info["model_cfg"], info["preprocess_cfg"], bundle.tokenizer, provenance | choice
-        )
-    written = json.loads(place.at(BUNDLE).read(PROVENANCE))
-    return {"bundle_id": written["bundle_id"], **choice}
-
-
-def _provenance(config: Config, start: dict[str, Any], steps: int, rows: int, corpus: Product | None) -> dict[str, Any]:
-    return {
-        "name": "biomedclip_ray",
-        "starts": start["starts"],
-        "corpus": corpus.fingerprint if corpus is not None else "unknown",
-        "steps": steps,
-        "pairs": rows,
-        "config": {"model": config.model.model_dump(mode="json"), "train": config.train.model_dump(mode="json")},
-    }
-
-
-@contextmanager
-def _local_folder(place: Place) -> Iterator[Path]:
-    """A folder to write into: the place itself on a local disk, else a scratch folder that is uploaded at the end."""
-    if place.local is not None:
-        yield place.local
-        return
-    with tempfile.TemporaryDirectory(prefix="bundle-") as scratch:
-        yield Path(scratch)
-        place.upload(Path(scratch))
-
-
-@contextmanager
-def _local_copy(place: Place) -> Iterator[Path]:
-    """The place as a local folder to read from."""
-    if place.local is not None:
-        yield place.local
-        return
-    with tempfile.TemporaryDirectory(prefix="bundle-") as scratch:
-        place.download(Path(scratch))
-        yield Path(scratch)
