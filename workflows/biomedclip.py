@@ -30,6 +30,7 @@ from biomedclip_ray.evaluate.sets import load_sets
 from biomedclip_ray.evaluate.tables import tables
 from biomedclip_ray.run.compare import compare
 from biomedclip_ray.run.connect import connect
+from biomedclip_ray.run.foresee import check_foreseen
 from biomedclip_ray.run.logs import DriverLog, Logs
 from biomedclip_ray.run.meter import Meter, unpriced
 from biomedclip_ray.run.notice import address, ended
@@ -37,7 +38,6 @@ from biomedclip_ray.run.options import MIRROR, parse
 from biomedclip_ray.run.preflight import (
     PreflightError,
     Step,
-    check_capacity,
     check_cluster,
     check_out,
     check_places,
@@ -243,7 +243,7 @@ def _run(config: Config, options: argparse.Namespace, record: RunRecord, driver:
         run.check_range()
         if run.wants("evaluate"):  # what else stages check (a tokenizer, a source) may be out of reach from here
             load_sets(config.evaluate.sets)
-        _foresee(config, run.unfinished, options.cluster)
+        _refuse(check_foreseen(config, run.unfinished, options.cluster))
         return 0
     if options.out:
         check_out(options.out)
@@ -339,28 +339,6 @@ def unfinished(config: Config, run: Run, own: OwnFiles | None) -> list[Step]:
     story(foresight, config, own)
     foresight.check_range()
     return foresight.unfinished
-
-
-def _foresee(config: Config, steps: list[Step], cluster: str | None) -> None:
-    """Whether the cluster that a file describes, or that is there, can take the stages; nothing is started on it."""
-    there = os.environ.get("RAY_ADDRESS", "local") != "local"
-    if cluster is None and not there:
-        return
-    import ray
-
-    from biomedclip_ray.run.capacity import connected, of_file
-
-    if not there:
-        assert cluster is not None
-        capacity = of_file(cluster)
-        _refuse(check_capacity(config, steps, capacity) + unpriced(config.budget, capacity))
-        return
-    connect()
-    try:
-        capacity = connected(cluster)
-        _refuse(check_capacity(config, steps, capacity) + unpriced(config.budget, capacity))
-    finally:
-        ray.shutdown()
 
 
 def _refuse(problems: list[str]) -> None:

@@ -82,7 +82,8 @@ class Arguments(Serve):
         return self
 
 
-# Not `from __future__ import annotations` in this file: Serve looks at the annotation to turn `args` into Arguments.
+# Not `from __future__ import annotations` in this file: Serve would hand over a dict instead of Arguments
+# (findings/ray_serve_postponed_annotations.sh).
 def build(args: Arguments) -> Application:
     """Arguments -> application. Raises pydantic's ValidationError (by Serve) for unknown or missing keys."""
     return application(args, {}, {})
