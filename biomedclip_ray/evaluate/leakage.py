@@ -5,7 +5,6 @@ of foreign sets whose hash is near one of training are looked at.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
@@ -23,7 +22,7 @@ from biomedclip_ray.images.errors import UNREADABLE
 from biomedclip_ray.images.image import as_pillow
 from biomedclip_ray.run.tasks import Tasks
 from biomedclip_ray.schema import hash64
-from biomedclip_ray.store.ahead import fetch_ahead
+from biomedclip_ray.store.ahead import each
 from biomedclip_ray.store.product import Product
 
 NEAR_BITS = 4
@@ -314,6 +313,4 @@ def _aligned(
     def read(part: int) -> tuple[pa.Table, pa.Table]:
         return corpus.read(part, judged), pairs.read(part, facts)
 
-    with ThreadPoolExecutor(_THREADS) as threads:
-        for _, tables in fetch_ahead(threads, read, range(corpus.parts) if parts is None else parts, 2 * _THREADS):
-            yield tables
+    return each(range(corpus.parts) if parts is None else parts, read, _THREADS)
