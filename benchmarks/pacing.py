@@ -167,8 +167,8 @@ def main() -> int:
     options = parser.parse_args()
     found = [of_limit(limit, nodes, options.seconds) for limit in options.limits for nodes in options.nodes]
     answered, lost = min(share for share, _ in found), max(lost for _, lost in found)
-    print(f"answered_of_limit ratio={answered:.3f}")
-    print(f"lost ratio={lost:.5f}")
+    print(f"answered_of_limit ratio={answered:.3f} bound={ANSWERED}")
+    print(f"lost ratio={lost:.5f} bound<={LOST:.4f}")
     return int(answered < ANSWERED or lost > LOST)
 
 

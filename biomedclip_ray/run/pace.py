@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import random
 import threading
 import time
 import uuid
@@ -38,6 +39,12 @@ _MEMBERS_A_SECOND = 1000
 _FORGET_S = 10.0
 _IDLE_S = 600.0
 _BURST_S = 0.05
+_HOLD_S = (0.03, 0.4)
+"""How long a process sends nothing after a refusal, and at most where one follows the other."""
+
+_UNTOLD = START / 100
+"""Requests a second of a process that has not been told its share: hundreds may begin at once."""
+
 _NAMESPACE = "biomedclip-ray"
 
 log = logging.getLogger(__name__)
@@ -121,8 +128,11 @@ class Pace:
     def __init__(self, source: str) -> None:
         self.source = source
         self.name = uuid.uuid4().hex
-        self._lock = threading.Lock()
-        self._rate, self._next = START / 10, 0.0
+        # one thread at a time waits for its turn: turns that are promised ahead are at the rate of then
+        self._queue = threading.Lock()
+        self._changed = threading.Condition()
+        self._rate, self._next = _UNTOLD, 0.0
+        self._hold, self._held = 0.0, 0.0
         self._sent = self._refused = 0
         self._waited = False
         self._reporter: threading.Thread | None = None
@@ -130,41 +140,55 @@ class Pace:
 
     def wait(self, deadline: float) -> None:
         """Return when this request may go. Raises TimeoutError where that is after the deadline (of time.monotonic)."""
-        with self._lock:
-            if self._reporter is None or not self._reporter.is_alive():  # a forked process has none
-                self._last = time.monotonic()
-                self._reporter = threading.Thread(target=self._report, name="pace", daemon=True)
-                self._reporter.start()
-            now = time.monotonic()
-            turn = max(self._next, now - _BURST_S)
-            if turn > deadline:
-                raise TimeoutError("its turn comes after the deadline")
-            self._next = turn + 1 / self._rate
-            self._sent += 1
-            self._waited |= turn > now
-        if turn > now:
-            time.sleep(turn - now)
+        if not self._queue.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            raise TimeoutError("its turn comes after the deadline")
+        try:
+            with self._changed:
+                if self._reporter is None or not self._reporter.is_alive():  # a forked process has none
+                    self._last = time.monotonic()
+                    self._reporter = threading.Thread(target=self._report, name="pace", daemon=True)
+                    self._reporter.start()
+                while (turn := max(self._next, (now := time.monotonic()) - _BURST_S)) > now:
+                    if turn > deadline:
+                        raise TimeoutError("its turn comes after the deadline")
+                    self._waited = True
+                    self._changed.wait(turn - now)
+                # never even: processes that began together would send together for ever
+                self._next = turn + random.uniform(0.5, 1.5) / self._rate
+                self._sent += 1
+        finally:
+            self._queue.release()
 
     def refused(self) -> None:
-        with self._lock:
+        """The source would not take a request: what follows at once would be refused too, and each costs a thread its
+        Retry-After. So all wait a little, and longer each time it goes on.
+        """
+        with self._changed:
             self._refused += 1
+            now = time.monotonic()
+            if now >= self._held:
+                again = now < self._held + _HOLD_S[1]
+                self._hold = min(_HOLD_S[1], 2 * self._hold) if again else _HOLD_S[0]
+                self._held = now + self._hold
+                self._next = max(self._next, self._held)
 
     def _report(self) -> None:
         """Report as long as anything is sent, then end: the next request starts another thread."""
         budget = _budget(self.source)
         quiet = 0.0
         while quiet < _FORGET_S:
-            with self._lock:
+            with self._changed:
                 now = time.monotonic()
                 sent, refused, waiting, lasted = self._sent, self._refused, self._waited, now - self._last
                 self._sent = self._refused = 0
                 self._waited, self._last = False, now
             rate, pause = budget.report(self.name, sent, refused, waiting, lasted)
-            with self._lock:
+            with self._changed:
                 # whoever waits for a turn that a low rate put far away takes the new one
                 ahead = max(0.0, self._next - now) * self._rate / rate
-                self._rate, self._next = rate, now + ahead
-            quiet = 0.0 if sent else quiet + pause
+                self._rate, self._next = rate, max(now + ahead, self._held)
+                self._changed.notify()
+            quiet = 0.0 if sent or waiting else quiet + pause
             time.sleep(pause)
 
 

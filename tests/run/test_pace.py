@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
-from biomedclip_ray.run.pace import CUT, START, Budget
+from biomedclip_ray.run.pace import CUT, START, Budget, Pace
 
 DT = 0.05
 
@@ -109,3 +111,26 @@ def test_a_thousand_processes_report_less_often_each() -> None:
     for n in range(4000):
         _, pause = budget.report(f"process {n}", 0.1, 1, 0, True, 0.1)
     assert pause == 4.0
+
+
+def test_after_a_refusal_all_threads_of_a_process_wait_a_little_and_longer_each_time() -> None:
+    pace = Pace("a source that refuses")
+    waited = []
+    for _ in range(20):  # until it has been told its share
+        pace.wait(time.monotonic() + 60)
+    for _ in range(3):
+        pace.refused()
+        begun = time.monotonic()
+        pace.wait(begun + 60)
+        waited.append(time.monotonic() - begun)
+    assert all(seconds >= least for seconds, least in zip(waited, (0.025, 0.05, 0.1), strict=True))
+
+
+def test_a_turn_that_comes_after_the_deadline_is_said_at_the_deadline_at_the_latest() -> None:
+    pace = Pace("a source that is waited for")
+    pace.wait(time.monotonic() + 60)
+    for _ in range(6):
+        pace.refused()
+        time.sleep(0.01)
+    with pytest.raises(TimeoutError, match="its turn comes after the deadline"):
+        pace.wait(time.monotonic() + 0.001)
