@@ -289,7 +289,8 @@ def crowd(url: str, requests: list[list[str]], more: dict[str, str] | None = Non
 
 def ask(url: str, requests: str, callers: int) -> float:
     bodies = [body.encode() for body in json.loads(requests)]
-    limits = httpx.Limits(max_connections=callers, max_keepalive_connections=callers)
+    # given up before a server's 5 s are over: a connection that it closes while a request is sent is an error
+    limits = httpx.Limits(max_connections=callers, max_keepalive_connections=callers, keepalive_expiry=2.0)
     headers = {"Content-Type": "application/json"}
     with (
         httpx.Client(timeout=300, limits=limits, trust_env=False, headers=headers) as client,
