@@ -51,7 +51,9 @@ def sets_page(evaluation: Mapping[str, Any]) -> str:
     style = run[run.index("<style>") : run.index("</style>") + len("</style>")]
     head = '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
     head += '<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>Evaluation</title>\n'
-    title = f"{len(evaluation['bundles'])} bundles, {evaluation['bootstraps']:,} draws, seed {evaluation['seed']}"
+    count = len(evaluation["bundles"])
+    bundles = "1 bundle" if count == 1 else f"{count} bundles"
+    title = f"{bundles}, {evaluation['bootstraps']:,} draws, seed {evaluation['seed']}"
     body = f'<main><header><h1>Evaluation on labelled sets</h1><p class="lead">{title}</p></header>'
     return f"{head}{style}\n</head>\n<body>\n{body}\n{sets_section(evaluation)}\n</main>\n</body>\n</html>\n"
 
