@@ -52,6 +52,7 @@ def article_element(xml: bytes) -> etree._Element:
 
 _OTHER_ENCODING = re.compile(rb"""encoding\s*=\s*["'](?!utf-8["']|us-ascii["'])""", re.IGNORECASE)
 _OPEN, _CLOSE, _LESS = b"<ref-list", b"</ref-list>", ord("<")
+_WANTED = re.compile(rb"<(?:fig|xref)")
 
 
 def without_references(xml: bytes) -> bytes:
@@ -71,7 +72,7 @@ def without_references(xml: bytes) -> bytes:
         end = _matching_end(xml, start)
         if end < 0:
             break
-        if _certain(xml, start, end) and xml.find(b"<fig", start, end) < 0 and xml.find(b"<xref", start, end) < 0:
+        if _certain(xml, start, end) and not _WANTED.search(xml, start, end):
             pieces.append(whole[kept:start])
             kept = end + len(_CLOSE)
         start = xml.find(_OPEN, end)
