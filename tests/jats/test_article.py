@@ -166,6 +166,18 @@ def test_figures_alone_are_the_articles_without_mentions():
     assert parse_figures(xml) == bare
 
 
+def test_figures_alone_tell_citations_that_do_not_say_what_they_are(corpus):
+    """A superscript citation is left out of the plain caption, also where its xref has no ref-type."""
+    told = 0
+    for data in archived(corpus / "jats" / "jats-dev-400.tar.gz").values():
+        untyped = data.replace(b' ref-type="bibr"', b"")
+        if data and untyped != data:
+            figures = parse_article(untyped).figures
+            assert parse_figures(untyped) == tuple(dataclasses.replace(figure, mentions=()) for figure in figures)
+            told += any(figure.plain_caption != figure.caption for figure in figures)
+    assert told > 10
+
+
 # -- captions
 
 

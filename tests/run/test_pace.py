@@ -116,21 +116,21 @@ def test_a_thousand_processes_report_less_often_each() -> None:
 def test_after_a_refusal_all_threads_of_a_process_wait_a_little_and_longer_each_time() -> None:
     pace = Pace("a source that refuses")
     waited = []
-    for _ in range(20):  # until it has been told its share
-        pace.wait(time.monotonic() + 60)
-    for _ in range(3):
+    for _ in range(8):
         pace.refused()
         begun = time.monotonic()
         pace.wait(begun + 60)
         waited.append(time.monotonic() - begun)
-    assert all(seconds >= least for seconds, least in zip(waited, (0.025, 0.05, 0.1), strict=True))
+    assert min(waited) >= 0.025 and max(waited) >= 0.2
 
 
-def test_a_turn_that_comes_after_the_deadline_is_said_at_the_deadline_at_the_latest() -> None:
+def test_a_turn_that_comes_after_the_deadline_is_said_at_once() -> None:
     pace = Pace("a source that is waited for")
-    pace.wait(time.monotonic() + 60)
+    for _ in range(20):  # until it has been told its share
+        pace.wait(time.monotonic() + 60)
     for _ in range(6):
         pace.refused()
-        time.sleep(0.01)
+        pace.wait(time.monotonic() + 60)
+    pace.refused()
     with pytest.raises(TimeoutError, match="its turn comes after the deadline"):
-        pace.wait(time.monotonic() + 0.001)
+        pace.wait(time.monotonic())
