@@ -22,6 +22,7 @@ from tests.serve.live import running
 
 SETTINGS = Serve(thumbnail_licenses=("CC BY",))  # of 60 figures two are under CC0
 WAIT_MS = 60_000
+expect.set_options(timeout=WAIT_MS)
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +168,23 @@ def test_an_address_with_figures_to_be_like_shows_that_they_are_asked_for(browse
     page.context.close()
 
 
+def test_nothing_is_lost_or_offered_while_the_server_tells_what_it_holds(browser, url):
+    held: list[Any] = []
+    page = browser.new_context().new_page()
+    page.route("**/v1/models", lambda route: held.append(route))
+    page.goto(f"{url}/?q=cells")
+    expect(page.locator(".ghost")).to_have_count(8)
+    expect(page.locator(".note")).to_have_count(0)
+    page.goto(url)
+    field = page.get_by_label("What should the figure show?")
+    field.fill("gel")
+    with page.expect_response("**/v1/models"):
+        held[-1].continue_()
+    expect(page.locator("#holdings")).to_contain_text("60 figures")
+    expect(field).to_have_value("gel")
+    page.context.close()
+
+
 def delayed(route: Any) -> None:
     """Answers the next page late."""
     if '"cursor"' in (route.request.post_data or ""):
@@ -205,7 +223,7 @@ def test_pages_follow_as_one_scrolls_and_nothing_jumps(browser, url):
 def test_a_screen_taller_than_the_first_page_gets_the_next_ones(browser, url):
     page = browser.new_context(viewport={"width": 2400, "height": 6000}).new_page()
     page.goto(f"{url}/?q=cells")
-    expect(page.locator("#results .card")).to_have_count(60, timeout=WAIT_MS)
+    expect(page.locator("#results .card")).to_have_count(60)
     page.context.close()
 
 

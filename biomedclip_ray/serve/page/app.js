@@ -311,4 +311,9 @@ addEventListener("keydown", (event) => {
   if (event.key === "Escape" && event.target === $("query")) { unpick(); $("query").value = ""; search(); }
 });
 
-addEventListener("DOMContentLoaded", () => { welcome(); holdings().then(() => { recall(); search({ remembered: true }); }); }); // all scripts are there
+addEventListener("DOMContentLoaded", async () => { // all scripts are there
+  recall();
+  if (location.search) waiting(); else welcome();
+  await holdings(); // brings the kinds that an address may name
+  if (location.search) { recall(); search({ remembered: true }); }
+});
