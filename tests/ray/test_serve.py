@@ -38,6 +38,7 @@ from tests.processes import of_ours
 
 KINDS = {"micrograph": imaging.micrograph, "gel": imaging.gel, "bar_chart": plots.bar_chart}
 FIGURES = 60
+expect.set_options(timeout=60_000)
 
 
 class Served(NamedTuple):
@@ -536,6 +537,8 @@ def test_waiting_and_failing_are_shown_and_can_be_tried_again(page, served):
     page.route("**/v1/search", lambda route: held.append(route))
     page.goto(f"{served.url}/?q=cells")
     page.wait_for_selector(".ghost")
+    while not held:
+        page.wait_for_timeout(20)
     held[0].fulfill(status=400, body='{"error": {"message": "a clear reason"}}')
     page.wait_for_selector("[role=alert] >> text=a clear reason")
     page.unroute("**/v1/search")

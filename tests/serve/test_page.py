@@ -175,9 +175,14 @@ def test_nothing_is_lost_or_offered_while_the_server_tells_what_it_holds(browser
     page.goto(f"{url}/?q=cells")
     expect(page.locator(".ghost")).to_have_count(8)
     expect(page.locator(".note")).to_have_count(0)
+    while not held:
+        page.wait_for_timeout(20)
+    first = len(held)
     page.goto(url)
     field = page.get_by_label("What should the figure show?")
     field.fill("gel")
+    while len(held) == first:
+        page.wait_for_timeout(20)
     with page.expect_response("**/v1/models"):
         held[-1].continue_()
     expect(page.locator("#holdings")).to_contain_text("60 figures")
