@@ -23,6 +23,7 @@ from biomedclip_ray.clip.tokenizer import Tokenizer
 from biomedclip_ray.config.section import Precision
 from biomedclip_ray.images.image import as_pillow
 from biomedclip_ray.images.pillow import rgb_pixels
+from biomedclip_ray.run.memory import keep_freed
 
 AnyImage = bytes | Image.Image | np.ndarray
 """An encoded file's bytes, a PIL image, or uint8 (h, w) or (h, w, 3)."""
@@ -51,6 +52,8 @@ class Encoder:
         for one. `batch`: items in one forward pass. `precision`: see `clip/precision.py`; vectors are float32 always.
         """
         self.device = torch.device(device or usual_device())
+        if self.device.type == "cpu":
+            keep_freed()
         self.model = bundle.model.to(self.device).eval()
         self.tokenizer: Tokenizer = bundle.tokenizer
         self.info = bundle.info

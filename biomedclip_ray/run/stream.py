@@ -16,6 +16,7 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from biomedclip_ray.config import PartResources
 from biomedclip_ray.run.capacity import known
+from biomedclip_ray.run.memory import KEEPS_FREED
 from biomedclip_ray.run.nodes import Demand
 from biomedclip_ray.run.parts import context_of, pool_size
 from biomedclip_ray.run.placement import place
@@ -46,7 +47,10 @@ def stream(
     with DataContext.current(context):
         rows = [{"job": pickle.dumps(job)} for job in jobs]
         given = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            _actor(worker, args), compute=ActorPoolStrategy(min_size=1, max_size=most), **work.options
+            _actor(worker, args),
+            compute=ActorPoolStrategy(min_size=1, max_size=most),
+            runtime_env=KEEPS_FREED,
+            **work.options,
         )
         for row in given.iter_rows():
             yield pickle.loads(row["given"])

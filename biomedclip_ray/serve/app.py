@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import ray
 from fastapi import FastAPI
 from pydantic import Field, model_validator
 from ray import serve
@@ -27,6 +28,7 @@ from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.handle import DeploymentHandle
 
 from biomedclip_ray.config import Serve, ServedModel
+from biomedclip_ray.run.memory import KEEPS_FREED
 from biomedclip_ray.serve import gate
 from biomedclip_ray.serve.backend import RemoteEngine
 from biomedclip_ray.serve.errors import RETRY_AFTER_S
@@ -111,6 +113,7 @@ def application(args: Arguments, engines: dict[str, Any], ingresses: dict[str, A
             ray_actor_options={
                 "num_cpus": resources.cpus_per_replica,
                 "num_gpus": resources.gpus_per_replica,
+                "runtime_env": _keeps_freed(),
                 **engines,
             },
             **scaling,
@@ -129,6 +132,12 @@ def application(args: Arguments, engines: dict[str, Any], ingresses: dict[str, A
         ray_actor_options={"num_cpus": INGRESS_CPUS, **ingresses},
     )
     return ingress.bind(by_model, args)
+
+
+def _keeps_freed() -> dict[str, Any]:
+    """The job's runtime environment, of which a deployment that names its own would get no more than the folder."""
+    job = dict(ray.get_runtime_context().runtime_env)
+    return job | {"env_vars": KEEPS_FREED["env_vars"] | job.get("env_vars", {})}
 
 
 @serve.ingress()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +91,30 @@ def test_tasks_read_ahead_of_a_worker_that_is_still_being_made(tmp_path: Path) -
     on_ray(current, _Heavy, FAST, (str(tmp_path / "read"),))
     found = [row for part in range(4) for row in current.read(part).to_pylist()]
     assert found == [{"id": part, "read": bytes([part])} for part in range(4)]
+
+
+class _Passes:
+    """Holds 200 MB and frees them, again and again, in a thread as a model computes; tells the pages asked for."""
+
+    def __call__(self, part: int) -> PartResult:
+        with ThreadPoolExecutor(1) as pool:
+            return _result(pa.table({"faults": [pool.submit(self._faults).result()]}))
+
+    def _faults(self) -> int:
+        before = 0
+        for n in range(10):
+            if n == 2:
+                before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            held = b"x" * (200 << 20)
+            del held
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's switches")
+def test_workers_that_hold_a_model_keep_the_memory_of_a_pass_for_the_next(tmp_path: Path) -> None:
+    current = _attempt(tmp_path, 1)
+    on_ray(current, _Passes, FAST)
+    assert current.read(0)["faults"][0].as_py() < 5000  # 400,000 otherwise
 
 
 def _stalled(part: int) -> PartResult:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 MB = 1 << 20
 
 
@@ -21,3 +23,30 @@ def test_the_peak_is_what_was_held_also_after_it_was_given_back() -> None:
 def test_a_process_does_not_begin_with_the_peak_of_the_one_that_started_it() -> None:
     held = b"x" * (600 * MB)
     assert 0 < told() < len(held) // 2
+
+
+PASSES = """
+import resource, threading
+def passes():
+    global faults
+    for n in range(10):
+        if n == 2:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        held = b"x" * (200 << 20)
+        del held
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+thread = threading.Thread(target=passes)
+thread.start()
+thread.join()
+print(faults)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's switches")
+def test_what_a_thread_freed_is_not_asked_of_the_kernel_again() -> None:
+    first = "from biomedclip_ray.run.memory import keep_freed\nkeep_freed()\n"
+    plain, kept = (
+        int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+        for code in (PASSES, first + PASSES)
+    )
+    assert kept < 100 < 5000 < plain
