@@ -61,6 +61,7 @@ CASES = (
     Case("loss_memory.py", quick="--batches 4096", beside="open_clip_torch torch"),
     Case("train_vs_open_clip.py", quick="--quick --rounds 1 --steps 1", beside="open_clip_torch torch"),
     Case("embed.py", quick="--tower small --pairs 2 --turns 1", beside="torch"),
+    Case("forward.py", quick="--config ViT-S-32-alt --batch 2 --seconds 0.1 --turns 1", beside="open_clip_torch torch"),
     Case("serve.py", quick="--tower small --items 48 --turns 1 --skip peers", beside="torch"),
     Case("search.py", quick="--only search --rows 3000 6000 --width 64", beside="faiss-cpu pylance"),
     Case("train_gpu.py", beside="open_clip_torch torch"),

@@ -18,6 +18,7 @@ from open_clip.hf_model import HFTextEncoder
 from PIL import Image, ImageOps
 
 from biomedclip_ray.clip.bundle import Bundle, load_bundle
+from biomedclip_ray.clip.packing import pack
 from biomedclip_ray.clip.precision import choose
 from biomedclip_ray.clip.tokenizer import Tokenizer
 from biomedclip_ray.config.section import Precision
@@ -47,9 +48,11 @@ class Encoder:
         device: str | torch.device | None = None,
         batch: int = 64,
         precision: Precision = "float32",
+        packed: bool = True,
     ) -> None:
         """Take a loaded bundle. `device` None: CUDA where there is one, and in a task or actor of Ray where it asked
         for one. `batch`: items in one forward pass. `precision`: see `clip/precision.py`; vectors are float32 always.
+        `packed`: on a CPU the bundle's model only encodes from now on, faster (`clip/packing.py`).
         """
         self.device = torch.device(device or usual_device())
         if self.device.type == "cpu":
@@ -77,13 +80,19 @@ class Encoder:
         padded_behind = ways.mode == "plain" and not ways.pad_left
         self._masks = isinstance(self.model._modules.get("text"), HFTextEncoder) and padded_behind
         self._causal = None if self._masks else _causal_tower(self.model)
+        if packed:
+            pack(self.model, lambda: (self.encode_images([Image.new("RGB", (8, 8))]), self.encode_text(["one"])))
 
     @classmethod
     def load(
-        cls, uri: str | Path, device: str | torch.device | None = None, precision: Precision = "float32"
+        cls,
+        uri: str | Path,
+        device: str | torch.device | None = None,
+        precision: Precision = "float32",
+        packed: bool = True,
     ) -> Encoder:
         """Load a bundle, or any CLIP that `clip.bundle.load_bundle` reads. Raises BundleError."""
-        return cls(load_bundle(uri), device, precision=precision)
+        return cls(load_bundle(uri), device, precision=precision, packed=packed)
 
     def encode_images(self, images: Sequence[AnyImage]) -> np.ndarray:
         """float32 (n, dimensions), unit length, row i for image i.

@@ -107,6 +107,7 @@ class Asked:
 
     def _fused(self, labelled: LabelledSet) -> Callable[[str], pa.Table | str]:
         """What the fusion head of a split answered; it is trained here where no cluster did."""
+        from biomedclip_ray.clip.encoder import Encoder
         from biomedclip_ray.evaluate import fusion
 
         def said(split: str) -> pa.Table | str:
@@ -114,7 +115,8 @@ class Asked:
             where = Place(job.place)
             try:
                 if not job.done:
-                    fusion.fit(job, self.encoder, fusion.InPlace(where))
+                    own = Encoder.load(job.bundle, precision=job.precision, packed=False)  # its towers may be trained
+                    fusion.fit(job, own, fusion.InPlace(where))
             except TooLittle as error:
                 return str(error)
             return pq.read_table(where.open(fusion.SAID))

@@ -220,7 +220,7 @@ def train_loop(config: dict[str, Any]) -> None:
     from ray.train.torch import get_device, prepare_model
 
     job: Job = config["job"]
-    encoder = Encoder.load(job.bundle, device=get_device(), precision=job.precision)
+    encoder = Encoder.load(job.bundle, device=get_device(), precision=job.precision, packed=False)
     context = train.get_context()
     unused = {"find_unused_parameters": True}  # the towers' projections
 

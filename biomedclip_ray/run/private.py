@@ -50,6 +50,8 @@ NAMES = {
     ),
     "torch:_foreach_mul_": "clipped gradients in one kernel: what torch's own optimisers and clipping call",
     "torch:_foreach_lerp_": "the weights' running average in one kernel",
+    "torch:ops.mkldnn._reorder_linear_weight": "weights as oneDNN multiplies them, which torch.compile alone offers",
+    "torch:ops.mkldnn._linear_pointwise": "multiplies by them",
 }
 
 Autoscaler = Literal["v1", "v2"]
@@ -297,3 +299,23 @@ def lerp_(tensors: list[Tensor], ends: list[Tensor], weight: Tensor) -> None:
     import torch
 
     torch._foreach_lerp_(tensors, ends, [weight] * len(tensors))
+
+
+_PACKED_ROWS = 1024
+"""The layout is chosen for so many; any other number is multiplied as well."""
+
+
+def packed_weight(weight: Tensor) -> Tensor:
+    """A weight (out, in) of a linear layer as oneDNN multiplies it, on the CPU; opaque."""
+    import torch
+
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_ROWS)
+    return packed
+
+
+def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(..., in) -> (..., out), with a weight of `packed_weight`; no gradients."""
+    import torch
+
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return y

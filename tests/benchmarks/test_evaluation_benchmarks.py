@@ -49,5 +49,10 @@ def test_near_copies_are_those_of_brute_force() -> None:
     assert "equal: True" in done.stdout
 
 
+def test_the_encoders_forward_pass_beside_plain_open_clip() -> None:
+    names = {"kept_images_vs_plain", "packed_images_vs_plain", "packed_texts_vs_plain"}
+    assert ratios(run("forward.py", *QUICK["forward.py"])) == names
+
+
 def test_features_beside_a_loop() -> None:
     assert ratios(run("features.py", *QUICK["features.py"])) == {"features_vs_loop"}

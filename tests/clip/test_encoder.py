@@ -180,9 +180,10 @@ def test_a_bert_tower_pays_for_no_padding_and_gives_the_same_vectors(
     texts = ["lung", *captions[:5], "", "lung [PAD] [PAD] and liver", captions[0] * 3]
     with torch.no_grad():
         padded = bundle.model.encode_text(torch.from_numpy(tokenizer(texts)), normalize=True).numpy()
+    encoder = Encoder(bundle, "cpu", batch=3)
     widths: list[int] = []
     bundle.model.text.register_forward_pre_hook(lambda _, given: widths.append(given[0].shape[1]))
-    vectors = Encoder(bundle, "cpu", batch=3).encode_text(texts)
+    vectors = encoder.encode_text(texts)
     np.testing.assert_allclose(vectors, padded, atol=1e-6)
     assert widths[0] < 48 and len(widths) == 3
 
@@ -215,10 +216,11 @@ def test_a_causal_tower_pays_for_nothing_behind_its_end_token_and_gives_the_same
 @pytest.mark.parametrize("text", [{"no_causal_mask": True, "pool_type": "first"}, {"embed_cls": True}])
 def test_a_tower_that_reads_its_padding_gets_it(folder: Path, tokenizer: Tokenizer, text: dict[str, object]) -> None:
     bundle = load_bundle(folder)
-    size = {"context_length": 20, "vocab_size": tokenizer.vocab_size, "width": 64, "heads": 2, "layers": 2}
+    context = tokenizer.context_length
+    size = {"context_length": context, "vocab_size": tokenizer.vocab_size, "width": 64, "heads": 2, "layers": 2}
     vision = {"image_size": 64, "patch_size": 16, "width": 64, "layers": 1, "head_width": 32}
     model = open_clip.CustomTextCLIP(128, vision, {**size, **text}).eval()
-    ids = np.full((2, 20), 0)
+    ids = np.full((2, context), 0)
     ids[:, :3] = [[2, 7, 3], [2, 9, 3]]
     with torch.no_grad():
         padded = model.encode_text(torch.from_numpy(ids), normalize=True).numpy()
