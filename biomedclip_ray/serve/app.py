@@ -136,7 +136,7 @@ def application(args: Arguments, engines: dict[str, Any], ingresses: dict[str, A
 
 def _keeps_freed() -> dict[str, Any]:
     """The job's runtime environment, of which a deployment that names its own would get no more than the folder."""
-    job = dict(ray.get_runtime_context().runtime_env)
+    job = dict(ray.get_runtime_context().runtime_env) if ray.is_initialized() else {}  # which asking would start
     return job | {"env_vars": KEEPS_FREED["env_vars"] | job.get("env_vars", {})}
 
 

@@ -76,6 +76,16 @@ def test_what_stands_in_the_image_is_read_off_it(tower_rate, images, epochs, wid
     assert found["question_only"]["exact"]["value"] < 0.55  # answers are evenly spread within each question
 
 
+def test_a_head_whose_towers_are_trained_leaves_the_bundles_own_alone(bundles, tmp_path):
+    labelled = load_set(str(quizzes(tmp_path / "halves", 18)))
+    encoder, section = Encoder.load(bundles[0]), Evaluate(bootstraps=100, fusion=Fusion(epochs=1, tower_rate=1e-2))
+    before = encoder.encode_text(["a question"])
+    asked = Asked(encoder, [labelled], str(tmp_path / "f"), section, uri=str(bundles[0]))
+    shown, _ = asked.all(Place(str(tmp_path / "rows")))
+    assert shown["halves"]["vqa_fusion"]["disjoint"]["all"]["n"] == 12
+    np.testing.assert_array_equal(encoder.encode_text(["a question"]), before)
+
+
 class Stops(InPlace):
     """Keeps two epochs, then the process dies."""
 

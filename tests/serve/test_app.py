@@ -5,6 +5,7 @@ cluster is there.
 from pathlib import Path
 
 import pytest
+import ray
 import yaml
 from pydantic import ValidationError
 from ray.serve import Application
@@ -18,13 +19,14 @@ from biomedclip_ray.store.product import Product
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_serve_file_of_the_cluster_folder_builds_the_application():
+def test_the_serve_file_of_the_cluster_folder_builds_the_application_and_starts_no_ray():
     schema = ServeDeploySchema.model_validate(yaml.safe_load((ROOT / "cluster/serve.yaml").read_text()))
     (application,) = schema.applications
     assert application.import_path == "biomedclip_ray.serve.app:build"
     args = Arguments.model_validate(application.args)
     assert args.bundle.endswith("/bundle") and args.index.endswith("/index.lance")
     assert isinstance(build(args), Application)
+    assert not ray.is_initialized()
 
 
 def test_serve_makes_arguments_of_a_plain_mapping_by_the_builders_annotation():

@@ -5,6 +5,7 @@ run.
 from __future__ import annotations
 
 import shutil
+import time
 
 import pytest
 
@@ -74,6 +75,9 @@ def test_wandb_writes_the_run_of_the_product(tmp_path, monkeypatch):
     tracker.line({"step": 3, "loss": 1.5})
     tracker.close()
     (written,) = (tmp_path / "0123abcd" / "wandb").glob("offline-run-*-0123abcd/*.wandb")
+    deadline = time.monotonic() + 60  # a process of wandb's own writes, on a busy machine after `finish` has given up
+    while b"loss" not in written.read_bytes() and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert b"loss" in written.read_bytes()
 
 
