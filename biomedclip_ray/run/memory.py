@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import resource
 import sys
 from pathlib import Path
 
@@ -18,6 +17,8 @@ def peak_rss() -> int:
     for line in status.read_text().splitlines() if status.exists() else ():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
+    import resource  # not on Windows, where an Encoder works too
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -35,11 +36,11 @@ def keep_freed() -> None:
     """Have the C library keep what this process frees for what it asks next, instead of giving it back to the kernel.
 
     glibc returns every block above 32 MB at once, and the next layer's activations are new pages that the kernel has
-    to clear: 31,000 page faults an image for a ViT-B/16 in batches of 32, a seventh of the time
+    to clear: 29,500 page faults an image for a ViT-B/16 in batches of 32, a sixth of the time
     (`benchmarks/forward.py`). The process stays as large as its largest pass was. One arena for all threads,
     because no other holds blocks above 64 MB. Does nothing where the C library has no such switch.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         for number, value in _SWITCHES.values():
             mallopt(number, value)
