@@ -26,10 +26,17 @@ _KEPT_BYTES = 2**30
 _SWITCHES = {"TRIM_THRESHOLD_": (-1, _KEPT_BYTES), "MMAP_THRESHOLD_": (-3, _KEPT_BYTES), "ARENA_MAX": (-8, 1)}
 """What glibc calls each in the environment, as a number of mallopt's, and its value."""
 
-KEEPS_FREED = {"env_vars": {f"MALLOC_{name}": str(value) for name, (_, value) in _SWITCHES.items()}}
-"""A runtime environment of Ray whose processes do what `keep_freed` has this one do. Theirs is set at their start: in
-a worker of Ray other threads hold arenas by the time that code of ours runs, and a thread that computes gets one.
-"""
+
+def keeping_freed(gpus: float) -> dict[str, dict[str, str]]:
+    """A runtime environment of Ray whose processes do what `keep_freed` has this one do; an empty one where they
+    compute on GPUs, since threads that feed those would share the one arena for nothing.
+
+    It is set at their start: in a worker of Ray other threads hold arenas by the time that code of ours runs, and a
+    thread that computes gets one.
+    """
+    if gpus:
+        return {}
+    return {"env_vars": {f"MALLOC_{name}": str(value) for name, (_, value) in _SWITCHES.items()}}
 
 
 def keep_freed() -> None:

@@ -21,7 +21,7 @@ from ray.data.datasource import Datasink
 
 from biomedclip_ray.config import PartResources
 from biomedclip_ray.run.capacity import Capacity, known
-from biomedclip_ray.run.memory import KEEPS_FREED, peak_rss
+from biomedclip_ray.run.memory import keeping_freed, peak_rss
 from biomedclip_ray.run.nodes import Demand, watch
 from biomedclip_ray.run.placement import Beside, Placement, place
 from biomedclip_ray.run.progress import Progress
@@ -94,7 +94,8 @@ def on_ray(attempt: Attempt, worker: Worker, resources: PartResources, args: tup
         beside: Beside = "gpus" if resources.num_gpus else "cpus"
         write, reading = place(capacity, WRITE_CPUS, beside=beside), place(capacity, READ_CPUS, beside=beside)
         most = pool_size(capacity, work, resources, len(missing))
-        compute |= {"compute": ActorPoolStrategy(min_size=1, max_size=most), "runtime_env": KEEPS_FREED}
+        compute["compute"] = ActorPoolStrategy(min_size=1, max_size=most)
+        compute["runtime_env"] = keeping_freed(resources.num_gpus)
     else:
         apply = _part_task
         write = reading = work  # equal demands let Ray Data fuse tasks and writing into one step

@@ -16,7 +16,7 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from biomedclip_ray.config import PartResources
 from biomedclip_ray.run.capacity import known
-from biomedclip_ray.run.memory import KEEPS_FREED
+from biomedclip_ray.run.memory import keeping_freed
 from biomedclip_ray.run.nodes import Demand
 from biomedclip_ray.run.parts import context_of, pool_size
 from biomedclip_ray.run.placement import place
@@ -49,7 +49,7 @@ def stream(
         given = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             _actor(worker, args),
             compute=ActorPoolStrategy(min_size=1, max_size=most),
-            runtime_env=KEEPS_FREED,
+            runtime_env=keeping_freed(resources.num_gpus),
             **work.options,
         )
         for row in given.iter_rows():

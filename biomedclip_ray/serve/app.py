@@ -28,7 +28,7 @@ from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.handle import DeploymentHandle
 
 from biomedclip_ray.config import Serve, ServedModel
-from biomedclip_ray.run.memory import KEEPS_FREED
+from biomedclip_ray.run.memory import keeping_freed
 from biomedclip_ray.serve import gate
 from biomedclip_ray.serve.backend import RemoteEngine
 from biomedclip_ray.serve.errors import RETRY_AFTER_S
@@ -113,7 +113,7 @@ def application(args: Arguments, engines: dict[str, Any], ingresses: dict[str, A
             ray_actor_options={
                 "num_cpus": resources.cpus_per_replica,
                 "num_gpus": resources.gpus_per_replica,
-                "runtime_env": _keeps_freed(),
+                "runtime_env": _environment(resources.gpus_per_replica),
                 **engines,
             },
             **scaling,
@@ -134,10 +134,12 @@ def application(args: Arguments, engines: dict[str, Any], ingresses: dict[str, A
     return ingress.bind(by_model, args)
 
 
-def _keeps_freed() -> dict[str, Any]:
-    """The job's runtime environment, of which a deployment that names its own would get no more than the folder."""
+def _environment(gpus: float) -> dict[str, Any]:
+    """The job's runtime environment, of which a deployment that names its own would get no more than the folder, and
+    what its memory wants.
+    """
     job = dict(ray.get_runtime_context().runtime_env) if ray.is_initialized() else {}  # which asking would start
-    return job | {"env_vars": KEEPS_FREED["env_vars"] | job.get("env_vars", {})}
+    return job | {"env_vars": keeping_freed(gpus).get("env_vars", {}) | job.get("env_vars", {})}
 
 
 @serve.ingress()

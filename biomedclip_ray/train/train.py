@@ -20,7 +20,7 @@ from biomedclip_ray.clip.loss import LOSSES
 from biomedclip_ray.config import Config, ConfigError
 from biomedclip_ray.run.capacity import Capacity, known
 from biomedclip_ray.run.interrupt import in_thread
-from biomedclip_ray.run.memory import KEEPS_FREED
+from biomedclip_ray.run.memory import keeping_freed
 from biomedclip_ray.run.nodes import wait_for_nodes
 from biomedclip_ray.run.stage import Made, RunParts, Stage
 from biomedclip_ray.store.attempt import Attempt
@@ -217,7 +217,7 @@ def _fit_towers(
         run_config=RunConfig(
             name=checkpoint.RUN,
             storage_path=place.uri,
-            worker_runtime_env=KEEPS_FREED,
+            worker_runtime_env=keeping_freed(resources.gpus_per_worker),
             failure_config=FailureConfig(max_failures=resources.max_failures),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=recipe.keep_checkpoints,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from biomedclip_ray.run.parts import on_ray
 from biomedclip_ray.store.attempt import Attempt
 from biomedclip_ray.store.ledger import Ledger, PartResult
 from biomedclip_ray.store.product import Product
+from tests.processes import faults
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -94,20 +93,10 @@ def test_tasks_read_ahead_of_a_worker_that_is_still_being_made(tmp_path: Path) -
 
 
 class _Passes:
-    """Holds 200 MB and frees them, again and again, in a thread as a model computes; tells the pages asked for."""
+    """A model that computes, as far as memory goes."""
 
     def __call__(self, part: int) -> PartResult:
-        with ThreadPoolExecutor(1) as pool:
-            return _result(pa.table({"faults": [pool.submit(self._faults).result()]}))
-
-    def _faults(self) -> int:
-        before = 0
-        for n in range(10):
-            if n == 2:
-                before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-            held = b"x" * (200 << 20)
-            del held
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        return _result(pa.table({"faults": [faults()]}))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's switches")

@@ -30,7 +30,7 @@ from biomedclip_ray.clip.model import build_model
 from biomedclip_ray.clip.prompts import class_weights, classify
 from biomedclip_ray.clip.tokenizer import fit_tokenizer
 from biomedclip_ray.config import Config, ConfigError, Model, Serve, ServeResources
-from biomedclip_ray.run.memory import KEEPS_FREED
+from biomedclip_ray.run.memory import keeping_freed
 from biomedclip_ray.sample import imaging, plots
 from biomedclip_ray.search import build
 from biomedclip_ray.serve import deploy as stage
@@ -143,7 +143,7 @@ def served(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def test_the_engine_keeps_what_a_pass_frees(served):
     engine = of_ours(os.getpid(), "ray::ServeReplica:biomedclip:Engine")[0]
     environment = Path(f"/proc/{engine}/environ").read_bytes().decode().split("\0")
-    assert {f"{name}={value}" for name, value in KEEPS_FREED["env_vars"].items()} <= set(environment)
+    assert {f"{name}={value}" for name, value in keeping_freed(0)["env_vars"].items()} <= set(environment)
 
 
 def post(served: Served, path: str, body: dict[str, Any]) -> httpx.Response:

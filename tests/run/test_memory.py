@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 MB = 1 << 20
+ROOT = Path(__file__).parents[2]
 
 
 def told(work: str = "") -> int:
@@ -25,28 +27,12 @@ def test_a_process_does_not_begin_with_the_peak_of_the_one_that_started_it() -> 
     assert 0 < told() < len(held) // 2
 
 
-PASSES = """
-import resource, threading
-def passes():
-    global faults
-    for n in range(10):
-        if n == 2:
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        held = b"x" * (200 << 20)
-        del held
-    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-thread = threading.Thread(target=passes)
-thread.start()
-thread.join()
-print(faults)
-"""
-
-
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's switches")
 def test_what_a_thread_freed_is_not_asked_of_the_kernel_again() -> None:
-    first = "from biomedclip_ray.run.memory import keep_freed\nkeep_freed()\n"
+    work = "from tests.processes import faults\nprint(faults())"
+    keeps = f"from biomedclip_ray.run.memory import keep_freed\nkeep_freed()\n{work}"
     plain, kept = (
-        int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-        for code in (PASSES, first + PASSES)
+        int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout)
+        for code in (work, keeps)
     )
     assert kept < 100 < 5000 < plain
