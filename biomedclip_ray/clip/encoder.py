@@ -7,8 +7,9 @@ the whole transform. Vectors come in the order of the inputs, whatever the batch
 
 from __future__ import annotations
 
+import copy
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from PIL import Image, ImageOps
 from biomedclip_ray.clip.bundle import Bundle, load_bundle
 from biomedclip_ray.clip.packing import pack
 from biomedclip_ray.clip.precision import choose
+from biomedclip_ray.clip.streams import Streams
 from biomedclip_ray.clip.tokenizer import Tokenizer
 from biomedclip_ray.config.section import Precision
 from biomedclip_ray.images.image import as_pillow
@@ -69,6 +71,7 @@ class Encoder:
         self._to_uint8 = bundle.preprocess.transforms[:-2]  # type: ignore[attr-defined]
         mean, std = (torch.tensor(bundle.info["preprocess_cfg"][key], device=self.device) for key in ("mean", "std"))
         self._mean, self._std = mean.view(3, 1, 1), std.view(3, 1, 1)
+        self._streams = Streams()
         size = bundle.info["preprocess_cfg"]["size"]
         choice = choose(self.model, (size, size) if isinstance(size, int) else size, self.device, precision)
         self.precision, self.precision_note = choice
@@ -113,10 +116,11 @@ class Encoder:
             return torch.empty((0, 3, height, width), dtype=torch.uint8)
         return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
 
-    @torch.inference_mode()
     def encode_pixels(self, pixels: torch.Tensor) -> np.ndarray:
-        """uint8 (n, 3, size, size) from `pixels` -> float32 (n, dimensions), in one forward pass."""
-        return self._numpy(self.model.encode_image(self.normalised(pixels)))
+        """uint8 (n, 3, size, size) from `pixels` -> float32 (n, dimensions), as one batch."""
+        return self._batch(
+            lambda rows: self._numpy(self.model.encode_image(self.normalised(pixels[rows]))), len(pixels)
+        )
 
     def normalised(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 (n, 3, size, size) from `pixels` -> what the image tower is given, on its device."""
@@ -129,18 +133,17 @@ class Encoder:
         """
         return self.encode_ids(self.tokenizer(list(texts)))
 
-    @torch.inference_mode()
     def encode_ids(self, ids: np.ndarray) -> np.ndarray:
         """int64 (n, context) token ids -> float32 (n, dimensions)."""
         if not (self._masks or self._causal):
-            return self._stack(self._texts(ids[i : i + self.batch]) for i in range(0, len(ids), self.batch))
+            return self._stack(self._texts(ids[i : i + self.batch], None) for i in range(0, len(ids), self.batch))
         # Texts of like length go together, so that a batch pays for its longest row and not for the context.
         used = self._read(ids)
         order = np.argsort(used, kind="stable")
         vectors = np.empty((len(ids), self.dimensions), dtype=np.float32)
         for start in range(0, len(ids), self.batch):
             rows = order[start : start + self.batch]
-            vectors[rows] = self._texts(ids[rows, : used[rows].max()])
+            vectors[rows] = self._texts(ids[rows], used[rows])
         return vectors
 
     def _read(self, ids: np.ndarray) -> np.ndarray:
@@ -152,11 +155,21 @@ class Encoder:
             return np.asarray(ids.argmax(axis=1) + 1)
         return np.asarray((ids == self._causal.end).argmax(axis=1) + 1)
 
-    def _texts(self, ids: np.ndarray) -> np.ndarray:
-        tokens = torch.from_numpy(ids).to(self.device)
-        if self._causal is None:
-            return self._numpy(self.model.encode_text(tokens))
-        return self._numpy(self._causal(tokens))
+    def _texts(self, ids: np.ndarray, used: np.ndarray | None) -> np.ndarray:
+        """One batch; `used` (n,): how many tokens of each row are to be read, None: all of them."""
+        tower = self.model.encode_text if self._causal is None else self._causal
+
+        def some(rows: slice) -> np.ndarray:
+            tokens = ids[rows] if used is None else ids[rows, : used[rows].max()]
+            return self._numpy(tower(torch.from_numpy(tokens).to(self.device)))
+
+        return self._batch(some, len(ids))
+
+    def _batch(self, work: Callable[[slice], np.ndarray], items: int) -> np.ndarray:
+        if self.device.type != "cpu":
+            with torch.inference_mode():
+                return work(slice(None))
+        return self._streams(work, items, self.dimensions)
 
     def _resized(self, given: AnyImage) -> np.ndarray:
         image: Any = _opened(given)
@@ -201,15 +214,15 @@ class _CausalTower:
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
         """int64 (n, length) -> (n, d), not of unit length."""
         length = tokens.shape[1]
-        shorter = {
-            "positional_embedding": self.module.positional_embedding[:length],
-            "attn_mask": self.module.attn_mask[:length, :length],
-        }
-        call = torch.func.functional_call
+        # A copy of the module's own names, whose weights and parts are the same: `torch.func.functional_call` puts the
+        # short ones into the module itself meanwhile, where another stream would find them.
+        tower = copy.copy(self.module)
+        vars(tower)["_parameters"] = tower._parameters | {"positional_embedding": tower.positional_embedding[:length]}
+        vars(tower)["_buffers"] = tower._buffers | {"attn_mask": tower.attn_mask[:length, :length]}
         if not self.whole:
-            vectors = call(self.module, shorter, (tokens,))
+            vectors = tower(tokens)
             return vectors[0] if isinstance(vectors, tuple) else vectors
-        answer = call(self.module, shorter, (), {"text": tokens})
+        answer = tower(text=tokens)
         return answer["text_features"] if isinstance(answer, dict) else answer[1]
 
 

@@ -3,6 +3,7 @@ import io
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -32,6 +33,15 @@ def folder(sample: Built, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPat
 @pytest.fixture(scope="module")
 def encoder(folder: Path) -> Encoder:
     return Encoder.load(folder, "cpu")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """A batch is one forward pass (`clip/streams.py`)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def test_the_example_of_the_encoder_runs(folder: Path) -> None:
@@ -170,6 +180,7 @@ def test_vector_i_belongs_to_input_i_whatever_the_batch(
     np.testing.assert_allclose(backwards, one_by_one.encode_text(texts), atol=2e-6)
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_a_bert_tower_pays_for_no_padding_and_gives_the_same_vectors(
     bert_model_config: str, bert_folder: Path, captions: list[str], tmp_path: Path
 ) -> None:
@@ -188,6 +199,7 @@ def test_a_bert_tower_pays_for_no_padding_and_gives_the_same_vectors(
     assert widths[0] < 48 and len(widths) == 3
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("pool", ["eos", "argmax"])
 @pytest.mark.parametrize("whole", [True, False], ids=["CLIP", "CustomTextCLIP"])
 def test_a_causal_tower_pays_for_nothing_behind_its_end_token_and_gives_the_same_vectors(
