@@ -50,7 +50,7 @@ def test_near_copies_are_those_of_brute_force() -> None:
 
 
 def test_the_encoders_forward_pass_beside_plain_open_clip() -> None:
-    names = {"kept_images_vs_plain", "packed_images_vs_plain", "packed_texts_vs_plain"}
+    names = {"kept_images_vs_plain", "packed_images_vs_plain", "packed_texts_vs_plain", "streams_images_vs_threads"}
     assert ratios(run("forward.py", *QUICK["forward.py"])) == names
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from biomedclip_ray.clip.bundle import save_bundle
 from biomedclip_ray.clip.model import Built, build_model
 from biomedclip_ray.clip.tokenizer import Tokenizer, fit_tokenizer
 from biomedclip_ray.config import Model
@@ -39,6 +40,14 @@ def tokenizer() -> Tokenizer:
 def sample(tokenizer: Tokenizer) -> Built:
     torch.manual_seed(0)
     return build_model(Model(config="sample_64", init="random"), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def folder(sample: Built, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That model as a bundle."""
+    path = tmp_path_factory.mktemp("bundle")
+    save_bundle(path, sample.model, sample.model_cfg, sample.preprocess_cfg, tokenizer, {"name": "sample"})
+    return path
 
 
 @pytest.fixture(scope="session")

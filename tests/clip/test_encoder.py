@@ -16,18 +16,11 @@ from PIL import Image, ImageFilter, UnidentifiedImageError
 from biomedclip_ray.clip import encoder as module
 from biomedclip_ray.clip.bundle import load_bundle, save_bundle
 from biomedclip_ray.clip.encoder import Encoder, usual_device
-from biomedclip_ray.clip.model import Built, build_model
+from biomedclip_ray.clip.model import build_model
 from biomedclip_ray.clip.precision import has_bfloat16
 from biomedclip_ray.clip.tokenizer import Tokenizer, load_tokenizer
 from biomedclip_ray.config import Model
 from biomedclip_ray.images.image import Recipe, prepare
-
-
-@pytest.fixture(scope="module")
-def folder(sample: Built, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("bundle")
-    save_bundle(path, sample.model, sample.model_cfg, sample.preprocess_cfg, tokenizer, {"name": "sample"})
-    return path
 
 
 @pytest.fixture(scope="module")

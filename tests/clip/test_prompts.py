@@ -1,27 +1,15 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from biomedclip_ray.clip.bundle import Bundle
 from biomedclip_ray.clip.encoder import Encoder
-from biomedclip_ray.clip.model import Built
 from biomedclip_ray.clip.prompts import class_weights, classify
-from biomedclip_ray.clip.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
-def encoder(sample: Built, tokenizer: Tokenizer) -> Encoder:
-    info = {
-        "bundle_id": "0",
-        "name": "sample",
-        "model_cfg": sample.model_cfg,
-        "preprocess_cfg": sample.preprocess_cfg,
-        "provenance": {},
-        "uri": "",
-    }
-    from open_clip.transform import PreprocessCfg, image_transform_v2
-
-    transform = image_transform_v2(PreprocessCfg(**sample.preprocess_cfg), is_train=False)
-    return Encoder(Bundle(sample.model.eval(), transform, tokenizer, info), "cpu")
+def encoder(folder: Path) -> Encoder:
+    return Encoder.load(folder, "cpu")
 
 
 def test_a_class_is_the_mean_of_its_prompts(encoder: Encoder) -> None:

@@ -11,9 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from biomedclip_ray.clip.bundle import load_bundle, save_bundle
+from biomedclip_ray.clip.bundle import load_bundle
 from biomedclip_ray.clip.encoder import Encoder
-from biomedclip_ray.clip.model import Built
 from biomedclip_ray.clip.streams import Streams, streams
 from biomedclip_ray.clip.tokenizer import Tokenizer
 
@@ -24,13 +23,6 @@ def four_threads() -> Iterator[None]:
     torch.set_num_threads(4)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def folder(sample: Built, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("bundle")
-    save_bundle(path, sample.model, sample.model_cfg, sample.preprocess_cfg, tokenizer, {"name": "sample"})
-    return path
 
 
 @pytest.mark.parametrize(
