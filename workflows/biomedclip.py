@@ -124,6 +124,7 @@ def copy_source(run: Run, config: Config, options: argparse.Namespace) -> None:
     assert run.inventory is not None  # own.alone was refused
     versions = catalog.plan(config, run.inventory)
     articles = ingest.plan(config, versions) if options.media == "figures" else None
+    run.working_on = MIRROR
     copy = mirror(config, run.inventory, versions, articles, options.out)
     objects = copy.product.manifest["counts"][0]
     lost = ", ".join(f"{reason} {n:,}" for reason, n in objects["dropped"].items()) or "none"

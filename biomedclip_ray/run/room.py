@@ -57,7 +57,7 @@ def no_room(error: BaseException, root: str) -> str | None:
     if any(isinstance(each, OutOfDiskError) for each in told):
         places = [place for place in places if place[1] == "RAY_TMPDIR"] or places[-1:]
     elif named is not None:
-        within = [place for place in places if Path(named).is_relative_to(place[0])]
+        within = [place for place in places if Path(named).is_relative_to(place[0]) and _one_disk(named, place[0])]
         places = within[:1] or [(Path(named).parent, "", "make room there")]
     else:
         full = [place for place in places if not elsewhere and _free(place[0]) < _FULL_BYTES]
@@ -101,8 +101,16 @@ def _scratch() -> Iterator[tuple[Path, str, str]]:
 
 def _free(path: Path) -> float:
     """Bytes that are free in a folder, or in the nearest above that is there; without end where nobody says."""
-    usage = shutil.disk_usage(next(each for each in (path, *path.parents) if each.exists()))
+    usage = shutil.disk_usage(_nearest(path))
     return usage.free if usage.total else math.inf
+
+
+def _one_disk(file: str, folder: Path) -> bool:
+    return _nearest(Path(file)).stat().st_dev == _nearest(folder).stat().st_dev
+
+
+def _nearest(path: Path) -> Path:
+    return next(each for each in (path, *path.parents) if each.exists())
 
 
 def _says_so(error: BaseException) -> bool:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import pytest
 
 from tests.cluster.conftest import Driver, Workflow, is_picture, is_xml, tables
 from tests.conftest import S3
+from tests.disks import fill, small_disk
 from tests.processes import descendants, survivors
 
 
@@ -82,39 +81,17 @@ def test_a_stage_that_fails_unexpectedly_is_named_and_the_exit_code_is_1(
     assert list(workflow.root.rglob("_LEASE.json")) == []
 
 
-@contextmanager
-def _small_disk(folder: Path) -> Iterator[None]:
-    """A disk of 1.2 GB, which the preflight takes, in a folder."""
-    folder.mkdir(exist_ok=True)
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1200m", "none", str(folder)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small disk is not allowed here")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def _fill(folder: Path) -> Path:
-    """Take what room is left."""
-    filler = folder / "filler"
-    with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
-        while file.write(bytes(1 << 20)):
-            pass
-    return filler
-
-
 @pytest.mark.slow
 def test_a_root_that_fills_up_is_named_with_the_way_on_and_with_room_the_same_command_goes_on(
     source: str, undisturbed: dict[str, pa.Table], s3_server: S3, tmp_path: Path
 ) -> None:
     workflow = Workflow(tmp_path, source)
-    with _small_disk(workflow.root):
+    with small_disk(workflow.root, 1200):
         try:
             s3_server.hold(is_xml, after=12)
             driver = workflow.start()
             driver.until(lambda: len(workflow.done("ingest")) >= 2, "a part of ingest is done")
-            filler = _fill(workflow.root)
+            filler = fill(workflow.root)
             s3_server.release()
             assert driver.wait() == 3, driver.output
             last = driver.output.splitlines()[-1]
@@ -138,13 +115,13 @@ def test_a_root_that_fills_up_is_named_with_the_way_on_and_with_room_the_same_co
 def test_a_full_folder_for_temporary_files_ends_a_run_by_name(source: str, s3_server: S3, tmp_path: Path) -> None:
     """Ray begins tasks that cannot write their logs again and again; a run that is begun there is refused."""
     workflow = Workflow(tmp_path, source)
-    with tempfile.TemporaryDirectory(prefix="rt", dir="/tmp") as temporary, _small_disk(Path(temporary)):
+    with tempfile.TemporaryDirectory(prefix="rt", dir="/tmp") as temporary, small_disk(Path(temporary), 1200):
         workflow.env |= {"TMPDIR": temporary, "RAY_TMPDIR": temporary}
         try:
             s3_server.hold(is_xml, after=12)
             driver = workflow.start()
             driver.until(lambda: len(workflow.done("ingest")) >= 2, "a part of ingest is done")
-            filler = _fill(Path(temporary))
+            filler = fill(Path(temporary))
             s3_server.release()
             code = driver.wait()
             assert code in (0, 3), driver.output  # workers that are there already may be all that is needed

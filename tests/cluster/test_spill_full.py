@@ -6,8 +6,9 @@ import os
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
-import pytest
+from tests.disks import small_disk
 
 SCRIPT = """
 import numpy as np
@@ -28,18 +29,12 @@ ray.shutdown()
 
 
 def test_objects_that_find_no_room_on_disk_are_told_with_rays_folder_and_the_way_on() -> None:
-    with tempfile.TemporaryDirectory(prefix="rt", dir="/tmp") as folder:  # Ray's sockets allow a path of 107 bytes
-        mount = ["mount", "-t", "tmpfs", "-o", "size=100m", "none", folder]
-        if subprocess.run(mount, capture_output=True, check=False).returncode:
-            pytest.skip("mounting a small disk is not allowed here")
-        try:
-            env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-            env |= {"RAY_TMPDIR": folder, "RAY_AUTH_TOKEN": "0" * 64}
-            done = subprocess.run(
-                [sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, timeout=240, check=False
-            )
-        finally:
-            subprocess.run(["umount", "--lazy", folder], check=True)
+    with tempfile.TemporaryDirectory(prefix="rt", dir="/tmp") as folder, small_disk(Path(folder), 100):
+        env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        env |= {"RAY_TMPDIR": folder, "RAY_AUTH_TOKEN": "0" * 64}  # Ray's sockets allow a path of 107 bytes
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, timeout=240, check=False
+        )
     told = [
         line for line in done.stdout.splitlines() if line.startswith("no room")
     ]  # the raylet's errors stand there too

@@ -17,6 +17,7 @@ from biomedclip_ray.figures.preprocess import preprocess
 from biomedclip_ray.pmc.catalog import catalog
 from biomedclip_ray.pmc.ingest import ingest
 from biomedclip_ray.pmc.mirror import mirror
+from biomedclip_ray.run.room import no_room
 from biomedclip_ray.run.stage import Outcome
 from biomedclip_ray.sample import make_bucket
 from biomedclip_ray.sources.bucket import INVENTORIES, SourceError
@@ -25,6 +26,7 @@ from biomedclip_ray.store.attempt import UnfinishedError
 from biomedclip_ray.store.place import Place
 from biomedclip_ray.store.product import Product
 from tests.conftest import S3
+from tests.disks import fill, small_disk
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -138,6 +140,30 @@ def test_a_copy_that_failed_halfway_is_no_source_and_the_same_command_completes_
     assert fetched <= {*broken, *missing}  # nothing that was there is fetched again
     assert set(broken) - missing <= set(s3.gets)
     _same(_products(config), _products(_config(tmp_path / "again", tmp_path / "copy")))
+
+
+def test_a_copy_without_room_names_its_disk_and_with_room_the_same_command_completes_it(
+    bucket: Path, tmp_path: Path
+) -> None:
+    config = _config(tmp_path / "root", bucket)
+    originals = _products(config)
+    with small_disk(tmp_path / "copy", 64) as out:
+        filler = fill(out)
+        with filler.open("r+b") as file:
+            file.truncate(filler.stat().st_size - 1_500_000)  # for some of the 30 articles
+        with pytest.raises(ray.exceptions.RayTaskError) as full:
+            _mirror(config, out)
+        told = no_room(full.value, config.root)
+        assert told is not None and told.startswith(f"no room is left in {out}/"), told
+        with pytest.raises(SourceError, match="no inventory"):
+            resolve_inventory(_config(tmp_path / "again", out))
+        kept = {name: data for name, data in _files(out).items() if name.startswith("PMC")}
+        assert kept and list(out.rglob("*.tmp")) == []
+        filler.unlink()
+        assert _mirror(config, out).state == "resumed"
+        whole = _files(out)
+        assert len(whole) > len(kept) and {name: whole[name] for name in kept} == kept
+        _same(originals, _products(_config(tmp_path / "again", out)))
 
 
 def test_a_finished_copy_is_left_alone_until_its_inventory_is_removed(bucket: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,6 +13,7 @@ from biomedclip_ray.run.room import no_room
 from biomedclip_ray.store.attempt import Attempt
 from biomedclip_ray.store.ledger import Ledger, PartResult
 from biomedclip_ray.store.product import Product
+from tests.disks import small_disk
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -26,10 +26,7 @@ def _part(part: int) -> PartResult:
 
 
 def test_the_part_that_found_no_room_is_not_done_and_the_root_is_named(tmp_path: Path) -> None:
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(tmp_path)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small disk is not allowed here")
-    try:
+    with small_disk(tmp_path, 2):
         current = Attempt(Product.plan(str(tmp_path), "preprocess", 1, {}, []), "ran", 3)
         with pytest.raises(OSError) as full:
             on_ray(current, _part, PartResources(num_cpus=1, concurrency=1))
@@ -38,5 +35,3 @@ def test_the_part_that_found_no_room_is_not_done_and_the_root_is_named(tmp_path:
         assert "\n" not in told and len(told) < 700
         assert 1 in current.missing_parts()
         assert list(tmp_path.rglob("*.tmp")) == []
-    finally:
-        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)

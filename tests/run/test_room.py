@@ -18,17 +18,14 @@ from safetensors.torch import save_file
 
 from biomedclip_ray.run.room import no_room
 from biomedclip_ray.store.place import Place
+from tests.disks import small_disk
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A disk of two megabytes."""
-    folder = tmp_path_factory.mktemp("small")
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(folder)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small disk is not allowed here")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # a writer that failed may still hold its file
+    with small_disk(tmp_path_factory.mktemp("small"), 2) as folder:
+        yield folder
 
 
 def _lance(folder: Path) -> None:
