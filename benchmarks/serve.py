@@ -15,7 +15,8 @@ turns. infinity-emb and LitServe (`serve_peers.py`) have the same weights, threa
     text_vs_forward    short texts a second, 16 to a request, over those of the forward (bound 0.80)
     text_vs_infinity   the same over infinity's, and of one caller with one text at a time: the smaller (bound 1.0)
     bf16_vs_float32    images through the server in bfloat16 over float32 (bound 2.5 on a CPU with AMX, told on others)
-    idle_gb            PSS of all processes of Ray and Serve while nobody asks, with the demo's model (bound<= 1.5)
+    idle_gb            PSS of all processes of Ray and Serve while nobody asks, with the demo's model (bound<= 1.5);
+                       what Ray Serve and the packages alone take stands beside it (`serve_idle.py`)
 
 Exit 1 where a bound is missed.
 """
@@ -54,6 +55,7 @@ from biomedclip_ray.serve import deploy as stage
 from biomedclip_ray.store.product import Product
 
 sys.path.insert(0, str(Path(__file__).parent))
+import serve_idle
 import serve_peers
 from articles import add_data_option
 
@@ -101,6 +103,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="biomedclip-bench-") as name:
         root = Path(name)
         found = {"idle_gb": idle(root / "demo", texts, images[:20])}
+        floor = serve_idle.packages_gb(free_port())
+        print(f"  idle: Ray Serve and the same packages imported, with nothing of ours, take {floor:.3f} GB")
         peer = root / "transformers" if beside else None
         bundle, index = products(root, options.tower, texts, images[:20], peer)
         found |= measured(root, bundle, index, images, texts, options.turns, peer)
@@ -126,7 +130,7 @@ def idle(root: Path, texts: list[str], images: list[bytes]) -> float:
     )
     write_index(bundle, index, texts, images)
     with served(root, bundle, index, "float32"):
-        return pss_gb()
+        return serve_idle.pss_gb()
 
 
 def products(
@@ -326,28 +330,6 @@ def served(root: Path, bundle: Product, index: Product, precision: Any) -> Itera
     finally:
         serve.shutdown()
         ray.shutdown()
-
-
-def pss_gb() -> float:
-    """Proportional set size of every process below this one."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:  # ended meanwhile
-                continue
-    ours = {os.getpid()}
-    while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
-        ours |= more
-    total = 0
-    for pid in ours - {os.getpid()}:
-        try:
-            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        except OSError:
-            continue
-        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return total / 2**20
 
 
 def verdict(ratios: dict[str, float]) -> int:
