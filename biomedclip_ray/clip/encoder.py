@@ -19,7 +19,7 @@ from open_clip.hf_model import HFTextEncoder
 from PIL import Image, ImageOps
 
 from biomedclip_ray.clip.bundle import Bundle, load_bundle
-from biomedclip_ray.clip.packing import pack
+from biomedclip_ray.clip.packing import pack, packs_images
 from biomedclip_ray.clip.precision import choose
 from biomedclip_ray.clip.streams import Streams
 from biomedclip_ray.clip.tokenizer import Tokenizer
@@ -84,7 +84,8 @@ class Encoder:
         self._masks = isinstance(self.model._modules.get("text"), HFTextEncoder) and padded_behind
         self._causal = None if self._masks else _causal_tower(self.model)
         if packed:
-            pack(self.model, lambda: (self.encode_images([Image.new("RGB", (8, 8))]), self.encode_text(["one"])))
+            some = [Image.new("RGB", (8, 8))] if packs_images(self._dtype) else []
+            pack(self.model, lambda: (self.encode_images(some), self.encode_text(["one"])))
 
     @classmethod
     def load(

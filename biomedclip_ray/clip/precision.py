@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from biomedclip_ray.clip.packing import pack
+from biomedclip_ray.clip.packing import pack, packs_images
 from biomedclip_ray.config.section import Precision
 
 MIN_GAIN = 1.2
@@ -61,7 +61,8 @@ def choose(model: Any, image_size: tuple[int, int], device: torch.device, wanted
 def _timed(model: Any, images: torch.Tensor) -> tuple[torch.Tensor, float]:
     """The image tower's vectors and the seconds of its quickest pass, in the type of the images."""
     model = copy.deepcopy(model).to(images.dtype)
-    pack(model, lambda: model.encode_image(images[:1]))
+    if packs_images(images.dtype):
+        pack(model, lambda: model.encode_image(images[:1]))
     best = float("inf")
     for _ in range(_TURNS):
         began = time.perf_counter()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import platform
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,8 @@ import torch
 from open_clip.transformer import ResidualAttentionBlock
 from torch import nn
 
-from biomedclip_ray.clip.packing import pack
+from biomedclip_ray.clip.encoder import Encoder
+from biomedclip_ray.clip.packing import pack, packs_images
 
 pytestmark = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="packs on x86 only")
 
@@ -60,6 +63,18 @@ def test_vectors_are_those_of_the_plain_towers(name: str, dtype: torch.dtype) ->
             for encode, given in (("encode_image", images[:count]), ("encode_text", tokens[:count])):
                 one, other = (getattr(model, encode)(given).float() for model in (plain, packed))
                 assert nn.functional.cosine_similarity(one, other).min() > least, encode
+
+
+def test_an_encoder_packs_what_gains_on_this_cpu(folder: Path) -> None:
+    cpu = subprocess.run(["lscpu"], capture_output=True, text=True, check=True).stdout
+    assert packs_images(torch.float32) is ("GenuineIntel" not in cpu) and packs_images(torch.bfloat16)
+    for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        model = Encoder.load(folder, "cpu", precision=precision).model
+        packed = [
+            any("packing" in type(module).__module__ for module in tower.modules())
+            for tower in (model.visual, model.text)
+        ]
+        assert packed == [packs_images(dtype), True]
 
 
 def test_a_mask_for_each_head_of_each_text_is_kept() -> None:
