@@ -50,8 +50,12 @@ class ServeResources(Section):
     """/ready is 200 where the model gave finite vectors within so many seconds; else it is asked for some, and 503
     without.
     """
-    silence_s: Seconds = 0.8
-    """Seconds without a sign of life from every encoder replica after which requests get 503 at once."""
+    silence_s: Seconds = 0.5
+    """Seconds without a sign of life from an encoder replica after which its node is asked; where none is left whose
+    node answers, requests get 503 at once.
+    """
+    hung_s: Seconds = 5.0
+    """Seconds without a sign of life after which a replica counts as lost although its node answers: it hangs."""
 
 
 class ApiKey(Section):

@@ -150,7 +150,8 @@ class Ingress:
         self._engines, self._args = engines, args
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        engines = {name: RemoteEngine(handle, self._args.resources.silence_s) for name, handle in self._engines.items()}
+        silence_s, hung_s = self._args.resources.silence_s, self._args.resources.hung_s
+        engines = {name: RemoteEngine(handle, silence_s, hung_s) for name, handle in self._engines.items()}
         app = create_app(engines, self._args, behind_proxy=True)
         inner = app.router.lifespan_context
         if (beacon := gate.beacon()) is not None:

@@ -59,9 +59,9 @@ class RemoteEngine:
     does a dead node.
     """
 
-    def __init__(self, handle: DeploymentHandle, silence_s: float) -> None:
+    def __init__(self, handle: DeploymentHandle, silence_s: float, hung_s: float) -> None:
         self._handle = handle
-        self._pulse = Pulse(self._beats_at, silence_s)
+        self._pulse = Pulse(self._beats_at, silence_s, hung_s)
 
     async def wait_for(self, application: str) -> None:
         """Until an engine of these arguments answers."""

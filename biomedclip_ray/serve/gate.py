@@ -26,9 +26,9 @@ from biomedclip_ray.serve.pulse import Address, Beacon, Pulse
 
 VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 HEADER = b"x-biomedclip-beats-at"
-SILENCE_S, LOOK_S = 1.0, 0.6
+SILENCE_S, HUNG_S, LOOK_S = 0.75, 5.0, 0.6
 """A process that died breaks its connection at once, and another ingress has this long to answer; a node that died is
-silent for a second first."""
+silent for a second first, with the time that it is asked."""
 
 
 def middlewares() -> list[Middleware]:
@@ -41,7 +41,7 @@ class Gate:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._pulse = Pulse(self._look, SILENCE_S, LOOK_S, "the process that reads requests")
+        self._pulse = Pulse(self._look, SILENCE_S, HUNG_S, LOOK_S, "the process that reads requests")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -1,4 +1,6 @@
-"""Signs of life between engine and ingress: a farewell is no loss, a broken line is one at once, and so is silence."""
+"""Signs of life between engine and ingress: a farewell is no loss, a broken line is one at once, silence is one where
+the node is silent too, or where it lasts.
+"""
 
 import asyncio
 import signal
@@ -13,13 +15,13 @@ from biomedclip_ray.serve.errors import Refusal
 from biomedclip_ray.serve.pulse import Address, Pulse
 
 PROGRAM = """
-import sys
+import os, sys
 from biomedclip_ray.serve.pulse import Beacon
 beacon = Beacon("127.0.0.1")
 print(beacon.address[1], flush=True)
 sys.stdin.readline()
 beacon.close()
-sys.stdin.readline()
+os._exit(0)
 """
 
 
@@ -63,10 +65,10 @@ async def refused(pulse: Pulse) -> Refusal:
     return caught.value
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "silent"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])
 def test_who_waits_for_an_engine_that_is_gone_gets_503_and_so_does_who_comes(engine, number):
     async def go() -> None:
-        pulse = Pulse(never, silence_s=1.0)
+        pulse = Pulse(never, silence_s=0.5, hung_s=1.0)
         pulse.heard(engine.address)
         waiting = asyncio.create_task(refused(pulse))
         await asyncio.sleep(0.5)
@@ -79,6 +81,57 @@ def test_who_waits_for_an_engine_that_is_gone_gets_503_and_so_does_who_comes(eng
     asyncio.run(go())
 
 
+def test_an_engine_that_is_given_no_time_is_waited_for_and_nobody_is_refused(engine):
+    async def go() -> None:
+        pulse = Pulse(never, silence_s=0.3, hung_s=60)
+        pulse.heard(engine.address)
+        await asyncio.sleep(0.5)
+        waiting = asyncio.create_task(refused(pulse))
+        engine.signal(signal.SIGSTOP)
+        await asyncio.sleep(2)
+        engine.signal(signal.SIGCONT)
+        await asyncio.sleep(0.5)
+        assert not pulse.lost and not waiting.done()
+        engine.signal(signal.SIGKILL)
+        assert (await asyncio.wait_for(waiting, 20)).status == 503
+
+    asyncio.run(go())
+
+
+DEAD_NODE = """
+import asyncio, subprocess
+from biomedclip_ray.serve.pulse import Pulse
+from tests.serve.test_pulse import Process, never, refused
+
+async def go():
+    pulse = Pulse(never, silence_s=0.5, hung_s=600)
+    pulse.heard(engine.address)
+    await asyncio.sleep(0.5)
+    waiting = asyncio.create_task(refused(pulse))
+    subprocess.run(["ip", "link", "set", "lo", "down"], check=True)
+    print((await asyncio.wait_for(waiting, 60)).status)
+
+subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+engine = Process()
+asyncio.run(go())
+engine.close()
+"""
+
+
+def test_a_node_that_is_cut_off_is_lost_although_its_process_says_nothing_of_it():
+    alone = [
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "--net",
+        sys.executable,
+        "-c",
+        DEAD_NODE,
+    ]  # a network to switch off
+    ended = subprocess.run(alone, capture_output=True, text=True, timeout=120)
+    assert ended.stdout == "503\n", ended.stderr
+
+
 def test_an_engine_that_took_over_is_found_and_nobody_is_refused(engine):
     other = Process()
 
@@ -86,7 +139,7 @@ def test_an_engine_that_took_over_is_found_and_nobody_is_refused(engine):
         async def look() -> Address:
             return other.address
 
-        pulse = Pulse(look, silence_s=5.0)
+        pulse = Pulse(look, silence_s=5.0, hung_s=5.0)
         pulse.heard(engine.address)
         await asyncio.sleep(0.5)
         waiting = asyncio.create_task(refused(pulse))
@@ -101,7 +154,7 @@ def test_an_engine_that_took_over_is_found_and_nobody_is_refused(engine):
 
 def test_an_engine_that_says_farewell_makes_nobody_refuse(engine):
     async def go() -> None:
-        pulse = Pulse(never, silence_s=5.0)
+        pulse = Pulse(never, silence_s=5.0, hung_s=5.0)
         pulse.heard(engine.address)
         await asyncio.sleep(0.5)
         engine.farewell()
@@ -128,7 +181,7 @@ def test_requests_are_taken_again_as_soon_as_an_engine_answers(engine):
             await asyncio.sleep(0)
             return "here"
 
-        pulse = Pulse(look, silence_s=5.0)
+        pulse = Pulse(look, silence_s=5.0, hung_s=5.0)
         pulse.heard(address)
         assert (await asyncio.wait_for(refused(pulse), 20)).status == 503
         found.set()
