@@ -64,7 +64,7 @@ def deploy(config: Config, bundle: Product, index: Product) -> Deployed:
     """
     args = arguments(config, bundle, index)
     url = address(args.resources)
-    if running(url) == args.fingerprint:
+    if running(url) == args.fingerprint and not _update_failed(args.name):
         return Deployed(url, "skipped", args.name)
     capacity = known()
     check(args, capacity)
@@ -72,15 +72,20 @@ def deploy(config: Config, bundle: Product, index: Product) -> Deployed:
     wanted = [(engine, args.engines), (ingress, args.resources.ingress_replicas)]
     wait_for_nodes("deploy", capacity, wanted, args.resources.wait_for_nodes_s)
     serve.start(http_options={"host": args.resources.host, "port": args.resources.port})
-    before = _serving(args.name)
+    engines, before = _serving(args)
     options = (engine.only, ingress.only)
     _start(args, *options)
     try:
         _wait(url, args)
     except DeployError as error:
-        if before is None:
+        if not engines:
             serve.delete(args.name, _blocking=False)
             raise
+        if before is None:
+            raise DeployError(
+                f"{error}; what was served before is served on as far as it works, but did not say within "
+                f"{args.resources.timeout_s:g} s how it was started: deploy again what should serve"
+            ) from error
         _start(before, *options)
         raise DeployError(f"{error}; what was served before is served on") from error
     return Deployed(url, "ran", args.name)
@@ -93,17 +98,26 @@ def _start(args: Arguments, engine: dict[str, Any], ingress: dict[str, Any]) -> 
     serve.run_many([target], wait_for_applications_running=False)
 
 
-def _serving(name: str) -> Arguments | None:
-    """What the application of this name was started with, as its engine says; None where none answers."""
-    if name not in serve.status().applications:
-        return None
-    handle = serve.get_deployment_handle("Engine", app_name=name)
+def _update_failed(name: str) -> bool:
+    """Whether what answers is not what Serve would start anew if it died: a later deploy failed and was left so."""
+    application = serve.status().applications.get(name)
+    return application is not None and application.status == "DEPLOY_FAILED"
+
+
+def _serving(args: Arguments) -> tuple[int, Arguments | None]:
+    """How many engines the application of this name has, and what it was started with, where one says it in time."""
+    application = serve.status().applications.get(args.name)
+    engine = application.deployments.get("Engine") if application else None
+    engines = engine.replica_states.get("RUNNING", 0) if engine else 0
+    if not engines:
+        return 0, None
+    handle = serve.get_deployment_handle("Engine", app_name=args.name)
     try:  # in a thread: Ray refuses to wait where a loop runs, as in a notebook
-        answer: Arguments = in_thread(lambda: handle.arguments.remote().result(timeout_s=PROBE_S))
+        before: Arguments = in_thread(lambda: handle.arguments.remote().result(timeout_s=args.resources.timeout_s))
     except (RayError, RayServeException, TimeoutError) as error:
-        log.debug("no application %s answers: %s", name, error)
-        return None
-    return answer
+        log.warning("the application %s does not say how it was started: %s", args.name, error)
+        return engines, None
+    return engines, before
 
 
 def arguments(config: Config, bundle: Product, index: Product) -> Arguments:
