@@ -3,7 +3,8 @@
 It leaves no product; what it would change is asked of the running application, whose /ready tells the fingerprint of
 the arguments that the engine which answers was started with. The same bundle, index and settings: skipped. Another
 bundle: the new one is loaded beside the old one, which serves until then; one that does not come up is taken back, and
-the old one serves on with its own settings.
+the old one serves on with its own settings. It is deployed anew for that: after an update that failed Serve starts no
+replica of either version (findings/ray_serve_failed_update_no_restart.sh).
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def _start(args: Arguments, engine: dict[str, Any], ingress: dict[str, Any]) -> 
 
 
 def _update_failed(name: str) -> bool:
-    """Whether what answers is not what Serve would start anew if it died: a later deploy failed and was left so."""
+    """Whether a later deploy failed and was left so: if what answers dies, Serve starts nothing in its place."""
     application = serve.status().applications.get(name)
     return application is not None and application.status == "DEPLOY_FAILED"
 
