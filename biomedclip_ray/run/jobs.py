@@ -44,9 +44,10 @@ def connect(address: str) -> JobSubmissionClient:
         raise SubmitError(f"{address}: {_token_fix(str(error))}") from None
     except (ConnectionError, NotInTime, requests.RequestException) as error:
         raise SubmitError(
-            f"{address}: no Ray dashboard answers there ({type(error).__name__}); give http://HEAD:8265, or open a "
-            "tunnel "
-            "first (ray dashboard CLUSTER.yaml, kubectl port-forward service/NAME-head-svc 8265)"
+            f"{address}: no Ray dashboard answers there ({type(error).__name__}); a head's dashboard "
+            "answers on the head itself unless --dashboard-host says otherwise: open a tunnel first (ray dashboard "
+            "CLUSTER.yaml, kubectl port-forward service/NAME-head-svc 8265, ssh -L 8265:localhost:8265 HEAD), then "
+            "give http://localhost:8265"
         ) from None
     except (RuntimeError, ValueError) as error:
         raise SubmitError(f"{address}: {str(error).splitlines()[0]}") from None
