@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -399,6 +400,14 @@ def test_list_shows_every_product_with_its_rows_and_what_uses_it(
     assert first[2] == second[2] == "3"
     assert first[-1] == f"ingest/{articles.fingerprint}"
     assert second[-1] == "nothing"
+
+
+def test_list_ends_with_the_uris_that_a_server_is_given(cli: Cli, begun: tuple[Product, Product]) -> None:
+    root = begun[0].uri.rsplit("/", 2)[0]
+    for stage in ("train", "embed"):
+        _finish(Product.plan(root, stage, 1, {}, []), CATALOG, {"article_id": "PMC1.1"}, 1, of=1)
+    bundle, index = sorted(cli("--list").out.splitlines()[-2:], reverse=True)
+    assert re.fullmatch(rf"{root}/train/\w+/bundle", bundle) and re.fullmatch(rf"{root}/embed/\w+/index\.lance", index)
 
 
 # -- which inventory --------------------------------------------------------------------------------------------------

@@ -167,7 +167,9 @@ def main(arguments: list[str]) -> int:
         config = load(options.config, options.overrides)
         check_root(config)
         if options.list:
-            list_products(config.root, console)
+            from biomedclip_ray.search.table import TABLE
+
+            list_products(config.root, console, {"train": "bundle", "embed": TABLE})
             return 0
         if options.compare:
             first, second = options.compare

@@ -240,8 +240,10 @@ def _summary(stages: list[dict[str, Any]], root: str) -> Table:
     return table
 
 
-def list_products(root: str, console: Console) -> None:
-    """Print every product below a root with its size and what uses it."""
+def list_products(root: str, console: Console, served: dict[str, str]) -> None:
+    """Print every product below a root with its size and what uses it, then what a server is given: for each product
+    of a stage in `served` the URI of the file or folder that stands there.
+    """
     place = Place(root)
     table = Table("product", "made", "rows", "MB", "used by", title=f"Products in {place.uri}", box=SIMPLE_HEAD)
     found = sorted(name for name in place.list() if name.endswith("/_MANIFEST.json") and name.count("/") == 2)
@@ -256,3 +258,6 @@ def list_products(root: str, console: Console) -> None:
         rows = sum(file["rows"] or 0 for file in manifest["files"] if file["name"].startswith("data/"))
         table.add_row(name, manifest["created"], f"{rows:,}", f"{size:.1f}", ", ".join(users) or "nothing")
     console.print(table)
+    for name in manifests:
+        if (inside := served.get(name.partition("/")[0])) is not None:
+            console.print(place.at(f"{name}/{inside}").uri, soft_wrap=True, highlight=False, markup=False)
