@@ -119,16 +119,17 @@ def answers(config: Config, rates: Rates, plan: Cases, deadline: float | None) -
     yield f"A spot node that is lost costs, and how often to expect it: {told}."
     month = serving(config, likely, cluster)
     yield (
-        f"A month of serving: {month.replicas} replicas on {month.nodes} nodes, {month.money:,.0f}; "
-        f"products and index in storage {month.storage:,.0f}."
+        f"A month of serving: {month.replicas} replicas on {month.nodes} nodes"
+        f"{f', {month.money:,.0f}' if month.money else ''}; products and index in storage {month.storage:,.0f}."
     )
     if config.source.uri.startswith("s3://pmc-oa-opendata"):
         fresh = delta(config, rates, world, cluster)
         requests = sum(stage.requests for stage in fresh.stages) / 1e6
+        price = spent(fresh, cluster)
         yield (
             f"A month's new articles (--sync, without training): {requests:,.2f} M requests, "
-            f"{size_text(sum(stage.bytes_in for stage in fresh.stages[:3]))} of the source, {fresh.hours:,.1f} hours, "
-            f"{spent(fresh, cluster):,.0f}."
+            f"{size_text(sum(stage.bytes_in for stage in fresh.stages[:3]))} of the source, {fresh.hours:,.1f} hours"
+            f"{f', {price:,.0f}' if price else ''}."
         )
     for name, (low, middle, high) in preprints(rates, world, cluster).items():
         yield (
