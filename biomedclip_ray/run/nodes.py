@@ -114,14 +114,21 @@ class _Watch(ExecutionCallback):
             if now - self.told >= TELL_S or self.told < self.since:
                 _tell(demand.stage, demand.capacity, demand.work, 1)
                 self.told = now
-        elif still >= stalled_s:
+            return
+        held = held_by_others(demand.stage, demand.work, operators)
+        if held and (now - self.told >= TELL_S or self.told < self.since):
+            log.warning("%s", held)
+            waits(demand.stage, held)
+            self.told = now
+        if still >= stalled_s:
             names = "; ".join(
                 f"{op.name}: {op.num_active_tasks()} running, {op.metrics.num_tasks_finished} done"
                 for op in operators
                 if not op.has_completed()
             )
             raise ExecutionTimeoutError(
-                f"{demand.stage}: nothing moved for {still:.0f} s (no_progress_timeout_s), though nodes are up: {names}"
+                f"{demand.stage}: nothing moved for {still:.0f} s (no_progress_timeout_s), though nodes are up: "
+                f"{names}{f'; {held}' if held else ''}"
             )
 
 
@@ -164,6 +171,26 @@ def room_up(placed: Placement) -> int:
         for node in ray.nodes()
         if node["Alive"] and placed.admits(node["Resources"], node.get("Labels") or {})
     )
+
+
+def held_by_others(stage: str, placed: Placement, operators: Sequence[Any] = ()) -> str:
+    """What a stage may wait for: fewer CPUs or GPUs are free in the whole cluster than one of its tasks takes, and
+    others than these operators of its dataset hold some; "" where that is not so.
+    """
+    free, whole = ray.available_resources(), ray.cluster_resources()
+    own = [operator.current_logical_usage() for operator in operators]  # what waits to start counts as its own
+    for kind, needed, used in (
+        ("CPU", placed.cpus, sum(usage.cpu for usage in own)),
+        ("GPU", placed.gpus, sum(usage.gpu for usage in own)),
+    ):
+        there, left = whole.get(kind, 0.0), free.get(kind, 0.0)
+        if left < needed and (others := there - left - used) > 0:
+            return (
+                f"{stage} waits: a task takes {needed:g} {kind}, {left:g} of {there:g} are free, and {others:g} or "
+                "more are held by what else runs on this cluster, such as a server, another job, workers that train "
+                "(ray status tells): end one or add a node"
+            )
+    return ""
 
 
 def _tell(stage: str, capacity: Capacity, placed: Placement, count: int) -> None:

@@ -16,7 +16,7 @@ import logging
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 _FLUSH_S = {True: 2.0, False: 30.0}  # local disk, object store
 _LINE_S = 15.0
+_STILL_S = 60.0
 _STUCK_SHARE = 0.97
 _STUCK_STEPS = 50
 
@@ -125,13 +126,23 @@ def is_stuck(lines: list[dict[str, Any]]) -> bool:
 class Watch(Background):
     """Prints a line of progress now and then while a run writes its metrics: `with Watch(place, steps, done): ...`."""
 
-    def __init__(self, product: Place, steps: int, done: int, line_s: float = _LINE_S) -> None:
+    def __init__(
+        self,
+        product: Place,
+        steps: int,
+        done: int,
+        why_still: Callable[[], str],
+        line_s: float = _LINE_S,
+        still_s: float = _STILL_S,
+    ) -> None:
+        """`why_still`: asked after each `still_s` without a step; what it says, if anything, is printed."""
         self.product, self.steps, self.done, self.line_s = product, steps, done, line_s
+        self.why_still, self.still_s = why_still, still_s
         super().__init__("progress train")
 
     def watch(self) -> None:
         warned, saved = 0, 0
-        last = self.done
+        last, moved = self.done, time.monotonic()
         tell("train_steps", self.steps)
         tell("checkpoint_timestamp_seconds", time.time())  # until there is one, its age is training's
         if self.done:
@@ -140,7 +151,12 @@ class Watch(Background):
         while not self.stopped.wait(self.line_s):
             lines = [line for line in read(self.product) if line["step"] > self.done]
             if not lines or lines[-1]["step"] == last:
+                if time.monotonic() - moved >= self.still_s:
+                    moved = time.monotonic()
+                    if why := self.why_still():
+                        log.warning("no step for %.0f s: %s", self.still_s, why)
                 continue
+            moved = time.monotonic()
             now = lines[-1]
             last = now["step"]
             newest = max(

@@ -21,7 +21,7 @@ from biomedclip_ray.config import Config, ConfigError
 from biomedclip_ray.run.capacity import Capacity, known
 from biomedclip_ray.run.interrupt import in_thread
 from biomedclip_ray.run.memory import keeping_freed
-from biomedclip_ray.run.nodes import wait_for_nodes
+from biomedclip_ray.run.nodes import held_by_others, wait_for_nodes
 from biomedclip_ray.run.stage import Made, RunParts, Stage
 from biomedclip_ray.store.attempt import Attempt
 from biomedclip_ray.store.ledger import Count
@@ -231,7 +231,7 @@ def _fit_towers(
         if validates
         else None,
     )
-    with Watch(place, steps, checkpoint.steps_done(place)):
+    with Watch(place, steps, checkpoint.steps_done(place), lambda: held_by_others("train", places.feed.work)):
         # in a thread: in the main one Ray Train keeps Ctrl-C for good (findings/ray_train_keeps_sigint.sh)
         result: dict[str, Any] = in_thread(trainer.fit).return_value
     if result["diverged"] is not None:

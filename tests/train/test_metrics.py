@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -86,7 +87,7 @@ def test_chance_costs_the_sigmoid_loss_what_its_best_constant_does():
 
 def test_the_driver_tells_rate_and_time_left_and_warns_when_stuck(tmp_path, caplog):
     place = Place(str(tmp_path))
-    with caplog.at_level(logging.INFO), Watch(place, 300, 0, line_s=0.02):
+    with caplog.at_level(logging.INFO), Watch(place, 300, 0, str, line_s=0.02):
         place.write("metrics.jsonl", "".join(json.dumps(line(s, 4.85)) + "\n" for s in range(10, 110, 10)).encode())
         time.sleep(0.2)
         assert time.time() - told("checkpoint_timestamp_seconds") < 60  # there is none yet: training has just begun
@@ -95,6 +96,25 @@ def test_the_driver_tells_rate_and_time_left_and_warns_when_stuck(tmp_path, capl
         in caplog.text
     )
     assert caplog.text.count("still the chance loss") == 1
+
+
+def test_a_run_that_takes_no_step_is_told_why_again_and_again_and_one_that_does_is_not(tmp_path, caplog):
+    place = Place(str(tmp_path))
+    with caplog.at_level(logging.INFO), Watch(place, 300, 0, lambda: "no CPU is free", line_s=0.02, still_s=0.2):
+        until(lambda: caplog.text.count("no step for 0 s: no CPU is free") >= 2)
+        place.write("metrics.jsonl", (json.dumps(line(10, 4.85)) + "\n").encode())
+        until(lambda: "step 10 of 300" in caplog.text)
+    caplog.clear()
+    with caplog.at_level(logging.INFO), Watch(place, 300, 0, lambda: "no CPU is free", line_s=0.02, still_s=60):
+        until(lambda: "step 10 of 300" in caplog.text)
+    assert "no CPU" not in caplog.text
+
+
+def until(so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not so():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_attempts_are_numbered_and_positions_recorded(tmp_path, caplog):
