@@ -158,11 +158,12 @@ def _slices(slices: Mapping[str, Any]) -> Table:
 
 
 def _by_kind(kinds: dict[str, Any]) -> Table:
+    """Ten figures or fewer are all among the first ten, which says nothing."""
     table = Table("kind", title="Recall@10 within each kind of figure", box=SIMPLE_HEAD)
     for name in ("figures", *(direction.replace("_", " ") for direction in DIRECTIONS), "chance"):
         table.add_column(name, justify="right")
     for kind, found in kinds.items():
         recalls = [found[direction]["recall@10"] for direction in DIRECTIONS]
-        shares = [as_share(recall["value"]) for recall in recalls]
+        shares = [as_share(recall["value"]) if found["n"] > 10 else "-" for recall in recalls]
         table.add_row(kind, str(found["n"]), *shares, as_share(recalls[0]["chance"]))
     return table

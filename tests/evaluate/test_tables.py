@@ -24,7 +24,7 @@ def test_each_figure_stands_beside_chance_and_control() -> None:
             **dict.fromkeys(("same_image", "same_text"), dict.fromkeys(directions, recall)),
         },
         "slices": {"image": {"panel": {"n": 30, "of": 130, **dict.fromkeys(directions, recall)}}},
-        "by_kind": {"gel": {"n": 20, **dict.fromkeys(directions, within)}},
+        "by_kind": {kind: {"n": n, **dict.fromkeys(directions, within)} for kind, n in (("gel", 20), ("signal", 10))},
     }
     console = Console(width=120, record=True)
     console.print(*tables(evaluation))
@@ -35,6 +35,7 @@ def test_each_figure_stands_beside_chance_and_control() -> None:
     assert "text to image recall@10, same text 50.0% 40.0% - 60.0% 10.0% 5.0".split() in lines
     assert "whole or panel panel 30 130 50.0% 40.0% - 60.0% 50.0% 40.0% - 60.0%".split() in lines
     assert "gel 20 75.0% 75.0% 50.0%".split() in lines
+    assert "signal 10 - - 50.0%".split() in lines
 
 
 def test_a_task_is_shown_whatever_it_is_called() -> None:
