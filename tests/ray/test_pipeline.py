@@ -118,17 +118,22 @@ def test_a_stage_that_stands_still_stops_and_names_the_operator(tmp_path: Path) 
     assert time.monotonic() - started < 55
 
 
+def _slow(part: int) -> PartResult:
+    time.sleep(20)
+    return _result(pa.table({"id": [part]}))
+
+
 def test_a_stage_whose_cpus_others_hold_says_so_and_one_that_holds_them_itself_does_not(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     resources = PartResources(num_cpus=2, no_progress_timeout_s=3)
     with pytest.raises(ray.data.exceptions.ExecutionTimeoutError):
-        on_ray(_attempt(tmp_path / "long", 1), _stalled, resources)
+        on_ray(_attempt(tmp_path / "long", 1), _slow, resources)
     assert "waits" not in caplog.text
     server = ray.remote(num_cpus=1.75)(_Passes).remote()
     ray.get(server.__ray_ready__.remote())
     why = "preprocess waits: a task takes 0.5 CPU, 0.25 of 2 are free, and 1"
     with pytest.raises(ray.data.exceptions.ExecutionTimeoutError, match=why):
-        on_ray(_attempt(tmp_path / "short", 1), _stalled, resources.model_copy(update={"num_cpus": 0.5}))
+        on_ray(_attempt(tmp_path / "short", 1), _slow, resources.model_copy(update={"num_cpus": 0.5}))
     assert why in caplog.text
     ray.kill(server)
