@@ -16,7 +16,7 @@ import torch
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
-from biomedclip_ray.run.private import packed_linear, packed_weight
+from biomedclip_ray.run.private import packed_linear, packed_weight, packs_bfloat16
 
 
 def packs_images(dtype: torch.dtype) -> bool:
@@ -29,14 +29,19 @@ def packs_images(dtype: torch.dtype) -> bool:
 
 def pack(model: nn.Module, passes: Callable[[], object]) -> None:
     """Replace each `nn.Linear` and each self-attention of open_clip's own towers, in place; nothing elsewhere than on
-    an x86 CPU with oneDNN.
+    an x86 CPU with oneDNN, which for bfloat16 wants AVX-512 or its like.
 
     Args:
         passes: sends something through the model. Only what it calls is replaced: some towers (EVA, BEiT, ResNets)
             read the weight of a layer instead of calling it.
     """
-    here = next(model.parameters()).device.type == "cpu" and torch.backends.mkldnn.is_available()
-    if not here or platform.machine() not in ("x86_64", "AMD64"):
+    first = next(model.parameters())
+    here = first.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    if (
+        not here
+        or (first.dtype == torch.bfloat16 and not packs_bfloat16())
+        or platform.machine() not in ("x86_64", "AMD64")
+    ):
         return
     called = _called(model, passes)
     for parent in list(model.modules()):

@@ -313,6 +313,13 @@ def packed_weight(weight: Tensor) -> Tensor:
     return packed
 
 
+def packs_bfloat16() -> bool:
+    """Whether `packed_weight` takes bfloat16 on this CPU: it raises RuntimeError where AVX-512 and its like lack."""
+    import torch
+
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """(..., in) -> (..., out), with a weight of `packed_weight`; no gradients."""
     import torch
