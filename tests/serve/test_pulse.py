@@ -3,6 +3,7 @@ the node is silent too, or where it lasts.
 """
 
 import asyncio
+import shutil
 import signal
 import socket
 import subprocess
@@ -119,16 +120,11 @@ engine.close()
 
 
 def test_a_node_that_is_cut_off_is_lost_although_its_process_says_nothing_of_it():
-    alone = [
-        "unshare",
-        "--user",
-        "--map-root-user",
-        "--net",
-        sys.executable,
-        "-c",
-        DEAD_NODE,
-    ]  # a network to switch off
-    ended = subprocess.run(alone, capture_output=True, text=True, timeout=120)
+    alone = ("unshare", "--map-root-user", "--net")  # a network of its own, to switch off
+    able = shutil.which("unshare") and shutil.which("ip")
+    if not able or subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no network namespace can be made here")
+    ended = subprocess.run([*alone, sys.executable, "-c", DEAD_NODE], capture_output=True, text=True, timeout=120)
     assert ended.stdout == "503\n", ended.stderr
 
 
